@@ -1,0 +1,398 @@
+"""RMSProp: the state, `scale_by_rms`, `rmsprop`.
+
+Read `_step_leaf` first: it is the formula. Everything else prepares its scalars, keeps its
+precision, or refuses bad input.
+"""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.typing import ArrayLike
+
+
+class ScaleByRmsState(NamedTuple):
+    """State of `scale_by_rms`. A field that the settings do not use is `None`.
+
+    Each leaf has the shape of its parameter and at least float32: float64 for float64 (and
+    complex128) parameters, float32 for every other; `mu` is complex where the parameter is.
+    """
+
+    step: jax.Array | None
+    """Steps taken, int32 scalar. With `bias_correction` only."""
+    mu: Any
+    """Centred: the weighted mean of the gradient. Else `None`."""
+    nu: Any
+    """The weighted mean of |g|²; centred: the weighted variance of g, which is never negative."""
+
+
+def scale_by_rms(
+    decay: ArrayLike = 0.9,
+    eps: ArrayLike = 1e-8,
+    initial_scale: ArrayLike = 0.0,
+    eps_in_sqrt: bool = False,
+    bias_correction: bool = False,
+    *,
+    centered: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Divide each gradient by the root of a moving average of its square.
+
+    .. math::
+        s_t = \rho s_{t-1} + (1 - \rho) |g_t|^2, \qquad u_t = g_t / (\sqrt{s_t} + \epsilon)
+
+    The sign is kept: this is RMSProp without learning rate and momentum, for chains of your own.
+
+    Args:
+      decay: ρ in [0, 1), how much of the average is kept at each step. Number or traced scalar.
+      eps: ε ≥ 0, in units of the gradient (of its square with `eps_in_sqrt`).
+      initial_scale: s₀ ≥ 0, in units of the squared gradient.
+      eps_in_sqrt: √(s + ε) instead of √s + ε. Optax's default is True, ours False.
+      bias_correction: divide the averages by 1 − ρᵗ, as Adam does.
+      centered: subtract the square of the gradient's moving average from s (Graves, 2013).
+
+    Returns:
+      An Optax transformation whose state is a `ScaleByRmsState`. Updates have the gradients' shapes
+      and dtypes.
+
+    Raises:
+      ValueError: for a concrete scalar out of range; the message names it. Traced scalars are not
+        checked.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, rmsprop_jax as rj
+      >>> solver = optax.chain(rj.scale_by_rms(decay=0.0), optax.scale(-0.1))
+      >>> updates, _ = solver.update(jnp.array([3.0, -4.0]), solver.init(jnp.zeros(2)))
+      >>> print(updates)
+      [-0.1  0.1]
+
+    References:
+      Tieleman and Hinton, Lecture 6.5: RMSProp, COURSERA: Neural Networks for Machine Learning,
+      2012. Centred: Graves, `Generating Sequences With Recurrent Neural Networks
+      <https://arxiv.org/abs/1308.0850>`_, 2013, eq. 38–45.
+    """
+    return _in_full_precision(
+        _scale_by_rms(decay, eps, initial_scale, eps_in_sqrt, bias_correction, centered)
+    )
+
+
+def rmsprop(
+    learning_rate: optax.ScalarOrSchedule = 1e-3,
+    decay: ArrayLike = 0.9,
+    eps: ArrayLike = 1e-8,
+    initial_scale: ArrayLike = 0.0,
+    eps_in_sqrt: bool = False,
+    centered: bool = False,
+    momentum: ArrayLike | None = None,
+    nesterov: bool = False,
+    bias_correction: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""RMSProp: a learning rate for each parameter, from the recent size of its gradient.
+
+    .. math::
+        s_t = \rho s_{t-1} + (1 - \rho) |g_t|^2, \qquad
+        \theta_{t+1} = \theta_t - \eta\, g_t / (\sqrt{s_t} + \epsilon)
+
+    Every argument of `optax.rmsprop`, in its order, with its meaning. **One default differs**: ε
+    stands outside the root here; `eps_in_sqrt=True` gives Optax's √(s + ε). With `momentum` μ the
+    scaled step u enters a buffer, b ← μ b + η u, and θ ← θ − b; with `nesterov`, θ ← θ − (η u + μ b).
+
+    Numbers are computed and kept in float32 at least (float64 for float64), the momentum buffer too;
+    the update is cast once, at the end, to the gradient's dtype, and stops at its largest number.
+    A finite gradient never gives NaN: see `scale_by_rms` for what is kept. An infinite gradient
+    counts as the largest whose square is kept (1e19 in float32), a NaN stays one.
+
+    Centred with a tiny ε under a nearly constant gradient takes huge (finite) steps, here and in
+    every other implementation, because the variance goes to 0 and the step to g/ε. Graves took
+    ε = 1e-4 and the DQN paper 0.01, both inside the root.
+
+    Args:
+      learning_rate: η, a finite number, a traced scalar or a schedule (step → η).
+      decay: ρ in [0, 1). 0.9 remembers about 7 steps (half-life ln 2 / −ln ρ), 0.99 about 69.
+      eps: ε ≥ 0, in units of the gradient (of its square with `eps_in_sqrt`).
+      initial_scale: s₀ ≥ 0, in units of the squared gradient. TensorFlow 1 starts at 1.
+      eps_in_sqrt: √(s + ε) instead of √s + ε.
+      centered: divide by the standard deviation of the gradient instead of its root mean square.
+      momentum: μ in [0, 1). `None` has no buffer; any number, 0.0 too, has one, so that a sweep over
+        momentum has one state tree.
+      nesterov: Nesterov's form of the momentum. Needs `momentum`.
+      bias_correction: divide the averages by 1 − ρᵗ, as Adam does.
+
+    Every float may be a Python number or a traced scalar, so `jax.vmap` runs a grid of them.
+
+    Returns:
+      An Optax transformation; `update` needs no `params`.
+
+    Raises:
+      ValueError: for a concrete scalar out of range, an array where a scalar belongs, a flag that is
+        not a bool, or `nesterov` without `momentum`. Traced scalars are not checked.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, rmsprop_jax as rj
+      >>> solver = rj.rmsprop(learning_rate=0.1)
+      >>> params = jnp.array([1.0, 20.0])
+      >>> state = solver.init(params)
+      >>> loss = lambda p: jnp.sum(p**2)
+      >>> for _ in range(30):
+      ...     updates, state = solver.update(jax.grad(loss)(params), state)
+      ...     params = optax.apply_updates(params, updates)
+      >>> print(bool(loss(params) < 401))
+      True
+
+    References:
+      Tieleman and Hinton, Lecture 6.5: RMSProp, COURSERA: Neural Networks for Machine Learning,
+      2012. Centred: Graves, `Generating Sequences With Recurrent Neural Networks
+      <https://arxiv.org/abs/1308.0850>`_, 2013. Arguments: `optax.rmsprop`, Optax 0.2.8.
+    """
+    if not callable(learning_rate):
+        learning_rate = _scalar("learning_rate", learning_rate)
+    scaling = _scale_by_rms(decay, eps, initial_scale, eps_in_sqrt, bias_correction, centered)
+    parts = [scaling, optax.scale_by_learning_rate(learning_rate)]
+    nesterov = _flag("nesterov", nesterov)
+    if momentum is not None:
+        parts.append(optax.trace(_scalar("momentum", momentum, 0.0, 1.0), nesterov))
+    elif nesterov:
+        raise ValueError(
+            "nesterov=True needs a momentum, got momentum=None: pass momentum=0.9 or the like, "
+            "or nesterov=False."
+        )
+    return _in_full_precision(optax.chain(*parts))
+
+
+def _scale_by_rms(
+    decay: ArrayLike,
+    eps: ArrayLike,
+    initial_scale: ArrayLike,
+    eps_in_sqrt: bool,
+    bias_correction: bool,
+    centered: bool,
+) -> optax.GradientTransformation:
+    """`scale_by_rms` for gradients of at least float32."""
+    decay = _scalar("decay", decay, 0.0, 1.0)
+    eps = _scalar("eps", eps, 0.0)
+    initial_scale = _scalar("initial_scale", initial_scale, 0.0)
+    eps_in_sqrt = _flag("eps_in_sqrt", eps_in_sqrt)
+    bias_correction = _flag("bias_correction", bias_correction)
+    centered = _flag("centered", centered)
+
+    def init_fn(params: optax.Params) -> ScaleByRmsState:
+        def nu_like(p):
+            dtype = jnp.finfo(p.dtype).dtype  # the real dtype of a complex one
+            s0 = jnp.minimum(jnp.asarray(initial_scale, dtype), _largest_square(dtype))
+            return jnp.zeros_like(p, dtype) + s0  # a sum, so that no two leaves share a buffer
+
+        return ScaleByRmsState(
+            step=jnp.zeros([], jnp.int32) if bias_correction else None,
+            mu=jax.tree.map(jnp.zeros_like, params) if centered else None,
+            nu=jax.tree.map(nu_like, params),
+        )
+
+    def update_fn(updates, state, params=None):
+        del params
+        step = optax.safe_increment(state.step) if bias_correction else None
+        scalars = _scalars(step)
+
+        leaves, treedef = jax.tree.flatten(updates)
+        nus = treedef.flatten_up_to(state.nu)
+        mus = treedef.flatten_up_to(state.mu) if centered else [None] * len(leaves)
+        in_dtype = {dtype: scalars.astype(dtype) for dtype in {nu.dtype for nu in nus}}
+        out = []
+        for g, mu, nu in zip(leaves, mus, nus, strict=True):
+            if g.shape != nu.shape:
+                raise ValueError(
+                    f"a gradient has shape {g.shape}, but the state was made for a parameter of "
+                    f"shape {nu.shape}: call init with the parameters that you train."
+                )
+            out.append(_step_leaf(g, mu, nu, in_dtype[nu.dtype], eps_in_sqrt))
+        us, mus, nus = ([leaf[i] for leaf in out] for i in range(3))
+        state = ScaleByRmsState(
+            step=step,
+            mu=treedef.unflatten(mus) if centered else None,
+            nu=treedef.unflatten(nus),
+        )
+        return treedef.unflatten(us), state
+
+    def _scalars(step: jax.Array | None) -> _Scalars:
+        rho, w = _float(decay), _float(1 - decay)  # 1 − ρ before it is rounded
+        total = s0 = None
+        if bias_correction:
+            total = _one_minus_power(w, step)  # the weight 1 − ρᵗ of all gradients so far
+            if centered:  # the recurrence whose weight is (1 − ρ)/(1 − ρᵗ); it forgets s₀
+                s0 = _float(initial_scale) * (1 - total) / total
+                rho, w = rho * _one_minus_power(w, step - 1) / total, w / total
+        ratio = w / jnp.where(rho == 0, jnp.inf, rho) if centered else None
+        return _Scalars(rho, w, ratio, _float(eps), total, s0)
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+class _Scalars(NamedTuple):
+    """The numbers of one step, the same for all leaves."""
+
+    rho: jax.Array
+    """ρ, what the averages keep."""
+    w: jax.Array
+    """1 − ρ, what they take in."""
+    ratio: jax.Array | None
+    """w/ρ, and 0 where ρ is. Centred only."""
+    eps: jax.Array
+    total: jax.Array | None
+    """1 − ρᵗ, bias correction only."""
+    s0: jax.Array | None
+    """What is left of s₀. Centred with bias correction only."""
+
+    def astype(self, dtype) -> "_Scalars":
+        scalars = jax.tree.map(lambda x: x.astype(dtype), self)
+        return scalars._replace(eps=jnp.maximum(scalars.eps, float(jnp.finfo(dtype).tiny)))
+
+
+# Jitted, so that leaves of one shape are traced once; the scalars come converted, so that no leaf
+# compiles that again.
+@functools.partial(jax.jit, static_argnums=4)
+def _step_leaf(g, mu, nu, scalars: _Scalars, eps_in_sqrt: bool):
+    """One step of one leaf: (u, new mu, new nu), all in nu's precision.
+
+    A complex g is a pair of real components with one |g|².
+
+    The order of the operations decides the speed: each new state ends in a sum, and the outputs
+    share nothing but arguments and one another; else XLA keeps an intermediate (2–7 × the time).
+
+    Bound: let L = `largest` and l = `smallest`. v ≥ w min(|g|², L), the numerator is at most √L and
+    the denominator at least √l, so |u| ≤ 1/√w for every g: by v ≥ w |g|² where w |g|² ≥ l is a
+    normal number, by the denominator where it is not.
+    """
+    rho, w, ratio, eps, total, s0 = scalars
+    largest, smallest = _largest_square(nu.dtype), float(jnp.finfo(nu.dtype).tiny)
+    gs = [x.astype(nu.dtype) for x in _components(g)]
+    limit = math.sqrt(largest / len(gs)) / (1 if mu is None else 2)  # centred: |g − m|² ≤ L too
+
+    if mu is None:
+        nu = w * jnp.minimum(_square(gs), largest) + rho * nu
+        v = nu if total is None else nu / total
+    else:
+        # The exponentially weighted Welford recurrence, from the new mean:
+        # v = EMA(g²) − EMA(g)² in exact arithmetic, but a sum of squares.
+        ms = [m + w * (_clip(x, limit) - m) for x, m in zip(gs, _components(mu), strict=True)]
+        nu = ratio * _square([_clip(x, limit) - m for x, m in zip(gs, ms, strict=True)]) + rho * nu
+        v = nu if s0 is None else nu + s0
+        mu = _join(ms)
+
+    # The smallest normal number gives 0/0 an answer, and the root a finite derivative, at s = 0.
+    if eps_in_sqrt:
+        denominator = jnp.sqrt(v + eps)  # ε is at least as much
+    else:
+        denominator = jnp.sqrt(v + smallest) + eps
+    return _join([_clip(x, limit) / denominator for x in gs]), mu, nu
+
+
+def _largest_square(dtype) -> float:
+    """The largest g² that enters the average: 1e38 in float32, 1e308 in float64."""
+    return 10.0 ** math.floor(math.log10(jnp.finfo(dtype).max))
+
+
+def _clip(x, limit):
+    return jax.lax.clamp(jnp.asarray(-limit, x.dtype), x, jnp.asarray(limit, x.dtype))
+
+
+def _components(z):
+    return (z.real, z.imag) if jnp.iscomplexobj(z) else (z,)
+
+
+def _join(xs):
+    return jax.lax.complex(*xs) if len(xs) == 2 else xs[0]
+
+
+def _square(xs):
+    return sum((x * x for x in xs[1:]), start=xs[0] * xs[0])
+
+
+@jax.custom_jvp
+def _one_minus_power(w, t):
+    """1 − (1 − w)ᵗ without cancellation, for w in (0, 1] and an integer t ≥ 0."""
+    return -jnp.expm1(_float(t) * jnp.maximum(jnp.log1p(-_float(w)), -1e9))
+
+
+@_one_minus_power.defjvp
+def _one_minus_power_jvp(primals, tangents):
+    w, t = _float(primals[0]), _float(primals[1])
+    return _one_minus_power(*primals), t * (1 - w) ** jnp.maximum(t - 1, 0) * _float(tangents[0])
+
+
+def _float(x):
+    """x in JAX's default float: float32, or float64 under x64."""
+    return jnp.asarray(x, jnp.result_type(float))
+
+
+def _in_full_precision(
+    inner: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    """Run `inner` in at least float32, keep its state's dtypes, cast its updates once."""
+    inner = optax.with_extra_args_support(inner)
+
+    def up(x):
+        x = jnp.asarray(x)
+        wide = jnp.issubdtype(x.dtype, jnp.inexact) and jnp.finfo(x.dtype).bits >= 32
+        return x if wide else x.astype(jnp.float32)
+
+    def down(u, g):
+        dtype = jnp.result_type(g)
+        if u.dtype == dtype or not jnp.issubdtype(dtype, jnp.inexact):
+            return u
+        if jnp.iscomplexobj(u) and not jnp.issubdtype(dtype, jnp.complexfloating):
+            u = u.real
+        limit = float(jnp.finfo(dtype).max)
+        if limit < float(jnp.finfo(u.dtype).max):
+            u = _join([_clip(x, limit) for x in _components(u)])
+        return u.astype(dtype)
+
+    def init_fn(params):
+        return inner.init(jax.tree.map(up, params))
+
+    def update_fn(updates, state, params=None, **extra_args):
+        params = jax.tree.map(up, params)
+        new, new_state = inner.update(jax.tree.map(up, updates), state, params, **extra_args)
+        # A hyperparameter of a wider dtype must not widen the state: lax.scan would refuse it.
+        keep = lambda x, old: x if x.dtype == old.dtype else x.astype(old.dtype)
+        return jax.tree.map(down, new, updates), jax.tree.map(keep, new_state, state)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _scalar(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> Any:
+    """`value` as a Python float or, traced, as a scalar of at least float32; else ValueError."""
+    wanted = f"a number in [{low:g}, {high:g})" if low > -math.inf else "a finite number"
+    if isinstance(value, bool | np.bool_ | str) or value is None:
+        raise ValueError(f"{name} must be {wanted}, got {value!r}.")
+    if (shape := np.shape(value)) != ():
+        raise ValueError(
+            f"{name} must be {wanted}, got an array of shape {shape}: to try several values, "
+            "jax.vmap over them or use rmsprop_jax.sweep."
+        )
+    if isinstance(value, jax.core.Tracer):
+        half = jnp.issubdtype(value.dtype, jnp.floating) and jnp.finfo(value.dtype).bits < 32
+        return value.astype(jnp.float32) if half else value
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be {wanted}, got {value!r}.") from error
+    if not (low <= number < high and math.isfinite(number)):
+        hint = ""
+        if isinstance(value, jax.Array) and value.dtype.itemsize < 4:
+            hint = (
+                f" It came as {value.dtype}, which may have rounded it there; under "
+                "optax.inject_hyperparams pass hyperparam_dtype=jnp.float32."
+            )
+        raise ValueError(f"{name} must be {wanted}, got {number}.{hint}")
+    return number
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(
+            f"{name} must be True or False, got {value!r}: a flag is structure and is not traced; "
+            "in a sweep, give its axis as rmsprop_jax.static([False, True])."
+        )
+    return bool(value)
