@@ -1,0 +1,23 @@
+"""RMSProp you can trust, port and tune, in JAX."""
+
+from rmsprop_jax import plots
+from rmsprop_jax._rmsprop import ScaleByRmsState, rmsprop, scale_by_rms
+from rmsprop_jax._sweep.points import Points, grid, static
+from rmsprop_jax._sweep.results import SweepResult
+from rmsprop_jax._sweep.sweep import SweepInterrupted, sweep
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Points",
+    "ScaleByRmsState",
+    "SweepInterrupted",
+    "SweepResult",
+    "__version__",
+    "grid",
+    "plots",
+    "rmsprop",
+    "scale_by_rms",
+    "static",
+    "sweep",
+]

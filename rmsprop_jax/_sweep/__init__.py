@@ -1,0 +1,1 @@
+"""Whole trainings over a grid of hyperparameters and seeds."""

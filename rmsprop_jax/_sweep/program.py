@@ -1,0 +1,226 @@
+"""One structural group of a sweep: checked by an abstract trace, compiled once, run in rounds."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from rmsprop_jax._sweep.points import RESERVED, Points
+
+Train = Callable[..., dict[str, jax.Array]]
+Metrics = dict[str, jax.ShapeDtypeStruct]
+
+
+class Group(NamedTuple):
+    """The points that share their structure, and so one compiled program."""
+
+    structure: dict[str, Any]
+    """The values that `train` gets as Python objects."""
+    dtypes: dict[str, Any]
+    """The dtypes of the values that it gets as traced scalars."""
+    indices: list[int]
+    """Which points."""
+
+
+def group_points(points: Points) -> list[Group]:
+    """Points by structure, in order of appearance."""
+    dtypes = {name: points.dtype(name) for name in points.names}
+    groups: list[Group] = []
+    for i, point in enumerate(points):
+        traced = {n: dtypes[n] for n, value in point.items() if points.is_traced(n, value)}
+        structure = {n: value for n, value in point.items() if n not in traced}
+        for group in groups:
+            if group.dtypes.keys() == traced.keys() and _same(group.structure, structure):
+                group.indices.append(i)
+                break
+        else:
+            groups.append(Group(structure, traced, [i]))
+    return groups
+
+
+def _same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return all(x is b[n] or (type(x) is type(b[n]) and np.all(x == b[n])) for n, x in a.items())
+
+
+def hyperparameters(group: Group, point: dict[str, Any]) -> dict[str, Any]:
+    """A point as `train` gets it: JAX scalars for numbers, Python objects for structure."""
+    return {
+        name: jnp.asarray(value, group.dtypes[name]) if name in group.dtypes else value
+        for name, value in point.items()
+    }
+
+
+class _Recorded(dict):
+    """A dict of hyperparameters that notes which names are read, and explains a missing one."""
+
+    def __init__(self, values, names, read: set[str]):
+        super().__init__(values)
+        self.names, self.read = names, read
+
+    def __getitem__(self, name):
+        self.read.add(name)
+        return super().__getitem__(name)
+
+    def __missing__(self, name):
+        raise ValueError(
+            f"train read hp[{name!r}], but no axis gives it: the points have {list(self.names)}. "
+            f"Add the axis, or use hp.get({name!r}, default)."
+        )
+
+    def get(self, name, default=None):
+        return self[name] if name in self else default
+
+    def pop(self, name, *default):
+        self.read.add(name)
+        return super().pop(name, *default)
+
+    def __iter__(self):  # also reached by {**hp} and dict(hp)
+        self.read.update(super().keys())
+        return super().__iter__()
+
+    def items(self):
+        self.read.update(super().keys())
+        return super().items()
+
+    def values(self):
+        self.read.update(super().keys())
+        return super().values()
+
+
+def _flatten(hp: _Recorded):
+    names = tuple(sorted(dict.keys(hp)))
+    hp.read.update(names)
+    return [dict.__getitem__(hp, name) for name in names], (names, hp.names)
+
+
+# So that train may hand hp to jax.tree.map or carry it through a scan, as it may a dict.
+jax.tree_util.register_pytree_node(
+    _Recorded,
+    _flatten,
+    lambda aux, leaves: _Recorded(zip(aux[0], leaves, strict=True), aux[1], set()),
+)
+
+
+def check(
+    train: Train, group: Group, points: Points, args: tuple[Any, ...]
+) -> tuple[Metrics, set[str]]:
+    """Trace `train` abstractly: its metrics' shapes and dtypes, and the names that it read."""
+    read: set[str] = set()
+    key = jax.eval_shape(lambda: jax.random.key(0))
+
+    def traced(numbers, key, args):
+        return train(_Recorded(group.structure | numbers, points.names, read), key, *args)
+
+    numbers = {name: jax.ShapeDtypeStruct((), dtype) for name, dtype in group.dtypes.items()}
+    try:
+        metrics = jax.eval_shape(traced, numbers, key, args)
+    except (jax.errors.ConcretizationTypeError, TypeError, IndexError) as error:
+        point = points[group.indices[0]]
+        if culprits := _concrete_remedy(train, group, point, args, error):
+            axes = " and ".join(map(repr, culprits))
+            raise ValueError(
+                f"train used {axes} as a shape, an index, a bool or a Python number, but the "
+                "numbers of an axis are traced, so that one program serves all of them. Mark the "
+                f"axis as structure, {culprits[0]}=rmsprop_jax.static([...]), or use jnp.where or "
+                "jax.lax.cond."
+            ) from error
+        raise
+    return _checked_metrics(metrics, points), read
+
+
+def _concrete_remedy(train, group: Group, point, args, error) -> list[str]:
+    """The names that, given as Python numbers, make this error go away or change."""
+
+    def outcome(names):
+        structure = group.structure | {n: point[n] for n in names}
+        numbers = {
+            n: jax.ShapeDtypeStruct((), dtype) for n, dtype in group.dtypes.items() if n not in names
+        }
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        try:
+            jax.eval_shape(lambda hp, key, args: train(structure | hp, key, *args), numbers, key, args)
+        except Exception as other:
+            return str(other)
+        return None
+
+    before = outcome(())
+    return [name for name in group.dtypes if outcome((name,)) != before]
+
+
+def _checked_metrics(metrics: Any, points: Points) -> Metrics:
+    if not isinstance(metrics, dict) or not metrics:
+        raise ValueError(
+            f"train must return a dict of named metrics, got {type(metrics).__name__}: "
+            'return {"loss": losses}.'
+        )
+    for name, metric in metrics.items():
+        if not isinstance(name, str):
+            raise ValueError(f"train returned a metric named {name!r}; names must be strings.")
+        if name in points.names or name in RESERVED:
+            raise ValueError(
+                f"train returned a metric named {name!r}, which is a hyperparameter's or a reserved "
+                f"name ({sorted(RESERVED)}): rename it."
+            )
+        if not isinstance(metric, jax.ShapeDtypeStruct):
+            raise ValueError(f"metric {name!r} is {type(metric).__name__}, wanted an array.")
+        if len(metric.shape) > 1 or 0 in metric.shape:
+            raise ValueError(
+                f"metric {name!r} has shape {metric.shape}, wanted a scalar or one value a step."
+            )
+        if not jnp.issubdtype(metric.dtype, jnp.number) and metric.dtype != bool:
+            raise ValueError(f"metric {name!r} has dtype {metric.dtype}, wanted numbers.")
+        if jnp.issubdtype(metric.dtype, jnp.complexfloating):
+            raise ValueError(f"metric {name!r} is complex ({metric.dtype}), wanted real numbers.")
+    return metrics
+
+
+class Program:
+    """The compiled program of one group: a call runs one trial on each device.
+
+    Each device runs `train` as it is, without `vmap`, so that a trial's numbers are those of
+    `jax.jit(train)`, and one trial's NaN stays its own.
+    """
+
+    def __init__(self, train: Train, group: Group, args: tuple[Any, ...], devices: Sequence[Any]):
+        self.group = group
+        self.round_size = len(devices)
+        mesh = Mesh(np.asarray(devices), ("trial",))
+        self._per_trial = NamedSharding(mesh, PartitionSpec("trial"))
+
+        @functools.partial(
+            jax.shard_map,
+            mesh=mesh,
+            in_specs=(PartitionSpec("trial"), PartitionSpec("trial"), PartitionSpec()),
+            out_specs=PartitionSpec("trial"),
+            check_vma=False,
+        )
+        def one_round(numbers, keys, args):
+            numbers, key = jax.tree.map(lambda x: x[0], (numbers, keys))
+            metrics = train(group.structure | numbers, key, *args)
+            return jax.tree.map(lambda x: jnp.asarray(x)[None], metrics)
+
+        self._args = jax.device_put(args, NamedSharding(mesh, PartitionSpec()))
+        numbers, keys = self._inputs([{n: 0 for n in group.dtypes}], [0])
+        self._compiled = jax.jit(one_round).lower(numbers, keys, self._args).compile()
+
+    def _inputs(self, points: Sequence[dict[str, Any]], seeds: Sequence[int]):
+        padding = self.round_size - len(points)
+        points = [*points, *[points[-1]] * padding]
+        seeds = [*seeds, *[seeds[-1]] * padding]
+        numbers = {
+            name: np.asarray([point[name] for point in points], dtype)
+            for name, dtype in self.group.dtypes.items()
+        }
+        keys = jnp.stack([jax.random.key(seed) for seed in seeds])
+        return jax.device_put((numbers, keys), self._per_trial)
+
+    def __call__(
+        self, points: Sequence[dict[str, Any]], seeds: Sequence[int]
+    ) -> dict[str, np.ndarray]:
+        """The metrics of up to `round_size` trials, each with a leading axis over them."""
+        metrics = self._compiled(*self._inputs(points, seeds), self._args)
+        return {name: np.asarray(values)[: len(points)] for name, values in metrics.items()}

@@ -1,0 +1,118 @@
+"""What a sweep found: `SweepResult` and its best point."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from rmsprop_jax._sweep.points import Points
+
+
+class Best(NamedTuple):
+    """The best point of a sweep."""
+
+    hp: dict[str, Any]
+    """As `train` gets it: `train(best.hp, best.keys[0])` trains it again."""
+    point: dict[str, Any]
+    """As it stands in the points."""
+    keys: tuple[jax.Array, ...]
+    """The random key of each seed, in order."""
+    objective: float
+    """The mean over the seeds that did not fail."""
+    spread: float
+    """The sample standard deviation over those seeds; NaN for one seed."""
+
+
+class SweepResult:
+    """The finished trials of a sweep, in the order of the points, then the seeds.
+
+    Attributes:
+      points: what was tried.
+      seeds: the seeds, each for every point.
+      point_index, seed_index: int arrays, for each trial its place in `points` and `seeds`.
+      metrics: for each metric an array of shape (trials,) or (trials, steps).
+      objective: float64 array, shape (trials,).
+      failed: bool array: the objective is not finite.
+      mode: "min" or "max".
+      compile_seconds: tracing, lowering and compiling of all groups.
+      run_seconds: wall time of the rest.
+    """
+
+    def __init__(
+        self,
+        points: Points,
+        seeds: tuple[int, ...],
+        hps: list[dict[str, Any]],
+        trials: np.ndarray,
+        metrics: dict[str, np.ndarray],
+        objective: np.ndarray,
+        mode: str,
+        compile_seconds: float,
+        run_seconds: float,
+    ):
+        self.points, self.seeds, self._hps = points, seeds, hps
+        self.point_index, self.seed_index = np.divmod(trials, len(seeds))
+        self.metrics, self.objective, self.mode = metrics, objective, mode
+        self.failed = ~np.isfinite(objective)
+        self.compile_seconds, self.run_seconds = compile_seconds, run_seconds
+
+    def __len__(self) -> int:
+        return len(self.objective)
+
+    def __repr__(self) -> str:
+        return (
+            f"SweepResult({len(self)} of {len(self.points) * len(self.seeds)} trials, "
+            f"{self.failed.sum()} failed; compiled in {self.compile_seconds:.1f} s, "
+            f"ran {self.run_seconds:.1f} s)"
+        )
+
+    def best(self) -> Best:
+        """The point with the best mean objective over the seeds.
+
+        A point with a failed or unfinished seed ranks after all whole ones.
+
+        Raises:
+          ValueError: where every trial failed, or none finished.
+        """
+        ranked = []
+        for i in range(len(self.points)):
+            mine = self.objective[(self.point_index == i) & ~self.failed]
+            if len(mine):
+                mean = float(mine.mean())
+                ranked.append((len(mine) < len(self.seeds), mean if self.mode == "min" else -mean, i))
+        if not ranked:
+            raise ValueError(
+                f"no best point: of {len(self)} finished trials, {int(self.failed.sum())} failed "
+                "(their objective is not finite). Try smaller learning rates."
+            )
+        i = min(ranked)[2]
+        mine = self.objective[(self.point_index == i) & ~self.failed]
+        return Best(
+            hp=dict(self._hps[i]),
+            point=self.points[i],
+            keys=tuple(jax.random.key(seed) for seed in self.seeds),
+            objective=float(mine.mean()),
+            spread=float(mine.std(ddof=1)) if len(mine) > 1 else math.nan,
+        )
+
+    def to_dataframe(self):
+        """A pandas DataFrame with a row a trial: the hyperparameters under their names, `seed`,
+        each metric's last value under its name, `objective`, `failed`.
+
+        Raises:
+          ImportError: without pandas, which the extra `data` installs.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise ImportError(
+                'to_dataframe needs pandas: pip install "rmsprop_jax[data]"'
+            ) from error
+        columns: dict[str, Any] = {
+            name: [self.points[i][name] for i in self.point_index] for name in self.points.names
+        }
+        columns["seed"] = [self.seeds[i] for i in self.seed_index]
+        for name, values in self.metrics.items():
+            columns[name] = values if values.ndim == 1 else values[:, -1]
+        return pd.DataFrame(columns | {"objective": self.objective, "failed": self.failed})
