@@ -1,7 +1,6 @@
 """RMSProp: the state, `scale_by_rms`, `rmsprop`.
 
-Read `_step_leaf` first: it is the formula. Everything else prepares its scalars, keeps its
-precision, or refuses bad input.
+Read `_step_leaf` first: it is the formula. Everything else prepares its scalars.
 """
 
 import functools
@@ -10,9 +9,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.typing import ArrayLike
+
+from rmsprop_jax._arguments import flag, scalar
+from rmsprop_jax._precision import (
+    clip,
+    components,
+    in_full_precision,
+    join,
+    one_minus_power,
+    to_float,
+)
 
 
 class ScaleByRmsState(NamedTuple):
@@ -74,7 +82,7 @@ def scale_by_rms(
       2012. Centred: Graves, `Generating Sequences With Recurrent Neural Networks
       <https://arxiv.org/abs/1308.0850>`_, 2013, eq. 38–45.
     """
-    return _in_full_precision(
+    return in_full_precision(
         _scale_by_rms(decay, eps, initial_scale, eps_in_sqrt, bias_correction, centered)
     )
 
@@ -98,14 +106,15 @@ def rmsprop(
 
     Every argument of `optax.rmsprop`, in its order, with its meaning. **One default differs**: ε
     stands outside the root here; `eps_in_sqrt=True` gives Optax's √(s + ε). With `momentum` μ the
-    scaled step u enters a buffer, b ← μ b + η u, and θ ← θ − b; with `nesterov`, θ ← θ − (η u + μ b).
+    scaled step u enters a buffer, b ← μ b + η u, and θ ← θ − b; with `nesterov`,
+    θ ← θ − (η u + μ b).
 
-    Numbers are computed and kept in float32 at least (float64 for float64), the momentum buffer too;
-    the update is cast once, at the end, to the gradient's dtype, and stops at its largest number.
-    A finite gradient never gives NaN: see `scale_by_rms` for what is kept. An infinite gradient
-    counts as the largest whose square is kept (1e19 in float32), a NaN stays one.
+    Numbers are computed and kept in float32 at least (float64 for float64), the momentum buffer
+    too; the update is cast once, at the end, to the gradient's dtype, and stops at its largest
+    number. A finite gradient never gives NaN. Gradients beyond the largest whose square is kept
+    (1e19 in float32, half of it centred), infinite ones too, count as that; a NaN stays one.
 
-    Centred with a tiny ε under a nearly constant gradient takes huge (finite) steps, here and in
+    `centered` with a tiny ε under a nearly constant gradient takes huge (finite) steps, here and in
     every other implementation, because the variance goes to 0 and the step to g/ε. Graves took
     ε = 1e-4 and the DQN paper 0.01, both inside the root.
 
@@ -116,8 +125,8 @@ def rmsprop(
       initial_scale: s₀ ≥ 0, in units of the squared gradient. TensorFlow 1 starts at 1.
       eps_in_sqrt: √(s + ε) instead of √s + ε.
       centered: divide by the standard deviation of the gradient instead of its root mean square.
-      momentum: μ in [0, 1). `None` has no buffer; any number, 0.0 too, has one, so that a sweep over
-        momentum has one state tree.
+      momentum: μ in [0, 1). `None` has no buffer; any number, 0.0 too, has one, so that a sweep
+        over momentum has one state tree.
       nesterov: Nesterov's form of the momentum. Needs `momentum`.
       bias_correction: divide the averages by 1 − ρᵗ, as Adam does.
 
@@ -127,8 +136,8 @@ def rmsprop(
       An Optax transformation; `update` needs no `params`.
 
     Raises:
-      ValueError: for a concrete scalar out of range, an array where a scalar belongs, a flag that is
-        not a bool, or `nesterov` without `momentum`. Traced scalars are not checked.
+      ValueError: for a concrete scalar out of range, an array where a scalar belongs, a flag that
+        is not a bool, or `nesterov` without `momentum`. Traced scalars are not checked.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, rmsprop_jax as rj
@@ -148,18 +157,18 @@ def rmsprop(
       <https://arxiv.org/abs/1308.0850>`_, 2013. Arguments: `optax.rmsprop`, Optax 0.2.8.
     """
     if not callable(learning_rate):
-        learning_rate = _scalar("learning_rate", learning_rate)
+        learning_rate = scalar("learning_rate", learning_rate)
     scaling = _scale_by_rms(decay, eps, initial_scale, eps_in_sqrt, bias_correction, centered)
     parts = [scaling, optax.scale_by_learning_rate(learning_rate)]
-    nesterov = _flag("nesterov", nesterov)
+    nesterov = flag("nesterov", nesterov)
     if momentum is not None:
-        parts.append(optax.trace(_scalar("momentum", momentum, 0.0, 1.0), nesterov))
+        parts.append(optax.trace(scalar("momentum", momentum, 0.0, 1.0), nesterov))
     elif nesterov:
         raise ValueError(
             "nesterov=True needs a momentum, got momentum=None: pass momentum=0.9 or the like, "
             "or nesterov=False."
         )
-    return _in_full_precision(optax.chain(*parts))
+    return in_full_precision(optax.chain(*parts))
 
 
 def _scale_by_rms(
@@ -171,14 +180,14 @@ def _scale_by_rms(
     centered: bool,
 ) -> optax.GradientTransformation:
     """`scale_by_rms` for gradients of at least float32."""
-    decay = _scalar("decay", decay, 0.0, 1.0)
-    eps = _scalar("eps", eps, 0.0)
-    initial_scale = _scalar("initial_scale", initial_scale, 0.0)
-    eps_in_sqrt = _flag("eps_in_sqrt", eps_in_sqrt)
-    bias_correction = _flag("bias_correction", bias_correction)
-    centered = _flag("centered", centered)
+    decay = scalar("decay", decay, 0.0, 1.0)
+    eps = scalar("eps", eps, 0.0)
+    initial_scale = scalar("initial_scale", initial_scale, 0.0)
+    eps_in_sqrt = flag("eps_in_sqrt", eps_in_sqrt)
+    bias_correction = flag("bias_correction", bias_correction)
+    centered = flag("centered", centered)
 
-    def init_fn(params: optax.Params) -> ScaleByRmsState:
+    def init_fn(params: optax.Params) -> Any:
         def nu_like(p):
             dtype = jnp.finfo(p.dtype).dtype  # the real dtype of a complex one
             s0 = jnp.minimum(jnp.asarray(initial_scale, dtype), _largest_square(dtype))
@@ -190,9 +199,9 @@ def _scale_by_rms(
             nu=jax.tree.map(nu_like, params),
         )
 
-    def update_fn(updates, state, params=None):
+    def update_fn(updates, state, params=None) -> Any:
         del params
-        step = optax.safe_increment(state.step) if bias_correction else None
+        step: Any = optax.safe_increment(state.step) if bias_correction else None
         scalars = _scalars(step)
 
         leaves, treedef = jax.tree.flatten(updates)
@@ -215,16 +224,16 @@ def _scale_by_rms(
         )
         return treedef.unflatten(us), state
 
-    def _scalars(step: jax.Array | None) -> _Scalars:
-        rho, w = _float(decay), _float(1 - decay)  # 1 − ρ before it is rounded
+    def _scalars(step: Any) -> _Scalars:
+        rho, w = to_float(decay), to_float(1 - decay)  # 1 − ρ before it is rounded
         total = s0 = None
         if bias_correction:
-            total = _one_minus_power(w, step)  # the weight 1 − ρᵗ of all gradients so far
+            total = one_minus_power(w, step)  # the weight 1 − ρᵗ of all gradients so far
             if centered:  # the recurrence whose weight is (1 − ρ)/(1 − ρᵗ); it forgets s₀
-                s0 = _float(initial_scale) * (1 - total) / total
-                rho, w = rho * _one_minus_power(w, step - 1) / total, w / total
+                s0 = to_float(initial_scale) * (1 - total) / total
+                rho, w = rho * one_minus_power(w, step - 1) / total, w / total
         ratio = w / jnp.where(rho == 0, jnp.inf, rho) if centered else None
-        return _Scalars(rho, w, ratio, _float(eps), total, s0)
+        return _Scalars(rho, w, ratio, to_float(eps), total, s0)
 
     return optax.GradientTransformation(init_fn, update_fn)
 
@@ -236,12 +245,12 @@ class _Scalars(NamedTuple):
     """ρ, what the averages keep."""
     w: jax.Array
     """1 − ρ, what they take in."""
-    ratio: jax.Array | None
+    ratio: Any
     """w/ρ, and 0 where ρ is. Centred only."""
     eps: jax.Array
-    total: jax.Array | None
+    total: Any
     """1 − ρᵗ, bias correction only."""
-    s0: jax.Array | None
+    s0: Any
     """What is left of s₀. Centred with bias correction only."""
 
     def astype(self, dtype) -> "_Scalars":
@@ -265,8 +274,9 @@ def _step_leaf(g, mu, nu, scalars: _Scalars, eps_in_sqrt: bool):
     normal number, by the denominator where it is not.
     """
     rho, w, ratio, eps, total, s0 = scalars
-    largest, smallest = _largest_square(nu.dtype), float(jnp.finfo(nu.dtype).tiny)
-    gs = [x.astype(nu.dtype) for x in _components(g)]
+    dtype = nu.dtype
+    largest, smallest = _largest_square(dtype), float(jnp.finfo(dtype).tiny)
+    gs = [x.astype(dtype) for x in components(g)]
     limit = math.sqrt(largest / len(gs)) / (1 if mu is None else 2)  # centred: |g − m|² ≤ L too
 
     if mu is None:
@@ -275,17 +285,15 @@ def _step_leaf(g, mu, nu, scalars: _Scalars, eps_in_sqrt: bool):
     else:
         # The exponentially weighted Welford recurrence, from the new mean:
         # v = EMA(g²) − EMA(g)² in exact arithmetic, but a sum of squares.
-        ms = [m + w * (_clip(x, limit) - m) for x, m in zip(gs, _components(mu), strict=True)]
-        nu = ratio * _square([_clip(x, limit) - m for x, m in zip(gs, ms, strict=True)]) + rho * nu
+        ms = [m + w * (clip(x, limit) - m) for x, m in zip(gs, components(mu), strict=True)]
+        nu = ratio * _square([clip(x, limit) - m for x, m in zip(gs, ms, strict=True)]) + rho * nu
         v = nu if s0 is None else nu + s0
-        mu = _join(ms)
+        mu = join(ms)
 
     # The smallest normal number gives 0/0 an answer, and the root a finite derivative, at s = 0.
-    if eps_in_sqrt:
-        denominator = jnp.sqrt(v + eps)  # ε is at least as much
-    else:
-        denominator = jnp.sqrt(v + smallest) + eps
-    return _join([_clip(x, limit) / denominator for x in gs]), mu, nu
+    # With ε inside the root, ε is at least as much.
+    denominator = jnp.sqrt(v + eps) if eps_in_sqrt else jnp.sqrt(v + smallest) + eps
+    return join([clip(x, limit) / denominator for x in gs]), mu, nu
 
 
 def _largest_square(dtype) -> float:
@@ -293,106 +301,5 @@ def _largest_square(dtype) -> float:
     return 10.0 ** math.floor(math.log10(jnp.finfo(dtype).max))
 
 
-def _clip(x, limit):
-    return jax.lax.clamp(jnp.asarray(-limit, x.dtype), x, jnp.asarray(limit, x.dtype))
-
-
-def _components(z):
-    return (z.real, z.imag) if jnp.iscomplexobj(z) else (z,)
-
-
-def _join(xs):
-    return jax.lax.complex(*xs) if len(xs) == 2 else xs[0]
-
-
 def _square(xs):
     return sum((x * x for x in xs[1:]), start=xs[0] * xs[0])
-
-
-@jax.custom_jvp
-def _one_minus_power(w, t):
-    """1 − (1 − w)ᵗ without cancellation, for w in (0, 1] and an integer t ≥ 0."""
-    return -jnp.expm1(_float(t) * jnp.maximum(jnp.log1p(-_float(w)), -1e9))
-
-
-@_one_minus_power.defjvp
-def _one_minus_power_jvp(primals, tangents):
-    w, t = _float(primals[0]), _float(primals[1])
-    return _one_minus_power(*primals), t * (1 - w) ** jnp.maximum(t - 1, 0) * _float(tangents[0])
-
-
-def _float(x):
-    """x in JAX's default float: float32, or float64 under x64."""
-    return jnp.asarray(x, jnp.result_type(float))
-
-
-def _in_full_precision(
-    inner: optax.GradientTransformation,
-) -> optax.GradientTransformationExtraArgs:
-    """Run `inner` in at least float32, keep its state's dtypes, cast its updates once."""
-    inner = optax.with_extra_args_support(inner)
-
-    def up(x):
-        x = jnp.asarray(x)
-        wide = jnp.issubdtype(x.dtype, jnp.inexact) and jnp.finfo(x.dtype).bits >= 32
-        return x if wide else x.astype(jnp.float32)
-
-    def down(u, g):
-        dtype = jnp.result_type(g)
-        if u.dtype == dtype or not jnp.issubdtype(dtype, jnp.inexact):
-            return u
-        if jnp.iscomplexobj(u) and not jnp.issubdtype(dtype, jnp.complexfloating):
-            u = u.real
-        limit = float(jnp.finfo(dtype).max)
-        if limit < float(jnp.finfo(u.dtype).max):
-            u = _join([_clip(x, limit) for x in _components(u)])
-        return u.astype(dtype)
-
-    def init_fn(params):
-        return inner.init(jax.tree.map(up, params))
-
-    def update_fn(updates, state, params=None, **extra_args):
-        params = jax.tree.map(up, params)
-        new, new_state = inner.update(jax.tree.map(up, updates), state, params, **extra_args)
-        # A hyperparameter of a wider dtype must not widen the state: lax.scan would refuse it.
-        keep = lambda x, old: x if x.dtype == old.dtype else x.astype(old.dtype)
-        return jax.tree.map(down, new, updates), jax.tree.map(keep, new_state, state)
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _scalar(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> Any:
-    """`value` as a Python float or, traced, as a scalar of at least float32; else ValueError."""
-    wanted = f"a number in [{low:g}, {high:g})" if low > -math.inf else "a finite number"
-    if isinstance(value, bool | np.bool_ | str) or value is None:
-        raise ValueError(f"{name} must be {wanted}, got {value!r}.")
-    if (shape := np.shape(value)) != ():
-        raise ValueError(
-            f"{name} must be {wanted}, got an array of shape {shape}: to try several values, "
-            "jax.vmap over them or use rmsprop_jax.sweep."
-        )
-    if isinstance(value, jax.core.Tracer):
-        half = jnp.issubdtype(value.dtype, jnp.floating) and jnp.finfo(value.dtype).bits < 32
-        return value.astype(jnp.float32) if half else value
-    try:
-        number = float(value)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} must be {wanted}, got {value!r}.") from error
-    if not (low <= number < high and math.isfinite(number)):
-        hint = ""
-        if isinstance(value, jax.Array) and value.dtype.itemsize < 4:
-            hint = (
-                f" It came as {value.dtype}, which may have rounded it there; under "
-                "optax.inject_hyperparams pass hyperparam_dtype=jnp.float32."
-            )
-        raise ValueError(f"{name} must be {wanted}, got {number}.{hint}")
-    return number
-
-
-def _flag(name: str, value: Any) -> bool:
-    if not isinstance(value, bool | np.bool_):
-        raise ValueError(
-            f"{name} must be True or False, got {value!r}: a flag is structure and is not traced; "
-            "in a sweep, give its axis as rmsprop_jax.static([False, True])."
-        )
-    return bool(value)

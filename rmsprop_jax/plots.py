@@ -1,4 +1,4 @@
-"""Pictures of a sweep. Each function returns its Axes; matplotlib is imported when one is called."""
+"""Pictures of a sweep. Each function returns its Axes; calling one imports matplotlib."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 def heatmap(result: "SweepResult", x: str, y: str, *, ax: "Axes | None" = None) -> "Axes":
     """The objective over two hyperparameters, each cell the best over all others.
 
-    Seeds are averaged first. A cell whose every trial failed, or that was not tried, is hatched; the
-    best cell is framed.
+    Seeds are averaged first. A cell whose every trial failed, or that was not tried, is hatched;
+    the best cell is framed.
 
     Args:
       result: a sweep with the axes `x` and `y`.
@@ -38,28 +38,30 @@ def heatmap(result: "SweepResult", x: str, y: str, *, ax: "Axes | None" = None) 
         cells[at] = min(cells[at], sign * mean)
     cells = np.where(np.isfinite(cells), sign * cells, np.nan)
 
-    ax = ax or plt.subplots(layout="constrained")[1]
-    ax.set_facecolor("0.9")
+    axes = _axes(ax)
+    axes.set_facecolor("0.9")
     for i, j in np.argwhere(np.isnan(cells)):
-        ax.add_patch(plt.Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, hatch="///", ec="0.6", lw=0))
+        axes.add_patch(
+            plt.Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, hatch="///", ec="0.6", lw=0)
+        )
     colours = plt.get_cmap("viridis" if result.mode == "max" else "viridis_r")
-    image = ax.imshow(cells, origin="lower", aspect="auto", cmap=colours)
+    image = axes.imshow(cells, origin="lower", aspect="auto", cmap=colours)
     for (i, j), value in np.ndenumerate(cells):
         if not np.isnan(value):
             red, green, blue, _ = colours(image.norm(value))
             dark = 0.3 * red + 0.6 * green + 0.1 * blue < 0.5
-            ax.text(j, i, f"{value:.3g}", ha="center", va="center", color="w" if dark else "k")
+            axes.text(j, i, f"{value:.3g}", ha="center", va="center", color="w" if dark else "k")
     if not np.isnan(cells).all():
         flat = np.nanargmin(sign * cells)
         i, j = np.unravel_index(flat, cells.shape)
-        ax.add_patch(plt.Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, ec="#d62728", lw=2.5))
-        ax.figure.colorbar(image, ax=ax, label="objective")
-    ax.set_xticks(range(len(columns)), [_label(v) for v in columns])
-    ax.set_yticks(range(len(rows)), [_label(v) for v in rows])
-    ax.set(xlabel=x, ylabel=y)
+        axes.add_patch(plt.Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, ec="#d62728", lw=2.5))
+        axes.figure.colorbar(image, ax=axes, label="objective")
+    axes.set_xticks(range(len(columns)), [_label(v) for v in columns])
+    axes.set_yticks(range(len(rows)), [_label(v) for v in rows])
+    axes.set(xlabel=x, ylabel=y)
     others = [n for n in result.points.names if n not in (x, y) and len(_values(result, n)) > 1]
-    ax.set_title(f"best over {', '.join(others)}" if others else "objective")
-    return ax
+    axes.set_title(f"best over {', '.join(others)}" if others else "objective")
+    return axes
 
 
 def curves(
@@ -87,7 +89,7 @@ def curves(
         raise ValueError(f"smooth must be between 1 and the {steps} steps, got {smooth}.")
     kernel = np.full(smooth, 1 / smooth)
 
-    ax = ax or plt.subplots(layout="constrained")[1]
+    axes = _axes(ax)
     whole = np.flatnonzero(~result.failed)
     best = result.best().point if len(whole) else None
     low_high = (result.objective[whole].min(), result.objective[whole].max()) if len(whole) else ()
@@ -105,12 +107,12 @@ def curves(
                 style["label"] = "best: " + ", ".join(f"{k} {_label(v)}" for k, v in point.items())
         else:
             style = {"color": colours(norm(result.objective[trial])), "lw": 0.9}
-        ax.plot(at, np.where(np.isfinite(line), line, np.nan), **style)
+        axes.plot(at, np.where(np.isfinite(line), line, np.nan), **style)
     if best is not None:
-        ax.figure.colorbar(plt.cm.ScalarMappable(norm, colours), ax=ax, label="objective")
-        ax.legend(fontsize="small")
-    ax.set(xlabel="step", ylabel=metric if smooth == 1 else f"{metric} (mean of {smooth} steps)")
-    return ax
+        axes.figure.colorbar(plt.cm.ScalarMappable(norm, colours), ax=axes, label="objective")
+        axes.legend(fontsize="small")
+    axes.set(xlabel="step", ylabel=metric if smooth == 1 else f"{metric} (mean of {smooth} steps)")
+    return axes
 
 
 def _pyplot() -> Any:
@@ -121,6 +123,10 @@ def _pyplot() -> Any:
             'rmsprop_jax.plots needs matplotlib: pip install "rmsprop_jax[plot]"'
         ) from error
     return pyplot
+
+
+def _axes(ax: Any) -> Any:
+    return ax or _pyplot().subplots(layout="constrained")[1]
 
 
 def _means(result: "SweepResult") -> dict[int, float]:

@@ -36,8 +36,8 @@ class Points(Sequence[dict[str, Any]]):
       static: the names whose numbers are structure too.
 
     Raises:
-      ValueError: for settings whose names differ, a reserved name (`seed`, `objective`, `failed`), a
-        NaN or an integer beyond int32.
+      ValueError: for settings whose names differ, a reserved name (`seed`, `objective`,
+        `failed`), a NaN or an integer beyond int32.
     """
 
     def __init__(self, points: Iterable[Mapping[str, Any]], static: Iterable[str] = ()):
@@ -112,9 +112,9 @@ def grid(**axes: Any) -> Points:
     """Every combination of the axes' values, the last axis fastest.
 
     Args:
-      **axes: for each hyperparameter a list, tuple, range, 1-D NumPy or JAX array, or `static([...])`
-        around one. An axis with any float is traced as float32 (float64 under x64), one of ints as
-        int32. Bools, strings, `None` and other objects are structure.
+      **axes: for each hyperparameter a list, tuple, range, 1-D NumPy or JAX array, or
+        `static([...])` around one. An axis with any float is traced as float32 (float64 under x64),
+        one of ints as int32. Bools, strings, `None` and other objects are structure.
 
     Raises:
       ValueError: without an axis, for an empty axis, a scalar or an array that is not 1-D.

@@ -138,11 +138,15 @@ def _concrete_remedy(train, group: Group, point, args, error) -> list[str]:
     def outcome(names):
         structure = group.structure | {n: point[n] for n in names}
         numbers = {
-            n: jax.ShapeDtypeStruct((), dtype) for n, dtype in group.dtypes.items() if n not in names
+            n: jax.ShapeDtypeStruct((), dtype)
+            for n, dtype in group.dtypes.items()
+            if n not in names
         }
         key = jax.eval_shape(lambda: jax.random.key(0))
         try:
-            jax.eval_shape(lambda hp, key, args: train(structure | hp, key, *args), numbers, key, args)
+            jax.eval_shape(
+                lambda hp, key, args: train(structure | hp, key, *args), numbers, key, args
+            )
         except Exception as other:
             return str(other)
         return None
@@ -162,8 +166,8 @@ def _checked_metrics(metrics: Any, points: Points) -> Metrics:
             raise ValueError(f"train returned a metric named {name!r}; names must be strings.")
         if name in points.names or name in RESERVED:
             raise ValueError(
-                f"train returned a metric named {name!r}, which is a hyperparameter's or a reserved "
-                f"name ({sorted(RESERVED)}): rename it."
+                f"train returned a metric named {name!r}, which is a hyperparameter's or a "
+                f"reserved name ({sorted(RESERVED)}): rename it."
             )
         if not isinstance(metric, jax.ShapeDtypeStruct):
             raise ValueError(f"metric {name!r} is {type(metric).__name__}, wanted an array.")

@@ -80,7 +80,9 @@ class SweepResult:
             mine = self.objective[(self.point_index == i) & ~self.failed]
             if len(mine):
                 mean = float(mine.mean())
-                ranked.append((len(mine) < len(self.seeds), mean if self.mode == "min" else -mean, i))
+                ranked.append(
+                    (len(mine) < len(self.seeds), mean if self.mode == "min" else -mean, i)
+                )
         if not ranked:
             raise ValueError(
                 f"no best point: of {len(self)} finished trials, {int(self.failed.sum())} failed "

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -20,7 +20,7 @@ from rmsprop_jax._sweep.program import (
 )
 from rmsprop_jax._sweep.results import SweepResult
 
-Objective = str | Callable[[dict[str, np.ndarray]], float]
+Objective: TypeAlias = str | Callable[[dict[str, np.ndarray]], float]
 
 
 class SweepInterrupted(KeyboardInterrupt):
@@ -39,21 +39,21 @@ def sweep(
     objective: Objective = "loss",
     mode: str = "min",
     args: tuple[Any, ...] = (),
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
     progress: bool = True,
 ) -> SweepResult:
     """Train every point with every seed: one compile for each structure, on every device.
 
     Args:
-      train: `train(hp, key, *args) -> metrics`, a pure function that runs one whole training. `hp` is
-        a dict; its numbers arrive as traced scalars. Metrics are named arrays of rank 0 (a value) or
-        1 (one value a step), with the same names, shapes and dtypes for all points. Build the
-        optimiser inside: `rj.rmsprop(hp["learning_rate"], decay=hp["decay"])`.
+      train: `train(hp, key, *args) -> metrics`, a pure function that runs one whole training.
+        `hp` is a dict; its numbers arrive as traced scalars. Metrics are named arrays of rank 0
+        (a value) or 1 (one value a step), with the same names, shapes and dtypes for all points.
+        Build the optimiser inside: `rj.rmsprop(hp["learning_rate"], decay=hp["decay"])`.
       points: `Points`, or a list of dicts with the same names.
       seeds: a count n (0 … n−1), or the seeds. Every point gets the same keys `jax.random.key(s)`.
       objective: a metric's name (its last value counts), or a function on the host from one trial's
-        metrics, as NumPy arrays, to a float. A trial whose objective is not finite has failed: it is
-        kept and marked, is never best, and touches no other.
+        metrics, as NumPy arrays, to a float. A trial whose objective is not finite has failed: it
+        is kept and marked, is never best, and touches no other.
       mode: "min" or "max".
       args: arrays (or pytrees of them) that every trial reads, copied to each device once.
       devices: by default all of this process. On CPU, give JAX one device a core before its first

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import optax
 
-NAMES = ("step",)
+NAMES = ("step", "sweep")
 
 parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
 parser.add_argument("names", nargs="*", choices=[*NAMES, []], help=f"of {NAMES}; all by default")
@@ -18,7 +18,8 @@ options = parser.parse_args()
 
 jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
 print(
-    f"{platform.machine()}, {os.cpu_count()} cores, {jax.default_backend()} × {jax.device_count()}; "
+    f"{platform.machine()}, {os.cpu_count()} cores, "
+    f"{jax.default_backend()} × {jax.device_count()}; "
     f"Python {platform.python_version()}, jax {jax.__version__}, optax {optax.__version__}, "
     f"numpy {np.__version__}"
 )

@@ -39,7 +39,7 @@ def train_step(solver):
 
 
 def compiled_for(solver, leaves: int, size: int):
-    """The compiled step, the seconds that tracing and compiling took, and arguments to run it on."""
+    """The compiled step, the seconds of tracing and compiling, and arguments to run it on."""
     params = [jnp.ones(size, jnp.float32) for _ in range(leaves)]
     grads = [jnp.full(size, 1e-2, jnp.float32) for _ in range(leaves)]
     state = solver.init(params)
@@ -49,7 +49,7 @@ def compiled_for(solver, leaves: int, size: int):
 
 
 def one_leaf(settings, size: int, pairs: int):
-    """Bytes ratio, our temporary bytes, median time ratio of interleaved pairs, and its quartiles."""
+    """Bytes ratio, our temporary bytes, time ratio of interleaved pairs: median and quartiles."""
     sides, carried = [], []
     for solver in solvers(settings):
         compiled, _, (params, state, grads) = compiled_for(solver, 1, size)
@@ -76,7 +76,7 @@ def one_leaf(settings, size: int, pairs: int):
 
 
 def compile_ratio(settings, leaves: int, pairs: int):
-    """Median over interleaved pairs of our trace + compile seconds over Optax's, and both medians."""
+    """Our trace + compile seconds over Optax's: median of interleaved pairs, and both medians."""
     seconds = ([], [])
     for pair in range(pairs):
         order = (0, 1) if pair % 2 else (1, 0)
@@ -89,8 +89,10 @@ def compile_ratio(settings, leaves: int, pairs: int):
 
 def main(quick: bool = False) -> None:
     size, pairs = (1 << 16, 3) if quick else (1 << 24, 25)
-    leaves, compiles = (20, 1) if quick else (1000, 3)
-    print(f"\n## One step, ours / Optax: a leaf of {size:,} float32; compile over {leaves} leaves\n")
+    leaves, compiles = (20, 1) if quick else (1000, 9)
+    print(
+        f"\n## One step, ours / Optax: a leaf of {size:,} float32; compile over {leaves} leaves\n"
+    )
     print("| settings | bytes | temporary | time (quartiles) | trace + compile (s, ours / Optax) |")
     print("|---|---|---|---|---|")
     for name, settings in VARIANTS.items():

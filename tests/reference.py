@@ -1,0 +1,52 @@
+"""RMSProp's equations in NumPy float64: an oracle that shares no code or algorithm with ours."""
+
+import numpy as np
+
+
+def rmsprop(
+    grads,
+    learning_rate=1e-3,
+    decay=0.9,
+    eps=1e-8,
+    initial_scale=0.0,
+    eps_in_sqrt=False,
+    centered=False,
+    momentum=None,
+    nesterov=False,
+    bias_correction=False,
+):
+    """The updates for the stream `grads` (one a step, along axis 0), in float64 or complex128."""
+    grads = np.asarray(grads)
+    grads = grads.astype(np.complex128 if np.iscomplexobj(grads) else np.float64)
+    buffer = np.zeros_like(grads[0])
+    updates = np.zeros_like(grads)
+    for t, g in enumerate(grads, start=1):
+        s = second_moment(grads[:t], decay, initial_scale, centered, bias_correction)
+        d = np.sqrt(s + eps) if eps_in_sqrt else np.sqrt(s) + eps
+        eta = learning_rate(t - 1) if callable(learning_rate) else learning_rate
+        u = -eta * np.divide(g, d, out=np.zeros_like(g), where=d > 0)  # 0/0 is 0
+        if momentum is not None:
+            buffer = momentum * buffer + u
+            u = momentum * buffer + u if nesterov else buffer
+        updates[t - 1] = u
+    return updates
+
+
+def second_moment(seen, decay, initial_scale=0.0, centered=False, bias_correction=False):
+    """The average of |g|² over the gradients so far, or their variance, as explicit sums.
+
+    `first` is what the start (s₀, and a mean of 0) still weighs. EMA(g²) − |EMA(g)|² is written as
+    a sum of squares, its equal: as a difference it would lose, where the variance is nearly 0 (the
+    first bias-corrected step), all of float64's digits.
+    """
+    t = len(seen)
+    weights = (1 - decay) * decay ** np.arange(t - 1, -1, -1.0)
+    first = float(decay) ** t
+    if bias_correction:
+        weights, first = weights / weights.sum(), first / weights.sum()
+    average = lambda x: np.tensordot(weights, x, axes=1)
+    if not centered:
+        return average(abs(seen) ** 2) + first * initial_scale
+    mean = average(seen)
+    start = 0.0 if bias_correction else first * abs(mean) ** 2
+    return average(abs(seen - mean) ** 2) + start + first * initial_scale

@@ -1,0 +1,81 @@
+"""What README, docstrings and examples show, runs; what the design says of imports, holds."""
+
+import ast
+import doctest
+import importlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MODULES = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in (ROOT / "rmsprop_jax").rglob("*.py")
+    if path.name != "__init__.py"
+)
+
+
+def test_readme_code_runs():
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.S)
+    exec(compile(code, "README.md", "exec"), {})
+
+
+def test_readme_pictures_exist():
+    pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", (ROOT / "README.md").read_text("utf-8"))
+    assert pictures
+    assert all((ROOT / picture).is_file() for picture in pictures)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_docstring_examples(module):
+    assert doctest.testmod(importlib.import_module(module)).failed == 0
+
+
+def test_public_names_are_there():
+    import rmsprop_jax
+
+    assert all(hasattr(rmsprop_jax, name) for name in rmsprop_jax.__all__)
+
+
+def imports(module):
+    tree = ast.parse((ROOT / (module.replace(".", "/") + ".py")).read_text("utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_optimiser_and_sweep_do_not_import_each_other(module):
+    ours = [name for name in imports(module) if name.startswith("rmsprop_jax")]
+    if "_sweep" in module:
+        assert all("_sweep" in name for name in ours)
+    elif not module.endswith("plots"):
+        assert not any("_sweep" in name or "plots" in name for name in ours)
+
+
+def test_heavy_packages_are_imported_only_when_used():
+    code = (
+        "import sys, rmsprop_jax\n"
+        "print({'matplotlib', 'pandas', 'flax', 'scipy.stats'} & set(sys.modules))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
+def test_examples_run(example, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", example, "--quick", "--output", tmp_path],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert {path.suffix for path in tmp_path.iterdir()} >= {".png", ".csv"}
+    assert "Test loss" in done.stdout or "test bits" in done.stdout

@@ -1,0 +1,426 @@
+"""`rmsprop` and `scale_by_rms` alone: the formula, trees, dtypes, tracing, derivatives, limits."""
+
+import itertools
+from typing import Any, NamedTuple
+
+import chex
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import rmsprop_jax as rj
+from tests import reference
+
+pytestmark = pytest.mark.usefixtures("strict")
+
+FULL = {"centered": True, "momentum": 0.9, "nesterov": True, "bias_correction": True}
+VARIANTS = {"plain": {}, "momentum": {"momentum": 0.9}, "full": FULL}
+variants = pytest.mark.parametrize("flags", VARIANTS.values(), ids=VARIANTS)
+
+
+def stream(*shape, dtype=np.float32):
+    return np.random.default_rng(0).normal(size=shape).astype(dtype)
+
+
+def scan(solver, grads, params=None):
+    """The last state and all updates; a state that changed its types would not pass."""
+    params = jax.tree.map(lambda g: jnp.zeros_like(g[0]), grads) if params is None else params
+
+    def step(state, g):
+        updates, state = solver.update(g, state, params)
+        return state, updates
+
+    return jax.lax.scan(step, solver.init(params), grads)
+
+
+# The formula.
+
+
+def test_defaults_are_the_seed_formula():
+    grads = stream(50, 6)
+    updates = scan(rj.rmsprop(), grads)[1]
+    s = np.zeros(6)
+    for g, update in zip(grads.astype(np.float64), updates, strict=True):
+        s = 0.9 * s + 0.1 * g**2
+        np.testing.assert_allclose(update, -0.001 * g / (np.sqrt(s) + 1e-8), rtol=2e-6)
+
+
+def test_a_constant_gradient_has_a_closed_form():
+    """s_t = g² (1 − ρᵗ) from s₀ = 0; bias-corrected, the step is sign(g)."""
+    g, t = np.float32(3.0), np.arange(1, 101)
+
+    def one(decay, corrected):
+        solver = rj.scale_by_rms(decay, eps=0.0, bias_correction=corrected)
+        step = lambda state, _: (lambda u, s: (s, (u, s.nu)))(*solver.update(g, state))
+        return jax.lax.scan(step, solver.init(g), length=100)[1]
+
+    decays = np.float32([0.0, 0.5, 0.9, 0.999])
+    for corrected in (False, True):
+        updates, nu = jax.vmap(lambda decay, c=corrected: one(decay, c))(decays)
+        weight = 1 - decays.astype(np.float64)[:, None] ** t
+        np.testing.assert_allclose(nu, 9 * weight, rtol=1e-5)
+        root = 1 if corrected else np.sqrt(weight)
+        np.testing.assert_allclose(updates * root, np.ones_like(nu), rtol=1e-5)
+
+
+def test_complex_gradients_have_one_modulus():
+    grads = (stream(50, 2, 4)[:, 0] + 1j * stream(50, 2, 4)[:, 1]).astype(np.complex64)
+    for flags in VARIANTS.values():
+        updates = scan(rj.rmsprop(0.1, **flags), grads)[1]
+        expected = reference.rmsprop(grads, 0.1, **flags)
+        # `full` starts with 0/ε, 1e7 in size; what follows it is compared by itself
+        error = abs(updates[30:] - expected[30:]).max()
+        assert error <= 2e-5 * abs(expected[30:]).max()
+
+
+# Trees and dtypes.
+
+
+class Pair(NamedTuple):
+    weight: Any
+    bias: Any
+
+
+TREES = [
+    {},
+    jnp.float32(2.0),
+    1.5,
+    (),
+    (jnp.ones(2), [jnp.ones(())]),
+    Pair(jnp.ones((2, 3)), 0.5),
+    Pair(jnp.ones(2), None),
+    {"deep": {"none": None, "empty": jnp.ones((0, 3)), "pair": Pair(1.0, (jnp.ones(1),))}},
+]
+
+
+@variants
+@pytest.mark.parametrize("params", TREES, ids=repr)
+def test_any_tree(params, flags):
+    """Each leaf is updated as it would be alone, whatever the tree around it."""
+    solver = rj.rmsprop(0.1, **flags)
+    grads = jax.tree.map(lambda p: 0.5 * p, params)
+    state = solver.init(params)
+    updates, new_state = solver.update(grads, state)
+    chex.assert_trees_all_equal_structs(updates, params)
+    chex.assert_trees_all_equal_shapes_and_dtypes(new_state, state)
+    for g, u in zip(jax.tree.leaves(grads), jax.tree.leaves(updates), strict=True):
+        alone, _ = solver.update(jnp.asarray(g), solver.init(jnp.asarray(g)))
+        assert jnp.shape(u) == jnp.shape(g)
+        np.testing.assert_array_equal(u, alone)
+        assert np.all(np.asarray(u) < 0)
+
+
+REAL = ["bfloat16", "float16", "float32", "float64"]
+DTYPES = [*itertools.product(REAL, REAL), ("complex64", "complex64"), ("complex128", "complex64")]
+
+
+@variants
+@pytest.mark.parametrize(("param", "grad"), DTYPES)
+def test_dtypes_of_parameters_and_gradients(x64, param, grad, flags):
+    """Updates have the gradient's dtype; the state keeps its own, of the parameter, from `init`."""
+    params, g = jnp.ones(2, param), jnp.ones(2, grad)
+    solver = rj.rmsprop(0.1, **flags)
+    state = solver.init(params)
+    real = jnp.float64 if param in ("float64", "complex128") else jnp.float32
+    for leaf in jax.tree.leaves(optax.tree_utils.tree_get(state, "nu")):
+        assert leaf.dtype == real
+    for leaf in jax.tree.leaves(state):
+        assert leaf.dtype == jnp.int32 or jnp.finfo(leaf.dtype).dtype == real
+        assert leaf.dtype == jnp.int32 or leaf.dtype == real or jnp.iscomplexobj(params)
+
+    def train(state, g):
+        step = lambda state, _: solver.update(g, state, params)[::-1]
+        state, updates = jax.lax.scan(step, state, length=3)
+        state = jax.lax.cond(
+            updates[0, 0].real > 0, lambda s: solver.update(g, s, params)[1], lambda s: s, state
+        )
+        return updates, state
+
+    updates, new_state = jax.eval_shape(train, state, g)
+    assert updates.dtype == g.dtype
+    chex.assert_trees_all_equal_shapes_and_dtypes(new_state, jax.eval_shape(lambda: state))
+
+
+def test_a_gradient_of_another_shape_is_refused():
+    """It would broadcast silently, and train something else."""
+    solver = rj.rmsprop()
+    with pytest.raises(ValueError, match=r"\(3,\).*\(3, 1\)"):
+        solver.update(jnp.ones(3), solver.init(jnp.ones((3, 1))))
+
+
+# Tracing: one compile, vmap, scan, donation.
+
+
+def test_one_trace_for_all_steps_and_numbers():
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def step(g, state, rate, decay):
+        return rj.rmsprop(rate, decay, **FULL).update(g, state)
+
+    g = jnp.ones(3)
+    state = rj.rmsprop(**FULL).init(g)
+    for rate, decay in [(0.1, 0.9), (0.2, 0.99), (0.0, 0.0)]:
+        _, state = step(g, state, jnp.float32(rate), jnp.float32(decay))
+
+
+@variants
+def test_vmap_over_numbers_equals_a_loop_over_python_floats(x64, flags):
+    grid = {
+        "learning_rate": [0.1, 0.02, 3.0, 0.5],
+        "decay": [0.9, 0.0, 0.5, 0.999],
+        "eps": [1e-8, 0.1, 1e-3, 1e-2],
+        "initial_scale": [0.0, 1.0, 2.5, 0.1],
+    }
+    if "momentum" in flags:
+        grid["momentum"] = [0.9, 0.0, 0.3, 0.99]
+    grads = stream(20, 5, dtype=np.float64)
+    run = lambda point: scan(rj.rmsprop(**{**flags, **point}), grads)
+    states, updates = jax.jit(jax.vmap(run))({k: jnp.asarray(v) for k, v in grid.items()})
+    for i, values in enumerate(zip(*grid.values(), strict=True)):
+        state, alone = jax.jit(lambda v=values: run(dict(zip(grid, v, strict=True))))()
+        np.testing.assert_allclose(updates[i], alone, rtol=1e-12)
+        chex.assert_trees_all_close(jax.tree.map(lambda x, i=i: x[i], states), state, rtol=1e-12)
+
+
+@variants
+def test_scan_equals_a_python_loop(flags):
+    grads = stream(20, 5)
+    solver = rj.rmsprop(0.1, initial_scale=1.0, **flags)
+    final, updates = scan(solver, grads)
+    state = solver.init(jnp.zeros(5))
+    for g, expected in zip(grads, updates, strict=True):
+        u, state = solver.update(g, state)
+        np.testing.assert_allclose(u, expected, rtol=2e-5, atol=1e-7)
+    chex.assert_trees_all_close(final, state, rtol=1e-5, atol=1e-7)
+
+
+@variants
+@pytest.mark.parametrize("initial_scale", [0.0, np.float32(1.0), "array"])
+def test_the_state_can_be_donated(flags, initial_scale):
+    """Donation refuses a buffer that stands in two leaves, as equal zeros or one s₀ would."""
+    s0 = jnp.float32(1.0) if initial_scale == "array" else initial_scale
+    solver = rj.rmsprop(initial_scale=s0, **flags)
+    params = {"a": jnp.float32(1.0), "b": jnp.float32(1.0), "c": 1.0, "d": jnp.ones(3)}
+    state = solver.init(params)
+    pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state)]
+    assert len(set(pointers)) == len(pointers)
+    jax.jit(lambda state: solver.update(params, state)[1], donate_argnums=0)(state)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+
+
+# Derivatives.
+
+NUMBERS = {
+    "learning_rate": 0.1, "decay": 0.8, "eps": 0.05, "initial_scale": 0.3, "momentum": 0.7
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("eps_in_sqrt", [False, True])
+@pytest.mark.parametrize("centered", [False, True])
+@pytest.mark.parametrize("bias_correction", [False, True])
+def test_derivatives_through_ten_steps(x64, eps_in_sqrt, centered, bias_correction):
+    """Reverse, forward and central differences agree, and where s = 0 all stay finite."""
+    flags = {"eps_in_sqrt": eps_in_sqrt, "centered": centered, "bias_correction": bias_correction}
+    weights = stream(10, 3, dtype=np.float64)
+    grads = weights[::-1] + 0.1
+
+    def f(numbers, grads):
+        return jnp.sum(weights * scan(rj.rmsprop(**numbers, **flags), grads)[1])
+
+    @jax.jit
+    def all_derivatives(*x):
+        return jax.grad(f, (0, 1))(*x), jax.jacfwd(f, (0, 1))(*x)
+
+    x = (jax.tree.map(jnp.float64, NUMBERS), jnp.asarray(grads))
+    reverse, forward = all_derivatives(*x)
+    flat, unflatten = jax.flatten_util.ravel_pytree(x)
+    h = 1e-5
+    shifted = jax.jit(jax.vmap(lambda v: f(*unflatten(v))))
+    flat = np.asarray(flat)  # NumPy: no strict ranks there
+    up, down = flat + h * np.eye(flat.size), flat - h * np.eye(flat.size)
+    numeric = (shifted(up) - shifted(down)) / (2 * h)
+    for derivative in (reverse, forward):
+        analytic = jax.flatten_util.ravel_pytree(derivative)[0]
+        np.testing.assert_allclose(analytic, numeric, rtol=1e-5, atol=1e-5)
+
+    late = np.where(np.arange(10)[:, None] < 3, 0.0, grads)
+    for eps, decay, zeros in itertools.product((0.05, 0.0), (0.8, 0.0), (0 * late, late)):
+        if centered and eps == decay == 0 and zeros.any():
+            continue  # no variance and no ε: g/0 has no derivative
+        numbers = {**x[0], "eps": eps, "decay": decay, "initial_scale": 0.0}
+        numbers = jax.tree.map(jnp.float64, numbers)
+        chex.assert_tree_all_finite(all_derivatives(numbers, jnp.asarray(zeros)))
+
+
+# Half precision.
+
+
+@variants
+@pytest.mark.parametrize("half", [jnp.float16, jnp.bfloat16])
+def test_half_precision_is_the_float32_run_cast_at_the_end(half, flags):
+    grads = jnp.asarray(stream(200, 5)).astype(half)
+    solver = rj.rmsprop(0.1, decay=0.999, **flags)
+    run = jax.jit(lambda grads: scan(solver, grads)[1])
+    updates, wide = run(grads), run(grads.astype(jnp.float32))
+    largest = float(jnp.finfo(half).max)
+    expected = np.clip(wide, -largest, largest).astype(half)
+    assert updates.dtype == half
+    # Two programs may round float32 otherwise, and so the cast: by one last place at most.
+    rounding = float(jnp.finfo(half).eps)
+    np.testing.assert_allclose(
+        updates.astype(jnp.float32), expected.astype(np.float32), rtol=rounding, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_half_precision_saturates(dtype):
+    """A step ten times too large for the dtype becomes its largest number, not inf."""
+    g = jnp.asarray([1.0, -1.0], dtype)
+    solver = rj.rmsprop(float(jnp.finfo(dtype).max), decay=0.99)
+    updates, _ = solver.update(g, solver.init(g))
+    largest = float(jnp.finfo(dtype).max)
+    np.testing.assert_array_equal(updates.astype(jnp.float32), np.float32([-largest, largest]))
+
+
+@variants
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("eps", [0.0, 1e-8])
+def test_a_zero_gradient_gives_a_zero_update(dtype, eps, flags):
+    g = jnp.zeros(2, dtype)
+    for inside in (False, True):
+        solver = rj.rmsprop(eps=eps, eps_in_sqrt=inside, **flags)
+        updates, state = solver.update(g, solver.init(g))
+        assert (updates == 0).all()
+        chex.assert_tree_all_finite(state)
+
+
+# Overflow.
+
+
+@pytest.mark.parametrize("eps_in_sqrt", [False, True])
+@pytest.mark.parametrize("bias_correction", [False, True])
+def test_the_step_is_bounded_for_any_gradient(eps_in_sqrt, bias_correction):
+    """|u| ≤ 1/√(1 − ρ), with ε = 0 and magnitudes that underflow and overflow when squared."""
+    rng = np.random.default_rng(0)
+    grads = 10 ** rng.uniform(-38, 38.5, (200, 64)) * rng.choice([-1, 1], (200, 64))
+    grads[::50, ::7] = np.inf
+    grads = jnp.asarray(grads, jnp.float32)
+
+    def one(decay):
+        solver = rj.scale_by_rms(decay, 0.0, 0.0, eps_in_sqrt, bias_correction)
+        return scan(solver, grads)
+
+    decays = jnp.float32([0.0, 0.5, 0.9, 0.99, 0.999])
+    states, updates = jax.jit(jax.vmap(one))(decays)
+    chex.assert_tree_all_finite(states)
+    largest = abs(np.asarray(updates)).max(axis=(1, 2))
+    assert (largest <= (1 + 1e-5) / np.sqrt(1 - np.asarray(decays))).all()
+    assert largest[0] > 0.99  # the bound is tight
+
+
+number = st.floats(width=32, allow_nan=False, allow_infinity=True)
+
+
+@jax.jit
+def bounded_steps(grads):
+    return scan(rj.scale_by_rms(0.9, eps=0.0), grads)
+
+
+@hypothesis.settings(deadline=None, database=None, derandomize=True, max_examples=200)
+@hypothesis.given(st.lists(number, min_size=12, max_size=12))
+def test_the_step_is_bounded_for_the_worst_stream_found(grads):
+    state, updates = bounded_steps(np.float32(grads))
+    assert (abs(updates) <= 1.00001 / np.sqrt(0.1)).all()
+    chex.assert_tree_all_finite(state)
+
+
+@pytest.mark.parametrize("centered", [False, True])
+@pytest.mark.parametrize("momentum", [None, 0.9])
+@pytest.mark.parametrize("kind", ["real", "complex"])
+def test_huge_gradients_stay_finite_and_pass(centered, momentum, kind):
+    """Ones with a spike of each sort; afterwards the steps are again those of the ones alone."""
+    spikes = np.float32([3e38, -3e38, np.inf, -np.inf, 1e30, 1e19, 1.0])
+    grads = np.ones((1000, len(spikes)), np.float32) + 0.5 * stream(1000, 1)
+    grads[20] = spikes
+    if kind == "complex":
+        grads = jax.lax.complex(grads, -grads)
+    solver = rj.rmsprop(0.1, 0.5, eps=1e-3, centered=centered, momentum=momentum)
+    state, updates = jax.jit(lambda g: scan(solver, g))(grads)
+    chex.assert_tree_all_finite((state, updates))
+    np.testing.assert_allclose(updates[:, 2], updates[:, 4], rtol=1e-6)  # inf counts as 1e30
+    np.testing.assert_allclose(updates[:, 0], updates[:, 4], rtol=1e-6)
+    if momentum is None:
+        assert (np.sign(updates[20].real) == -np.sign(spikes)).all()
+    np.testing.assert_allclose(
+        updates[-100:], np.broadcast_to(updates[-100:, 6:], updates[-100:].shape), rtol=1e-4
+    )
+
+
+@variants
+def test_only_huge_gradients(flags):
+    """All of them at the top, for long: the averages reach their largest value and stay there."""
+    for g in (3e38, np.inf):
+        state, updates = scan(rj.rmsprop(0.1, **flags), jnp.full((500, 2), g, jnp.float32))
+        chex.assert_tree_all_finite((state, updates))
+
+
+@pytest.mark.parametrize("initial_scale", [3e38, 1e300])
+def test_a_huge_initial_scale_is_forgotten_too(initial_scale):
+    solver = rj.scale_by_rms(initial_scale=initial_scale, decay=0.5)
+    state, updates = scan(solver, jnp.ones((600, 2)))
+    chex.assert_tree_all_finite(state)
+    np.testing.assert_allclose(updates[-1], 1.0, rtol=1e-5)
+
+
+@variants
+def test_nan_stays_visible_and_alone(flags):
+    g = jnp.asarray([jnp.nan, 1.0])
+    solver = rj.rmsprop(0.1, **flags)
+    updates, _ = solver.update(g, solver.init(g))
+    np.testing.assert_array_equal(np.isnan(updates), [True, False])
+
+
+# What is refused.
+
+BAD = [
+    *(("decay", x) for x in (-0.1, 1.0, np.nan, np.inf, np.array([0.9, 0.9]), "x", True, None)),
+    *(("eps", x) for x in (-1.0, np.nan, np.inf, np.zeros(1))),
+    *(("momentum", x) for x in (1.0, -0.1, np.nan, "x", False)),
+    *(("initial_scale", x) for x in (-1.0, np.nan, None)),
+    *(("learning_rate", x) for x in (np.nan, np.inf, np.array([0.1, 0.2]), None, True)),
+    *((flag, 1) for flag in ("centered", "bias_correction", "eps_in_sqrt", "nesterov")),
+    ("nesterov", True),  # without momentum
+]
+
+
+@pytest.mark.parametrize(("argument", "value"), BAD, ids=repr)
+def test_a_bad_value_is_refused_by_name(argument, value):
+    for make in (rj.rmsprop, rj.scale_by_rms):
+        if make is rj.scale_by_rms and argument in ("momentum", "learning_rate", "nesterov"):
+            continue
+        with pytest.raises(ValueError, match=rf"\b{argument}\b"):
+            make(**{argument: value})
+
+
+@pytest.mark.parametrize("value", [0.5, np.float32(0.5), np.array(0.5), jnp.float32(0.5), 0])
+def test_numbers_of_any_kind_are_taken(value):
+    g = jnp.ones(2)
+    solver = rj.rmsprop(value, value, value, value, momentum=value)
+    plain = rj.rmsprop(*[float(value)] * 4, momentum=float(value))
+    chex.assert_trees_all_equal(solver.update(g, solver.init(g)), plain.update(g, plain.init(g)))
+
+
+def test_traced_values_are_not_checked():
+    """Their values are not known; a sweep over bad ones has bad trials, not an error."""
+
+    def step(x):
+        solver = rj.rmsprop(x, x, x, x, momentum=x)
+        return solver.update(jnp.ones(2), solver.init(jnp.ones(2)))[0]
+
+    assert jax.jit(step)(jnp.float32(-2.0)).shape == (2,)
+    with pytest.raises(ValueError, match=r"learning_rate.*shape \(2,\)"):  # a shape is known
+        jax.jit(step)(jnp.ones(2) * 0.5)

@@ -1,0 +1,250 @@
+"""`rmsprop` against `optax.rmsprop`, and inside Optax's own wrappers."""
+
+import inspect
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import rmsprop_jax as rj
+from tests import reference
+
+RATE = 0.01
+FLAGS = [
+    {"eps_in_sqrt": inside, "centered": centered, "bias_correction": corrected, **momentum}
+    for inside, centered, corrected, momentum in itertools.product(
+        [False, True],
+        [False, True],
+        [False, True],
+        [{"momentum": None}, {"nesterov": False}, {"nesterov": True}],
+    )
+]
+
+
+def name(flags):
+    on = [key for key, value in flags.items() if value]
+    return "-".join(on + (["no_momentum"] if "momentum" in flags else [])) or "momentum"
+
+
+def gradient_tree(dtype, steps=100):
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=(steps, *shape)), dtype)
+    return {"matrix": draw(3, 4), "pair": (draw(5), draw()), "none": None, "empty": draw(0, 2)}
+
+
+def points(flags, dtype):
+    """All numbers of one structure, as the lanes of one `vmap`."""
+    axes = {"decay": [0.9, 0.99], "initial_scale": [0.0, 1.0], "momentum": [0.0, 0.9]}
+    if "momentum" in flags:
+        del axes["momentum"]
+    lanes = np.array(list(itertools.product(*axes.values()))).T
+    return dict(zip(axes, jnp.asarray(lanes, dtype), strict=True))
+
+
+def run(rmsprop, flags, lanes, grads):
+    def one(point):
+        solver = rmsprop(RATE, **point, **flags)
+
+        def step(state, g):
+            updates, state = solver.update(g, state)
+            return state, updates
+
+        start = solver.init(jax.tree.map(lambda g: g[0], grads))
+        return jax.lax.scan(step, start, grads)[1]
+
+    return jax.vmap(one)(lanes)
+
+
+def assert_same_travel(ours, theirs, tolerance):
+    """Positions agree at each step, relative to the largest distance travelled in that leaf."""
+    travel = np.cumsum(np.asarray(theirs, np.float64), axis=0)
+    error = np.cumsum(np.asarray(ours, np.float64), axis=0) - travel
+    assert np.isfinite(travel).all()
+    assert abs(error).max(initial=0) <= tolerance * abs(travel).max(initial=0)
+
+
+@pytest.mark.parametrize("flags", FLAGS, ids=name)
+def test_every_combination_of_optax_arguments(flags, dtype):
+    """The equations always; Optax too, save where its EMA(g²) − EMA(g)² cancels.
+
+    That is float32 centred, and the first bias-corrected step from s₀ = 0, whose variance is 0.
+    """
+    tolerance = 2e-6 if dtype == jnp.float32 else 1e-12
+    lanes, grads = points(flags, dtype), gradient_tree(dtype)
+
+    @jax.jit
+    def both(lanes, grads):
+        theirs = run(optax.rmsprop, flags, lanes, grads)
+        with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+            return run(rj.rmsprop, flags, lanes, grads), theirs
+
+    ours, theirs = jax.device_get(both(lanes, grads))
+    assert jax.tree.structure(ours) == jax.tree.structure(grads)
+    for lane in range(len(lanes["decay"])):
+        point = {key: float(values[lane]) for key, values in lanes.items()}
+        unsound = dtype == jnp.float32 or (flags["bias_correction"] and not point["initial_scale"])
+        leaves = zip(*map(jax.tree.leaves, (ours, theirs, grads)), strict=True)
+        for our, their, g in leaves:
+            assert our.dtype == dtype
+            assert_same_travel(
+                our[lane], reference.rmsprop(np.asarray(g), RATE, **point, **flags), tolerance
+            )
+            if not (flags["centered"] and unsound):
+                assert_same_travel(our[lane], their[lane], tolerance)
+
+
+def test_arguments_and_defaults_are_optax_own_save_one():
+    ours = inspect.signature(rj.rmsprop).parameters
+    theirs = inspect.signature(optax.rmsprop).parameters
+    assert list(ours)[: len(theirs)] == list(theirs)
+    differing = {key for key in theirs if ours[key].default != theirs[key].default}
+    assert differing == {"learning_rate", "eps_in_sqrt"}  # Optax has no default learning rate
+    assert ours["eps_in_sqrt"].default is False
+
+
+def test_the_default_epsilon_stands_outside_the_root_unlike_optax():
+    """At g = 1e-4, ε inside the root counts as 1e-4 and halves (and more) the step."""
+    g = jnp.float32(1e-4)
+    step = lambda solver: float(solver.update(g, solver.init(g))[0])
+    s = 0.1 * 1e-4**2
+    np.testing.assert_allclose(step(rj.rmsprop(1.0)), -1e-4 / (np.sqrt(s) + 1e-8), rtol=1e-5)
+    np.testing.assert_allclose(step(optax.rmsprop(1.0)), -1e-4 / np.sqrt(s + 1e-8), rtol=1e-5)
+    assert step(rj.rmsprop(1.0, eps_in_sqrt=True)) == pytest.approx(step(optax.rmsprop(1.0)))
+
+
+CONSTANT = {"decay": 0.95, "centered": True}
+
+
+@pytest.mark.parametrize("momentum", [None, 0.9])
+@pytest.mark.parametrize("half", [False, True])
+def test_centered_survives_a_constant_gradient(half, momentum):
+    """10,000 steps without NaN or a negative variance."""
+    g = jnp.full(3, 3.0, jnp.float16 if half else jnp.float32)
+    solver = rj.rmsprop(0.1, **CONSTANT, momentum=momentum)
+
+    def step(state, _):
+        updates, state = solver.update(g, state)
+        return state, (updates, optax.tree_utils.tree_get(state, "nu"))
+
+    scan = jax.jit(lambda g: jax.lax.scan(step, solver.init(g), length=10_000)[1])
+    updates, nu = scan(g)
+    assert np.isfinite(updates).all()
+    assert (nu >= 0).all()
+    assert updates.dtype == g.dtype
+
+
+def test_centered_optax_goes_nan_under_the_same_gradient():
+    """What the test above saves us from. Not jitted: fused, it rounds otherwise, and may not."""
+    solver, g = optax.rmsprop(0.1, **CONSTANT), jnp.float32(3.0)
+    state = solver.init(g)
+    for _ in range(300):
+        updates, state = solver.update(g, state)
+        if np.isnan(updates):
+            return
+    pytest.fail("optax.rmsprop stayed finite")
+
+
+# Inside Optax's wrappers. No strict promotion here: theirs is the code around ours.
+
+GRADS = np.random.default_rng(1).normal(size=(12, 4)).astype(np.float32)
+
+
+def updates_of(solver, grads=GRADS, params=None):
+    """All updates, by one compiled scan: a state that changes its types would not pass."""
+    params = jax.tree.map(lambda g: jnp.zeros_like(g[0]), grads) if params is None else params
+
+    def step(state, g):
+        updates, state = solver.update(g, state, params)
+        return state, updates
+
+    return jax.jit(lambda grads: jax.lax.scan(step, solver.init(params), grads)[1])(grads)
+
+
+def assert_follows(updates, grads=GRADS, **settings):
+    expected = reference.rmsprop(grads, **settings)
+    np.testing.assert_allclose(updates, expected, rtol=1e-6, atol=1e-6 * abs(expected).max())
+
+
+def test_with_clipping_before():
+    solver = optax.chain(optax.clip_by_global_norm(0.5), rj.rmsprop(0.1))
+    norms = np.linalg.norm(GRADS.astype(np.float64), axis=1, keepdims=True)
+    clipped = GRADS * np.minimum(1, 0.5 / norms)
+    assert_follows(updates_of(solver), clipped, learning_rate=0.1)
+
+
+@pytest.mark.parametrize("flags", [{}, {"bias_correction": True, "momentum": 0.9}])
+def test_with_a_schedule(flags):
+    schedule = optax.linear_schedule(0.1, 0.01, 10)
+    line = lambda t: 0.1 - 0.09 * min(t, 10) / 10
+    assert_follows(updates_of(rj.rmsprop(schedule, **flags)), learning_rate=line, **flags)
+
+
+def test_a_schedule_has_the_only_count():
+    """Ours is named `step`: two fields of one name and `tree_get` would raise."""
+    solver = rj.rmsprop(optax.constant_schedule(0.1), bias_correction=True, momentum=0.9)
+    g = jnp.ones(2)
+    _, state = solver.update(g, solver.init(g))
+    assert optax.tree_utils.tree_get(state, "count") == 1
+    assert optax.tree_utils.tree_get(state, "step") == 1
+    np.testing.assert_allclose(optax.tree_utils.tree_get(state, "nu"), 0.1, rtol=1e-6)
+
+
+def test_inject_hyperparams_rmsprop_without_static_args():
+    settings = {"decay": 0.8, "eps": 1e-3, "initial_scale": 0.5, "momentum": 0.7}
+    flags = {"centered": True, "nesterov": True, "bias_correction": True, "eps_in_sqrt": True}
+    solver = optax.inject_hyperparams(rj.rmsprop)(0.1, **settings, **flags)
+    assert_follows(updates_of(solver), learning_rate=0.1, **settings, **flags)
+
+    state = solver.init(jnp.zeros(4))
+    state.hyperparams["learning_rate"] = jnp.float32(0.2)
+    twice = solver.update(GRADS[0], state)[0]
+    np.testing.assert_allclose(twice, 2 * updates_of(solver)[0], rtol=1e-6)
+
+
+def test_inject_hyperparams_scale_by_rms_without_static_args():
+    solver = optax.inject_hyperparams(rj.scale_by_rms)(decay=0.8, eps=1e-3, eps_in_sqrt=True)
+    assert_follows(-updates_of(solver), learning_rate=1.0, decay=0.8, eps=1e-3, eps_in_sqrt=True)
+
+
+def test_inject_hyperparams_takes_a_schedule_for_any_number():
+    """A schedule of decay is Optax's to evaluate; we see a traced scalar."""
+    solver = optax.inject_hyperparams(rj.rmsprop)(0.1, decay=optax.constant_schedule(0.8))
+    assert_follows(updates_of(solver), learning_rate=0.1, decay=0.8)
+
+
+def test_inject_hyperparams_in_bfloat16_says_what_rounded_decay_to_one():
+    params = jnp.zeros(2, jnp.bfloat16)
+    with pytest.raises(ValueError, match=r"decay.*bfloat16.*hyperparam_dtype"):
+        optax.inject_hyperparams(rj.rmsprop)(0.1, decay=0.999).init(params)
+    optax.inject_hyperparams(rj.rmsprop, hyperparam_dtype=jnp.float32)(0.1, decay=0.999).init(
+        params
+    )
+
+
+def test_apply_if_finite_skips_a_nan():
+    grads = GRADS.copy()
+    grads[5] = np.nan
+    updates = np.asarray(updates_of(optax.apply_if_finite(rj.rmsprop(0.1), 3), grads))
+    assert (updates[5] == 0).all()
+    others = np.delete(np.arange(len(GRADS)), 5)
+    assert_follows(updates[others], GRADS[others], learning_rate=0.1)
+
+
+def test_masked_and_multi_transform_reach_only_their_leaves():
+    grads = {"a": GRADS, "b": 2 * GRADS}
+    masked = updates_of(
+        optax.masked(rj.rmsprop(0.1, centered=True), {"a": True, "b": False}), grads
+    )
+    assert_follows(masked["a"], learning_rate=0.1, centered=True)
+    np.testing.assert_array_equal(masked["b"], grads["b"])
+
+    solver = optax.multi_transform(
+        {"fast": rj.rmsprop(0.1), "slow": rj.rmsprop(0.001, momentum=0.9)},
+        {"a": "fast", "b": "slow"},
+    )
+    updates = updates_of(solver, grads)
+    assert_follows(updates["a"], learning_rate=0.1)
+    assert_follows(updates["b"], grads["b"], learning_rate=0.001, momentum=0.9)
