@@ -1,4 +1,4 @@
-"""Checks of arguments: a concrete value out of range raises, a traced one passes."""
+"""Checks of what a user passes: a concrete value out of range raises, a traced one passes."""
 
 import math
 from typing import Any
@@ -14,7 +14,11 @@ def scalar(name: str, value: Any, low: float = -math.inf, high: float = math.inf
     wanted = f"a number in [{low:g}, {high:g})" if low > -math.inf else "a finite number"
     if isinstance(value, bool | np.bool_ | str) or value is None:
         raise ValueError(f"{name} must be {wanted}, got {value!r}.")
-    if (shape := np.shape(value)) != ():
+    try:
+        shape = np.shape(value)
+    except ValueError as error:  # a ragged list
+        raise ValueError(f"{name} must be {wanted}, got {value!r}.") from error
+    if shape != ():
         raise ValueError(
             f"{name} must be {wanted}, got an array of shape {shape}: to try several values, "
             "jax.vmap over them or use rmsprop_jax.sweep."
@@ -34,7 +38,8 @@ def scalar(name: str, value: Any, low: float = -math.inf, high: float = math.inf
                 "optax.inject_hyperparams pass hyperparam_dtype=jnp.float32."
             )
         raise ValueError(f"{name} must be {wanted}, got {number}.{hint}")
-    return number
+    limit = float(jnp.finfo(jnp.result_type(float)).max)  # beyond it, JAX would make it infinite
+    return min(max(number, -limit), limit)
 
 
 def flag(name: str, value: Any) -> bool:
@@ -44,3 +49,17 @@ def flag(name: str, value: Any) -> bool:
             "in a sweep, give its axis as rmsprop_jax.static([False, True])."
         )
     return bool(value)
+
+
+def check_gradient(g: jax.Array, mu: jax.Array | None, nu: jax.Array) -> None:
+    """Refuse a gradient that NumPy's rules would broadcast against its state, or make real."""
+    if g.shape != nu.shape:
+        raise ValueError(
+            f"a gradient has shape {g.shape}, but the state was made for a parameter of shape "
+            f"{nu.shape}: call init with the parameters that you train."
+        )
+    if mu is not None and jnp.iscomplexobj(g) != jnp.iscomplexobj(mu):
+        raise ValueError(
+            f"a gradient is {g.dtype}, but the state was made for a parameter like {mu.dtype}: "
+            "real parameters need real gradients, complex ones complex."
+        )

@@ -33,8 +33,13 @@ def in_full_precision(
     def update_fn(updates, state, params=None, **extra_args):
         params = jax.tree.map(up, params)
         new, new_state = inner.update(jax.tree.map(up, updates), state, params, **extra_args)
+
         # A hyperparameter of a wider dtype must not widen the state: lax.scan would refuse it.
-        keep = lambda x, old: x if x.dtype == old.dtype else x.astype(old.dtype)
+        def keep(x, old):
+            if jnp.iscomplexobj(x) and not jnp.iscomplexobj(old):
+                raise ValueError(f"a gradient is {x.dtype}, but its parameter is real.")
+            return x if x.dtype == old.dtype else x.astype(old.dtype)
+
         return jax.tree.map(down, new, updates), jax.tree.map(keep, new_state, state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from rmsprop_jax._arguments import flag, scalar
+from rmsprop_jax._arguments import check_gradient, flag, scalar
 from rmsprop_jax._precision import (
     clip,
     components,
@@ -190,8 +190,10 @@ def _scale_by_rms(
     def init_fn(params: optax.Params) -> Any:
         def nu_like(p):
             dtype = jnp.finfo(p.dtype).dtype  # the real dtype of a complex one
-            s0 = jnp.minimum(jnp.asarray(initial_scale, dtype), _largest_square(dtype))
-            return jnp.zeros_like(p, dtype) + s0  # a sum, so that no two leaves share a buffer
+            s0 = jnp.minimum(to_float(initial_scale), _largest_square(dtype))
+            return jnp.zeros_like(p, dtype) + s0.astype(
+                dtype
+            )  # a sum, so that no two leaves share a buffer
 
         return ScaleByRmsState(
             step=jnp.zeros([], jnp.int32) if bias_correction else None,
@@ -210,11 +212,7 @@ def _scale_by_rms(
         in_dtype = {dtype: scalars.astype(dtype) for dtype in {nu.dtype for nu in nus}}
         out = []
         for g, mu, nu in zip(leaves, mus, nus, strict=True):
-            if g.shape != nu.shape:
-                raise ValueError(
-                    f"a gradient has shape {g.shape}, but the state was made for a parameter of "
-                    f"shape {nu.shape}: call init with the parameters that you train."
-                )
+            check_gradient(g, mu, nu)
             out.append(_step_leaf(g, mu, nu, in_dtype[nu.dtype], eps_in_sqrt))
         us, mus, nus = ([leaf[i] for leaf in out] for i in range(3))
         state = ScaleByRmsState(

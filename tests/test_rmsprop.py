@@ -424,3 +424,22 @@ def test_traced_values_are_not_checked():
     assert jax.jit(step)(jnp.float32(-2.0)).shape == (2,)
     with pytest.raises(ValueError, match=r"learning_rate.*shape \(2,\)"):  # a shape is known
         jax.jit(step)(jnp.ones(2) * 0.5)
+
+
+@pytest.mark.parametrize("settings", [{"centered": True}, {"momentum": 0.9}], ids=str)
+def test_a_complex_gradient_of_a_real_parameter_is_refused(settings):
+    solver = rj.rmsprop(**settings)
+    with pytest.raises(ValueError, match="complex64"):
+        solver.update(jnp.ones(2, jnp.complex64), solver.init(jnp.ones(2)))
+
+
+@pytest.mark.parametrize("argument", ["eps", "initial_scale"])
+def test_numbers_beyond_float32_are_its_largest(argument):
+    solver = rj.rmsprop(**{argument: 1e300})
+    updates, _ = solver.update(jnp.ones(2), solver.init(jnp.ones(2)))
+    assert jnp.isfinite(updates).all()
+
+
+def test_a_ragged_list_is_refused_by_name():
+    with pytest.raises(ValueError, match="decay"):
+        rj.rmsprop(decay=[[0.9], [1, 2]])
