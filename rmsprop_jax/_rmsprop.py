@@ -191,9 +191,8 @@ def _scale_by_rms(
         def nu_like(p):
             dtype = jnp.finfo(p.dtype).dtype  # the real dtype of a complex one
             s0 = jnp.minimum(to_float(initial_scale), _largest_square(dtype))
-            return jnp.zeros_like(p, dtype) + s0.astype(
-                dtype
-            )  # a sum, so that no two leaves share a buffer
+            # A sum, so that no two leaves share a buffer.
+            return jnp.zeros_like(p, dtype) + s0.astype(dtype)
 
         return ScaleByRmsState(
             step=jnp.zeros([], jnp.int32) if bias_correction else None,

@@ -32,10 +32,11 @@ def heatmap(result: "SweepResult", x: str, y: str, *, ax: "Axes | None" = None) 
     columns, rows = _values(result, x), _values(result, y)
     sign = 1.0 if result.mode == "min" else -1.0
     cells = np.full((len(rows), len(columns)), np.inf)
-    for i, mean in _means(result).items():
-        point = result.points[i]
+    for point, row in zip(result.points, result.by_point(), strict=True):
+        if np.isnan(row).all():
+            continue
         at = rows.index(point[y]), columns.index(point[x])
-        cells[at] = min(cells[at], sign * mean)
+        cells[at] = min(cells[at], sign * np.nanmean(row))
     cells = np.where(np.isfinite(cells), sign * cells, np.nan)
 
     axes = _axes(ax)
@@ -127,16 +128,6 @@ def _pyplot() -> Any:
 
 def _axes(ax: Any) -> Any:
     return ax or _pyplot().subplots(layout="constrained")[1]
-
-
-def _means(result: "SweepResult") -> dict[int, float]:
-    """For each point the mean objective over the seeds that did not fail."""
-    means = {}
-    for i in range(len(result.points)):
-        mine = result.objective[(result.point_index == i) & ~result.failed]
-        if len(mine):
-            means[i] = float(mine.mean())
-    return means
 
 
 def _values(result: "SweepResult", name: str) -> list[Any]:

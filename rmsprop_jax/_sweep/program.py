@@ -72,7 +72,7 @@ class _Recorded(dict):
         )
 
     def get(self, name, default=None):
-        return self[name] if name in self else default
+        return self[name] if name in self else default  # noqa: SIM401 (get would call itself)
 
     def pop(self, name, *default):
         self.read.add(name)
@@ -110,17 +110,12 @@ def check(
 ) -> tuple[Metrics, set[str]]:
     """Trace `train` abstractly: its metrics' shapes and dtypes, and the names that it read."""
     read: set[str] = set()
-    key = jax.eval_shape(lambda: jax.random.key(0))
-
-    def traced(numbers, key, args):
-        return train(_Recorded(group.structure | numbers, points.names, read), key, *args)
-
-    numbers = {name: jax.ShapeDtypeStruct((), dtype) for name, dtype in group.dtypes.items()}
+    recorded = lambda numbers: _Recorded(group.structure | numbers, points.names, read)
     try:
-        metrics = jax.eval_shape(traced, numbers, key, args)
+        metrics = _abstract_metrics(train, recorded, group.dtypes, args)
     except (jax.errors.ConcretizationTypeError, TypeError, IndexError) as error:
         point = points[group.indices[0]]
-        if culprits := _concrete_remedy(train, group, point, args, error):
+        if culprits := _concrete_remedy(train, group, point, args):
             axes = " and ".join(map(repr, culprits))
             raise ValueError(
                 f"train used {axes} as a shape, an index, a bool or a Python number, but the "
@@ -132,21 +127,23 @@ def check(
     return _checked_metrics(metrics, points), read
 
 
-def _concrete_remedy(train, group: Group, point, args, error) -> list[str]:
+def _abstract_metrics(train: Train, make_hp: Callable, dtypes: dict[str, Any], args) -> Any:
+    """What `train` returns for abstract numbers of these dtypes."""
+    numbers = {name: jax.ShapeDtypeStruct((), dtype) for name, dtype in dtypes.items()}
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return jax.eval_shape(
+        lambda numbers, key, args: train(make_hp(numbers), key, *args), numbers, key, args
+    )
+
+
+def _concrete_remedy(train: Train, group: Group, point: dict[str, Any], args) -> list[str]:
     """The names that, given as Python numbers, make this error go away or change."""
 
     def outcome(names):
         structure = group.structure | {n: point[n] for n in names}
-        numbers = {
-            n: jax.ShapeDtypeStruct((), dtype)
-            for n, dtype in group.dtypes.items()
-            if n not in names
-        }
-        key = jax.eval_shape(lambda: jax.random.key(0))
+        dtypes = {n: dtype for n, dtype in group.dtypes.items() if n not in names}
         try:
-            jax.eval_shape(
-                lambda hp, key, args: train(structure | hp, key, *args), numbers, key, args
-            )
+            _abstract_metrics(train, lambda numbers: structure | numbers, dtypes, args)
         except Exception as other:
             return str(other)
         return None

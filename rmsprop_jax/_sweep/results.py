@@ -67,6 +67,12 @@ class SweepResult:
             f"ran {self.run_seconds:.1f} s)"
         )
 
+    def by_point(self) -> np.ndarray:
+        """The objectives, float64 of shape (points, seeds), NaN where failed or not finished."""
+        table = np.full((len(self.points), len(self.seeds)), np.nan)
+        table[self.point_index, self.seed_index] = np.where(self.failed, np.nan, self.objective)
+        return table
+
     def best(self) -> Best:
         """The point with the best mean objective over the seeds.
 
@@ -75,21 +81,20 @@ class SweepResult:
         Raises:
           ValueError: where every trial failed, or none finished.
         """
-        ranked = []
-        for i in range(len(self.points)):
-            mine = self.objective[(self.point_index == i) & ~self.failed]
-            if len(mine):
-                mean = float(mine.mean())
-                ranked.append(
-                    (len(mine) < len(self.seeds), mean if self.mode == "min" else -mean, i)
-                )
+        table = self.by_point()
+        sign = 1 if self.mode == "min" else -1
+        ranked = [
+            (bool(np.isnan(row).any()), sign * np.nanmean(row), i)
+            for i, row in enumerate(table)
+            if not np.isnan(row).all()
+        ]
         if not ranked:
             raise ValueError(
                 f"no best point: of {len(self)} finished trials, {int(self.failed.sum())} failed "
                 "(their objective is not finite). Try smaller learning rates."
             )
         i = min(ranked)[2]
-        mine = self.objective[(self.point_index == i) & ~self.failed]
+        mine = table[i][~np.isnan(table[i])]
         return Best(
             hp=dict(self._hps[i]),
             point=self.points[i],

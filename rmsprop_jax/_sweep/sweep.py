@@ -207,9 +207,7 @@ def _objective(objective: Objective, metrics: dict[str, np.ndarray]) -> float:
 
 def _show(bar: tqdm, finished: int, values: np.ndarray, mode: str) -> None:
     whole = values[np.isfinite(values)]
-    if len(whole):
-        best = f"{whole.min() if mode == 'min' else whole.max():.4g}"
-    else:
-        best = "none"
+    pick = np.min if mode == "min" else np.max
+    best = f"{pick(whole):.4g}" if len(whole) else "none"
     bar.set_postfix_str(f"failed {len(values) - len(whole)}, best {best}", refresh=False)
     bar.update(finished)
