@@ -266,31 +266,33 @@ def _step_leaf(g, mu, nu, scalars: _Scalars, eps_in_sqrt: bool):
     The order of the operations decides the speed: each new state ends in a sum, and the outputs
     share nothing but arguments and one another; else XLA keeps an intermediate (2–7 × the time).
 
-    Bound: let L = `largest` and l = `smallest`. v ≥ w min(|g|², L), the numerator is at most √L and
-    the denominator at least √l, so |u| ≤ 1/√w for every g: by v ≥ w |g|² where w |g|² ≥ l is a
-    normal number, by the denominator where it is not.
+    Bound: g is clipped so that |g|² ≤ L, the largest square. Then |u| ≤ 1/√w for every g: by
+    v ≥ w |g|² where w |g|² is at least the smallest normal number, by the denominator, at least
+    that number's root, where it is not.
     """
     rho, w, ratio, eps, total, s0 = scalars
     dtype = nu.dtype
-    largest, smallest = _largest_square(dtype), float(jnp.finfo(dtype).tiny)
-    gs = [x.astype(dtype) for x in components(g)]
-    limit = math.sqrt(largest / len(gs)) / (1 if mu is None else 2)  # centred: |g − m|² ≤ L too
+    gs = components(g)
+    limit = math.sqrt(_largest_square(dtype) / len(gs))
+    limit = limit if mu is None else limit / 2  # centred: |g − m|² ≤ L too
+    gs = [clip(x.astype(dtype), limit) for x in gs]
 
     if mu is None:
-        nu = w * jnp.minimum(_square(gs), largest) + rho * nu
+        nu = w * _square(gs) + rho * nu
         v = nu if total is None else nu / total
     else:
         # The exponentially weighted Welford recurrence, from the new mean:
         # v = EMA(g²) − EMA(g)² in exact arithmetic, but a sum of squares.
-        ms = [m + w * (clip(x, limit) - m) for x, m in zip(gs, components(mu), strict=True)]
-        nu = ratio * _square([clip(x, limit) - m for x, m in zip(gs, ms, strict=True)]) + rho * nu
+        ms = [m + w * (x - m) for x, m in zip(gs, components(mu), strict=True)]
+        nu = ratio * _square([x - m for x, m in zip(gs, ms, strict=True)]) + rho * nu
         v = nu if s0 is None else nu + s0
         mu = join(ms)
 
     # The smallest normal number gives 0/0 an answer, and the root a finite derivative, at s = 0.
     # With ε inside the root, ε is at least as much.
-    denominator = jnp.sqrt(v + eps) if eps_in_sqrt else jnp.sqrt(v + smallest) + eps
-    return join([clip(x, limit) / denominator for x in gs]), mu, nu
+    tiny = float(jnp.finfo(dtype).tiny)
+    denominator = jnp.sqrt(v + eps) if eps_in_sqrt else jnp.sqrt(v + tiny) + eps
+    return join([x / denominator for x in gs]), mu, nu
 
 
 def _largest_square(dtype) -> float:
