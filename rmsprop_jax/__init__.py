@@ -1,6 +1,6 @@
 """RMSProp you can trust, port and tune, in JAX."""
 
-from rmsprop_jax import plots
+from rmsprop_jax import plots, presets
 from rmsprop_jax._rmsprop import ScaleByRmsState, rmsprop, scale_by_rms
 from rmsprop_jax._sweep.points import Points, grid, static
 from rmsprop_jax._sweep.results import SweepResult
@@ -16,6 +16,7 @@ __all__ = [
     "__version__",
     "grid",
     "plots",
+    "presets",
     "rmsprop",
     "scale_by_rms",
     "static",

@@ -1,10 +1,8 @@
 """RMSProp: the state, `scale_by_rms`, `rmsprop`.
 
-Read `_step_leaf` first: it is the formula. Everything else prepares its scalars.
+Read `step_leaf` in `_formula.py` first; what is here prepares its scalars and chains it.
 """
 
-import functools
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -13,14 +11,8 @@ import optax
 from jax.typing import ArrayLike
 
 from rmsprop_jax._arguments import check_gradient, flag, scalar
-from rmsprop_jax._precision import (
-    clip,
-    components,
-    in_full_precision,
-    join,
-    one_minus_power,
-    to_float,
-)
+from rmsprop_jax._formula import Scalars, largest_square, step_leaf
+from rmsprop_jax._precision import in_full_precision, one_minus_power, to_float
 
 
 class ScaleByRmsState(NamedTuple):
@@ -97,6 +89,11 @@ def rmsprop(
     momentum: ArrayLike | None = None,
     nesterov: bool = False,
     bias_correction: bool = False,
+    *,
+    lr_in_momentum: bool = True,
+    weight_decay: ArrayLike | None = None,
+    decoupled_weight_decay: bool = False,
+    mask: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""RMSProp: a learning rate for each parameter, from the recent size of its gradient.
 
@@ -107,7 +104,9 @@ def rmsprop(
     Every argument of `optax.rmsprop`, in its order, with its meaning. **One default differs**: ε
     stands outside the root here; `eps_in_sqrt=True` gives Optax's √(s + ε). With `momentum` μ the
     scaled step u enters a buffer, b ← μ b + η u, and θ ← θ − b; with `nesterov`,
-    θ ← θ − (η u + μ b).
+    θ ← θ − (η u + μ b). With `lr_in_momentum=False` the learning rate stays outside, as in PyTorch:
+    b ← μ b + u, θ ← θ − η b. The two differ as soon as η changes. `rmsprop_jax.presets` has the
+    calls of other frameworks.
 
     Numbers are computed and kept in float32 at least (float64 for float64), the momentum buffer
     too; the update is cast once, at the end, to the gradient's dtype, and stops at its largest
@@ -129,11 +128,18 @@ def rmsprop(
         over momentum has one state tree.
       nesterov: Nesterov's form of the momentum. Needs `momentum`.
       bias_correction: divide the averages by 1 − ρᵗ, as Adam does.
+      lr_in_momentum: η inside the momentum buffer (Optax, TensorFlow) or outside (PyTorch).
+      weight_decay: λ ≥ 0. `None` has none. Coupled, it adds λθ to the gradient first (PyTorch's
+        L2 penalty).
+      decoupled_weight_decay: subtract η λ θ from the parameters instead, with this step's η and
+        past the momentum buffer (AdamW's manner, Keras').
+      mask: which parameters decay, as in `optax.add_decayed_weights`: a tree of bools, a prefix of
+        the parameters' tree, or a function from parameters to one.
 
     Every float may be a Python number or a traced scalar, so `jax.vmap` runs a grid of them.
 
     Returns:
-      An Optax transformation; `update` needs no `params`.
+      An Optax transformation; `update` needs `params` only with `weight_decay`.
 
     Raises:
       ValueError: for a concrete scalar out of range, an array where a scalar belongs, a flag that
@@ -159,16 +165,52 @@ def rmsprop(
     if not callable(learning_rate):
         learning_rate = scalar("learning_rate", learning_rate)
     scaling = _scale_by_rms(decay, eps, initial_scale, eps_in_sqrt, bias_correction, centered)
-    parts = [scaling, optax.scale_by_learning_rate(learning_rate)]
-    nesterov = flag("nesterov", nesterov)
+    rate = optax.scale_by_learning_rate(learning_rate)
+    buffer, decay_weights = optax.identity(), None
+    nesterov, lr_in_momentum = flag("nesterov", nesterov), flag("lr_in_momentum", lr_in_momentum)
     if momentum is not None:
-        parts.append(optax.trace(scalar("momentum", momentum, 0.0, 1.0), nesterov))
+        buffer = optax.trace(scalar("momentum", momentum, 0.0, 1.0), nesterov)
     elif nesterov:
         raise ValueError(
             "nesterov=True needs a momentum, got momentum=None: pass momentum=0.9 or the like, "
             "or nesterov=False."
         )
+    decoupled = flag("decoupled_weight_decay", decoupled_weight_decay)
+    if weight_decay is not None:
+        decay_weights = optax.add_decayed_weights(scalar("weight_decay", weight_decay, 0.0), mask)
+
+    if not decoupled or decay_weights is None:
+        parts = [scaling, *([rate, buffer] if lr_in_momentum else [buffer, rate])]
+        parts = parts if decay_weights is None else [decay_weights, *parts]
+    elif lr_in_momentum and momentum is not None:
+        parts = [scaling, _rate_then_buffer(rate, buffer, decay_weights)]
+    else:
+        parts = [scaling, buffer, decay_weights, rate]
     return in_full_precision(optax.chain(*parts))
+
+
+def _rate_then_buffer(
+    rate: optax.GradientTransformation,
+    buffer: optax.GradientTransformation,
+    decay_weights: optax.GradientTransformation,
+) -> optax.GradientTransformation:
+    """η u enters the buffer, η λ θ passes it by; one η, and one count, serves both."""
+
+    def init_fn(params):
+        return rate.init(params), buffer.init(params), decay_weights.init(params)
+
+    def update_fn(updates, state, params=None):
+        rate_state, buffer_state, decay_state = state
+        zeros = jax.tree.map(jnp.zeros_like, updates)
+        decayed, decay_state = decay_weights.update(zeros, decay_state, params)
+        scaled: Any
+        scaled, rate_state = rate.update((updates, decayed), rate_state)
+        updates, decayed = scaled
+        updates, buffer_state = buffer.update(updates, buffer_state)
+        updates = jax.tree.map(jnp.add, updates, decayed)
+        return updates, (rate_state, buffer_state, decay_state)
+
+    return optax.GradientTransformation(init_fn, update_fn)
 
 
 def _scale_by_rms(
@@ -190,7 +232,7 @@ def _scale_by_rms(
     def init_fn(params: optax.Params) -> Any:
         def nu_like(p):
             dtype = jnp.finfo(p.dtype).dtype  # the real dtype of a complex one
-            s0 = jnp.minimum(to_float(initial_scale), _largest_square(dtype))
+            s0 = jnp.minimum(to_float(initial_scale), largest_square(dtype))
             # A sum, so that no two leaves share a buffer.
             return jnp.zeros_like(p, dtype) + s0.astype(dtype)
 
@@ -212,7 +254,7 @@ def _scale_by_rms(
         out = []
         for g, mu, nu in zip(leaves, mus, nus, strict=True):
             check_gradient(g, mu, nu)
-            out.append(_step_leaf(g, mu, nu, in_dtype[nu.dtype], eps_in_sqrt))
+            out.append(step_leaf(g, mu, nu, in_dtype[nu.dtype], eps_in_sqrt))
         us, mus, nus = ([leaf[i] for leaf in out] for i in range(3))
         state = ScaleByRmsState(
             step=step,
@@ -221,7 +263,7 @@ def _scale_by_rms(
         )
         return treedef.unflatten(us), state
 
-    def _scalars(step: Any) -> _Scalars:
+    def _scalars(step: Any) -> Scalars:
         rho, w = to_float(decay), to_float(1 - decay)  # 1 − ρ before it is rounded
         total = s0 = None
         if bias_correction:
@@ -230,75 +272,6 @@ def _scale_by_rms(
                 s0 = to_float(initial_scale) * (1 - total) / total
                 rho, w = rho * one_minus_power(w, step - 1) / total, w / total
         ratio = w / jnp.where(rho == 0, jnp.inf, rho) if centered else None
-        return _Scalars(rho, w, ratio, to_float(eps), total, s0)
+        return Scalars(rho, w, ratio, to_float(eps), total, s0)
 
     return optax.GradientTransformation(init_fn, update_fn)
-
-
-class _Scalars(NamedTuple):
-    """The numbers of one step, the same for all leaves."""
-
-    rho: jax.Array
-    """ρ, what the averages keep."""
-    w: jax.Array
-    """1 − ρ, what they take in."""
-    ratio: Any
-    """w/ρ, and 0 where ρ is. Centred only."""
-    eps: jax.Array
-    total: Any
-    """1 − ρᵗ, bias correction only."""
-    s0: Any
-    """What is left of s₀. Centred with bias correction only."""
-
-    def astype(self, dtype) -> "_Scalars":
-        scalars = jax.tree.map(lambda x: x.astype(dtype), self)
-        return scalars._replace(eps=jnp.maximum(scalars.eps, float(jnp.finfo(dtype).tiny)))
-
-
-# Jitted, so that leaves of one shape are traced once; the scalars come converted, so that no leaf
-# compiles that again.
-@functools.partial(jax.jit, static_argnums=4)
-def _step_leaf(g, mu, nu, scalars: _Scalars, eps_in_sqrt: bool):
-    """One step of one leaf: (u, new mu, new nu), all in nu's precision.
-
-    A complex g is a pair of real components with one |g|².
-
-    The order of the operations decides the speed: each new state ends in a sum, and the outputs
-    share nothing but arguments and one another; else XLA keeps an intermediate (2–7 × the time).
-
-    Bound: g is clipped so that |g|² ≤ L, the largest square. Then |u| ≤ 1/√w for every g: by
-    v ≥ w |g|² where w |g|² is at least the smallest normal number, by the denominator, at least
-    that number's root, where it is not.
-    """
-    rho, w, ratio, eps, total, s0 = scalars
-    dtype = nu.dtype
-    gs = components(g)
-    limit = math.sqrt(_largest_square(dtype) / len(gs))
-    limit = limit if mu is None else limit / 2  # centred: |g − m|² ≤ L too
-    gs = [clip(x.astype(dtype), limit) for x in gs]
-
-    if mu is None:
-        nu = w * _square(gs) + rho * nu
-        v = nu if total is None else nu / total
-    else:
-        # The exponentially weighted Welford recurrence, from the new mean:
-        # v = EMA(g²) − EMA(g)² in exact arithmetic, but a sum of squares.
-        ms = [m + w * (x - m) for x, m in zip(gs, components(mu), strict=True)]
-        nu = ratio * _square([x - m for x, m in zip(gs, ms, strict=True)]) + rho * nu
-        v = nu if s0 is None else nu + s0
-        mu = join(ms)
-
-    # The smallest normal number gives 0/0 an answer, and the root a finite derivative, at s = 0.
-    # With ε inside the root, ε is at least as much.
-    tiny = float(jnp.finfo(dtype).tiny)
-    denominator = jnp.sqrt(v + eps) if eps_in_sqrt else jnp.sqrt(v + tiny) + eps
-    return join([x / denominator for x in gs]), mu, nu
-
-
-def _largest_square(dtype) -> float:
-    """The largest g² that enters the average: 1e38 in float32, 1e308 in float64."""
-    return 10.0 ** math.floor(math.log10(jnp.finfo(dtype).max))
-
-
-def _square(xs):
-    return sum((x * x for x in xs[1:]), start=xs[0] * xs[0])

@@ -14,21 +14,35 @@ def rmsprop(
     momentum=None,
     nesterov=False,
     bias_correction=False,
+    lr_in_momentum=True,
+    weight_decay=None,
+    decoupled_weight_decay=False,
+    params=0.0,
 ):
     """The updates for the stream `grads` (one a step, along axis 0), in float64 or complex128."""
-    grads = np.asarray(grads)
+    grads = np.asarray(grads)  # astype copies: coupled decay is added in place
     grads = grads.astype(np.complex128 if np.iscomplexobj(grads) else np.float64)
+    params = params + np.zeros_like(grads[0])
     buffer = np.zeros_like(grads[0])
     updates = np.zeros_like(grads)
-    for t, g in enumerate(grads, start=1):
+    for t in range(1, len(grads) + 1):
+        if weight_decay is not None and not decoupled_weight_decay:
+            grads[t - 1] = grads[t - 1] + weight_decay * params
+        g = grads[t - 1]
         s = second_moment(grads[:t], decay, initial_scale, centered, bias_correction)
         d = np.sqrt(s + eps) if eps_in_sqrt else np.sqrt(s) + eps
         eta = learning_rate(t - 1) if callable(learning_rate) else learning_rate
-        u = -eta * np.divide(g, d, out=np.zeros_like(g), where=d > 0)  # 0/0 is 0
+        u = np.divide(g, d, out=np.zeros_like(g), where=d > 0)  # 0/0 is 0
         if momentum is not None:
+            u = eta * u if lr_in_momentum else u
             buffer = momentum * buffer + u
             u = momentum * buffer + u if nesterov else buffer
-        updates[t - 1] = u
+        if momentum is None or not lr_in_momentum:
+            u = eta * u
+        if weight_decay is not None and decoupled_weight_decay:
+            u = u + eta * weight_decay * params
+        updates[t - 1] = -u
+        params = params - u
     return updates
 
 

@@ -1,5 +1,7 @@
 """`rmsprop` and `scale_by_rms` alone: the formula, trees, dtypes, tracing, derivatives, limits."""
 
+import functools
+import inspect
 import itertools
 from typing import Any, NamedTuple
 
@@ -212,24 +214,122 @@ def test_the_state_can_be_donated(flags, initial_scale):
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
 
 
+# Learning rate and momentum, weight decay.
+
+DECAYS = {
+    "none": {},
+    "coupled": {"weight_decay": 0.3},
+    "decoupled": {"weight_decay": 0.3, "decoupled_weight_decay": True},
+}
+
+
+def run_with_params(solver, grads, params):
+    def step(carry, g):
+        params, state = carry
+        updates, state = solver.update(g, state, params)
+        return (optax.apply_updates(params, updates), state), updates
+
+    return jax.jit(lambda p, g: jax.lax.scan(step, (p, solver.init(p)), g)[1])(params, grads)
+
+
+@pytest.mark.parametrize("lr_in_momentum", [True, False])
+@pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.parametrize("kind", ["real", "complex"])
+@pytest.mark.parametrize(
+    "momentum", [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}], ids=str
+)
+def test_learning_rate_and_weight_decay_against_the_equations(
+    x64, lr_in_momentum, decay, kind, momentum
+):
+    """Under a schedule, which tells the two places of the learning rate apart."""
+    grads, params = stream(100, 4, dtype=np.float64), np.linspace(-3.0, 4.0, 4)
+    if kind == "complex":
+        grads, params = grads + 1j * grads[::-1], params * (1 - 2j)
+    flags = {"lr_in_momentum": lr_in_momentum, **momentum, **DECAYS[decay]}
+    updates = run_with_params(
+        rj.rmsprop(lambda t: 0.01 / (1.0 + t.astype(float)), eps=1e-2, **flags), grads, params
+    )
+    expected = reference.rmsprop(
+        grads, lambda t: 0.01 / (1.0 + t), eps=1e-2, params=params, **flags
+    )
+    np.testing.assert_allclose(updates, expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("decay", ["coupled", "decoupled"])
+@pytest.mark.parametrize("momentum", [None, 0.9])
+@pytest.mark.parametrize("form", ["tree", "function", "prefix"])
+def test_mask_says_which_parameters_decay(decay, momentum, form):
+    params = {"w": {"a": jnp.full(3, 2.0), "b": jnp.float32(1.0)}, "bias": jnp.ones(2)}
+    tree = {"w": {"a": True, "b": True}, "bias": False}
+    mask = {"tree": tree, "function": lambda p: tree, "prefix": {"w": True, "bias": False}}[form]
+    grads = jax.tree.map(lambda p: 0.1 * p, params)
+
+    def step(**settings):
+        solver = rj.rmsprop(0.1, momentum=momentum, **settings)
+        return solver.update(grads, solver.init(params), params)[0]
+
+    masked, whole, none = step(mask=mask, **DECAYS[decay]), step(**DECAYS[decay]), step()
+    chex.assert_trees_all_equal(masked["w"], whole["w"])
+    chex.assert_trees_all_equal(masked["bias"], none["bias"])
+    if decay == "decoupled":
+        np.testing.assert_allclose(masked["w"]["a"], none["w"]["a"] - 0.1 * 0.3 * 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("decay", ["coupled", "decoupled"])
+def test_weight_decay_traces_keeps_one_count_and_is_injected(decay):
+    params, grads = jnp.ones(3), jnp.array([0.1, -0.2, 0.3])
+    flags = {"momentum": 0.9, **DECAYS[decay]}
+    solver = rj.rmsprop(optax.constant_schedule(0.1), **flags)
+    updates, state = solver.update(grads, solver.init(params), params)
+    assert optax.tree_utils.tree_get(state, "count") == 1
+
+    def step(strength):
+        solver = rj.rmsprop(0.1, **{**flags, "weight_decay": strength})
+        return solver.update(grads, solver.init(params), params)[0]
+
+    np.testing.assert_allclose(jax.jit(step)(jnp.float32(0.3)), updates, rtol=1e-6)
+    with jax.numpy_dtype_promotion("standard"):
+        injected = optax.inject_hyperparams(rj.rmsprop)(0.1, mask={"w": True, "v": False}, **flags)
+        tree = lambda x: {"w": x, "v": x}
+        got, _ = injected.update(tree(grads), injected.init(tree(params)), tree(params))
+    np.testing.assert_allclose(got["w"], updates, rtol=1e-6)
+
+
+def test_weight_decay_in_half_precision_is_computed_in_float32():
+    """λθ is below half a last place of g in bfloat16, and still arrives."""
+    params, g = jnp.full(2, 1.0, jnp.bfloat16), jnp.full(2, 1.0, jnp.bfloat16)
+    solver = rj.rmsprop(0.1, 0.0, weight_decay=2.0**-10, momentum=0.0)
+    _, state = solver.update(g, solver.init(params), params)
+    np.testing.assert_allclose(optax.tree_utils.tree_get(state, "nu"), (1 + 2.0**-10) ** 2)
+
+
+def test_weight_decay_needs_params():
+    solver = rj.rmsprop(weight_decay=0.1)
+    with pytest.raises(ValueError, match="params"):
+        solver.update(jnp.ones(2), solver.init(jnp.ones(2)))
+
+
 # Derivatives.
 
 NUMBERS = {
-    "learning_rate": 0.1, "decay": 0.8, "eps": 0.05, "initial_scale": 0.3, "momentum": 0.7
+    "learning_rate": 0.1, "decay": 0.8, "eps": 0.05, "initial_scale": 0.3, "momentum": 0.7,
+    "weight_decay": 0.2,
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("eps_in_sqrt", [False, True])
 @pytest.mark.parametrize("centered", [False, True])
 @pytest.mark.parametrize("bias_correction", [False, True])
-def test_derivatives_through_ten_steps(x64, eps_in_sqrt, centered, bias_correction):
+def test_derivatives_through_fifty_steps(x64, eps_in_sqrt, centered, bias_correction):
     """Reverse, forward and central differences agree, and where s = 0 all stay finite."""
     flags = {"eps_in_sqrt": eps_in_sqrt, "centered": centered, "bias_correction": bias_correction}
-    weights = stream(10, 3, dtype=np.float64)
+    weights = stream(50, 3, dtype=np.float64)
     grads = weights[::-1] + 0.1
+    params = np.array([1.0, -2.0, 0.5])
+    flags["lr_in_momentum"] = flags["decoupled_weight_decay"] = centered  # each once
 
     def f(numbers, grads):
-        return jnp.sum(weights * scan(rj.rmsprop(**numbers, **flags), grads)[1])
+        return jnp.sum(weights * scan(rj.rmsprop(**numbers, **flags), grads, params)[1])
 
     @jax.jit
     def all_derivatives(*x):
@@ -247,7 +347,8 @@ def test_derivatives_through_ten_steps(x64, eps_in_sqrt, centered, bias_correcti
         analytic = jax.flatten_util.ravel_pytree(derivative)[0]
         np.testing.assert_allclose(analytic, numeric, rtol=1e-5, atol=1e-5)
 
-    late = np.where(np.arange(10)[:, None] < 3, 0.0, grads)
+    params = np.zeros(3)  # no weight decay hides that g is 0
+    late = np.where(np.arange(50)[:, None] < 3, 0.0, grads)
     for eps, decay, zeros in itertools.product((0.05, 0.0), (0.8, 0.0), (0 * late, late)):
         if centered and eps == decay == 0 and zeros.any():
             continue  # no variance and no ε: g/0 has no derivative
@@ -368,6 +469,111 @@ def test_only_huge_gradients(flags):
         chex.assert_tree_all_finite((state, updates))
 
 
+# Any settings in range, one lane each; η up to 10 (a larger one may overflow the step by itself).
+SETTINGS = {
+    "learning_rate": [1e-3, 10.0, 0.0],
+    "decay": [0.0, 0.5, 0.9, 0.999, 1 - 2.0**-24],
+    "eps": [0.0, 1e-8, 1e-30, 1e-2, 1e10],
+    "initial_scale": [0.0, 1.0, 1e38],
+    "momentum": [0.0, 0.9, 1 - 2.0**-24],
+}
+KINDS = ["bfloat16", "float16", "float32", "float64", "complex64"]
+STRUCTURES = [
+    {
+        "eps_in_sqrt": inside,
+        "centered": centered,
+        "bias_correction": corrected,
+        "nesterov": corrected,
+    }
+    for inside, centered, corrected in itertools.product([False, True], repeat=3)
+]
+
+
+def lanes(dtype):
+    """A spread over all combinations, each value of each axis at least once."""
+    rows = list(itertools.product(*SETTINGS.values()))[::7]
+    return {k: jnp.asarray(v, dtype) for k, v in zip(SETTINGS, np.array(rows).T, strict=True)}
+
+
+def adversarial_streams(dtype, steps=300):
+    """(steps, kinds): constant, tiny, huge, denormal, alternating, zero, spikes, overflows."""
+    info, t = jnp.finfo(dtype), np.arange(steps)
+    largest, small = float(info.max), float(info.smallest_subnormal)
+    rng = np.random.default_rng(0)
+    spread = lambda: rng.uniform(np.log10(small) + 1, np.log10(largest) - 0.01, steps)
+    streams = [
+        np.full(steps, 3.0),
+        np.full(steps, 1e-7 if dtype == "float16" else 1e-30),
+        np.full(steps, largest),
+        np.full(steps, small),
+        largest * (-1.0) ** t,
+        np.sqrt(largest) * 2 * (-1.0) ** t,
+        np.zeros(steps),
+        np.where(t % 50 == 10, largest, 0.0),
+        np.where(t % 50 == 10, -largest, small),
+        np.where(t < 10, largest, -3.0),
+        np.where(t < 200, 0.1, -largest),
+        rng.choice([-1, 1], steps) * 10.0 ** spread(),
+        10.0 ** spread(),
+        np.sqrt(largest) * (1 + 1e-3 * rng.normal(size=steps)),
+    ]
+    g = np.stack(streams, axis=1).clip(-largest, largest)
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        return jnp.asarray(g + 1j * np.roll(g, 1, axis=1), dtype)
+    return jnp.asarray(g, dtype)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def holds(flags, grads, kind):
+    """For each lane and step: all is finite, and no average of squares is negative."""
+
+    def one(numbers):
+        solver = rj.rmsprop(**numbers, **dict(flags))
+
+        def step(state, g):
+            updates, state = solver.update(g, state)
+            nu = optax.tree_utils.tree_get(state, "nu")
+            finite = [jnp.isfinite(x).all() for x in jax.tree.leaves((updates, state))]
+            return state, (jnp.stack(finite).all(), (nu >= 0).all())
+
+        return jax.lax.scan(step, solver.init(grads[0]), grads)[1]
+
+    # Under strict promotion Optax' own scale refuses a float32 rate times a complex64 step.
+    with jax.numpy_dtype_promotion("standard" if kind == "complex64" else "strict"):
+        return jax.vmap(one)(lanes(jnp.float64 if kind == "float64" else jnp.float32))
+
+
+structures = pytest.mark.parametrize(
+    "flags", STRUCTURES, ids=lambda flags: "-".join(k for k in flags if flags[k]) or "plain"
+)
+
+
+@structures
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_finite_gradient_breaks_it(x64, kind, flags):
+    finite, positive = holds(tuple(flags.items()), adversarial_streams(kind), kind)
+    assert finite.all()
+    assert positive.all()
+
+
+@structures
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_finite_gradient_found_breaks_it(x64, kind, flags):
+    """The same by search over any finite numbers of the dtype."""
+    largest = float(jnp.finfo(kind).max)
+    width = {"float64": 64, "float16": 16}.get(kind, 32)
+    finite = st.floats(-largest, largest, width=width)
+
+    @hypothesis.settings(deadline=None, database=None, derandomize=True, max_examples=20)
+    @hypothesis.given(st.lists(finite, min_size=24, max_size=24))
+    def search(numbers):
+        g = np.array(numbers).reshape(6, 4)
+        g = g + 1j * g[::-1] if kind == "complex64" else g
+        assert all(x.all() for x in holds(tuple(flags.items()), jnp.asarray(g, kind), kind))
+
+    search()
+
+
 @pytest.mark.parametrize("initial_scale", [3e38, 1e300])
 def test_a_huge_initial_scale_is_forgotten_too(initial_scale):
     solver = rj.scale_by_rms(initial_scale=initial_scale, decay=0.5)
@@ -391,8 +597,10 @@ BAD = [
     *(("eps", x) for x in (-1.0, np.nan, np.inf, np.zeros(1))),
     *(("momentum", x) for x in (1.0, -0.1, np.nan, "x", False)),
     *(("initial_scale", x) for x in (-1.0, np.nan, None)),
+    *(("weight_decay", x) for x in (-0.1, np.nan, np.inf, np.zeros(2), "x", True)),
     *(("learning_rate", x) for x in (np.nan, np.inf, np.array([0.1, 0.2]), None, True)),
     *((flag, 1) for flag in ("centered", "bias_correction", "eps_in_sqrt", "nesterov")),
+    *((flag, 1) for flag in ("lr_in_momentum", "decoupled_weight_decay")),
     ("nesterov", True),  # without momentum
 ]
 
@@ -400,7 +608,7 @@ BAD = [
 @pytest.mark.parametrize(("argument", "value"), BAD, ids=repr)
 def test_a_bad_value_is_refused_by_name(argument, value):
     for make in (rj.rmsprop, rj.scale_by_rms):
-        if make is rj.scale_by_rms and argument in ("momentum", "learning_rate", "nesterov"):
+        if argument not in inspect.signature(make).parameters:
             continue
         with pytest.raises(ValueError, match=rf"\b{argument}\b"):
             make(**{argument: value})

@@ -1,0 +1,82 @@
+"""RMSProp's formula: one step of one leaf."""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rmsprop_jax._precision import clip, components, join
+
+
+class Scalars(NamedTuple):
+    """The numbers of one step, the same for all leaves."""
+
+    rho: jax.Array
+    """ρ, what the averages keep."""
+    w: jax.Array
+    """1 − ρ, what they take in."""
+    ratio: Any
+    """w/ρ, and 0 where ρ is. Centred only."""
+    eps: jax.Array
+    total: Any
+    """1 − ρᵗ, bias correction only."""
+    s0: Any
+    """What is left of s₀. Centred with bias correction only."""
+
+    def astype(self, dtype) -> "Scalars":
+        scalars = jax.tree.map(lambda x: x.astype(dtype), self)
+        return scalars._replace(eps=jnp.maximum(scalars.eps, float(jnp.finfo(dtype).tiny)))
+
+
+# Jitted, so that leaves of one shape are traced once; the scalars come converted, so that no leaf
+# compiles that again.
+@functools.partial(jax.jit, static_argnums=4)
+def step_leaf(g, mu, nu, scalars: Scalars, eps_in_sqrt: bool):
+    """One step of one leaf: (u, new mu, new nu), all in nu's precision.
+
+    A complex g is a pair of real components with one |g|².
+
+    The order of the operations decides the speed: each new state ends in a sum, and the outputs
+    share nothing but arguments and one another; else XLA keeps an intermediate (2–7 × the time).
+
+    Bound: g is clipped so that |g|² ≤ L, the largest square. Then |u| ≤ 1/√w for every g: by
+    v ≥ w |g|² where w |g|² is at least the smallest normal number, by the denominator, at least
+    that number's root, where it is not.
+    """
+    rho, w, ratio, eps, total, s0 = scalars
+    dtype = nu.dtype
+    gs = components(g)
+    limit = math.sqrt(largest_square(dtype) / len(gs))
+    limit = limit if mu is None else limit / 2  # centred: |g − m|² ≤ L too
+    gs = [clip(x.astype(dtype), limit) for x in gs]
+
+    if mu is None:
+        nu = w * _square(gs) + rho * nu
+        v = nu if total is None else nu / total
+    else:
+        # The exponentially weighted Welford recurrence, from the new mean:
+        # v = EMA(g²) − EMA(g)² in exact arithmetic, but a sum of squares.
+        ms = [m + w * (x - m) for x, m in zip(gs, components(mu), strict=True)]
+        nu = ratio * _square([x - m for x, m in zip(gs, ms, strict=True)]) + rho * nu
+        v = nu if s0 is None else nu + s0
+        mu = join(ms)
+
+    # The smallest normal number gives 0/0 an answer, and the root a finite derivative, at s = 0.
+    # With ε inside the root, ε is at least as much.
+    tiny = float(jnp.finfo(dtype).tiny)
+    denominator = jnp.sqrt(v + eps) if eps_in_sqrt else jnp.sqrt(v + tiny) + eps
+    us = [x / denominator for x in gs]
+    if mu is not None:  # nothing bounds g/ε: leave the momentum buffer room to add it up
+        us = [clip(u, largest_square(dtype) / 1e8) for u in us]
+    return join(us), mu, nu
+
+
+def largest_square(dtype) -> float:
+    """The largest g² that enters the average: 1e38 in float32, 1e308 in float64."""
+    return 10.0 ** math.floor(math.log10(jnp.finfo(dtype).max))
+
+
+def _square(xs):
+    return sum((x * x for x in xs[1:]), start=xs[0] * xs[0])
