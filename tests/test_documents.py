@@ -9,7 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
+
+import rmsprop_jax
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted(
@@ -35,9 +41,42 @@ def test_docstring_examples(module):
     assert doctest.testmod(importlib.import_module(module)).failed == 0
 
 
-def test_public_names_are_there():
-    import rmsprop_jax
+def porting_rows():
+    table = (ROOT / "docs" / "porting.md").read_text("utf-8")
+    return re.findall(r"^\| (.+?) \| `(rj\.presets.+?)` \| `(rj\.rmsprop.+?)` \|$", table, re.M)
 
+
+@pytest.mark.parametrize("row", porting_rows(), ids=lambda row: row[0].strip("`"))
+def test_porting_table(row):
+    """Same arguments in the first two columns, same steps from the last two."""
+    there, here, spelt_out = row
+    if there.startswith("`"):
+        arguments = [
+            there.strip("`").split("(", 1)[1].replace("params, ", ""),
+            here.split("(", 1)[1],
+        ]
+        assert arguments[0] == arguments[1]
+
+    def travel(solver):
+        def step(carry, g):
+            params, state = carry
+            updates, state = solver.update(g, state, params)
+            return (optax.apply_updates(params, updates), state), updates
+
+        params = jnp.linspace(-2.0, 3.0, 5)
+        return jax.lax.scan(step, (params, solver.init(params)), grads)[1]
+
+    grads = np.random.default_rng(0).normal(size=(50, 5)).astype(np.float32) + 0.5
+    ours, same = (travel(eval(code, {"rj": rmsprop_jax})) for code in (here, spelt_out))
+    np.testing.assert_allclose(ours, same, rtol=1e-6)
+
+
+def test_porting_table_has_every_preset():
+    named = {here.split(".")[2].split("(")[0] for _, here, _ in porting_rows()}
+    assert named == set(rmsprop_jax.presets.__all__)
+
+
+def test_public_names_are_there():
     assert all(hasattr(rmsprop_jax, name) for name in rmsprop_jax.__all__)
 
 
@@ -68,6 +107,13 @@ def test_heavy_packages_are_imported_only_when_used():
     assert out.stdout.strip() == "set()"
 
 
+TELLS = {
+    "lstm_language_model.py": "test bits",
+    "lstm_sweep.py": "Test loss",
+    "learned_hyperparameters.py": "learned",
+}
+
+
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
 def test_examples_run(example, tmp_path):
     done = subprocess.run(
@@ -78,4 +124,4 @@ def test_examples_run(example, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert {path.suffix for path in tmp_path.iterdir()} >= {".png", ".csv"}
-    assert "Test loss" in done.stdout or "test bits" in done.stdout
+    assert TELLS[example.name] in done.stdout

@@ -134,6 +134,16 @@ def test_a_traced_momentum_of_zero_is_no_momentum(name):
     np.testing.assert_allclose(jax.jit(step)(jnp.float32(0)), expected, rtol=1e-6)
 
 
+def test_tf_keras_takes_an_epsilon_of_zero_for_its_default():
+    g = jnp.full(2, 1e-7)
+    steps = [
+        solver.update(g, solver.init(g))[0]
+        for solver in (rj.presets.tf_keras_legacy(epsilon=eps) for eps in (0, 1e-7, 1e-8))
+    ]
+    np.testing.assert_array_equal(steps[0], steps[1])
+    assert (steps[0] != steps[2]).all()
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
