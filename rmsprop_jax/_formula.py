@@ -24,6 +24,8 @@ class Scalars(NamedTuple):
     """1 − ρᵗ, bias correction only."""
     s0: Any
     """What is left of s₀. Centred with bias correction only."""
+    factor: Any
+    """−η, where it is a number and nothing stands between it and the step."""
 
     def astype(self, dtype) -> "Scalars":
         scalars = jax.tree.map(lambda x: x.astype(dtype), self)
@@ -32,8 +34,8 @@ class Scalars(NamedTuple):
 
 # Jitted, so that leaves of one shape are traced once; the scalars come converted, so that no leaf
 # compiles that again.
-@functools.partial(jax.jit, static_argnums=4)
-def step_leaf(g, mu, nu, scalars: Scalars, eps_in_sqrt: bool):
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def step_leaf(g, mu, nu, scalars: Scalars, eps_in_sqrt: bool, bounded: bool):
     """One step of one leaf: (u, new mu, new nu), all in nu's precision.
 
     A complex g is a pair of real components with one |g|².
@@ -45,7 +47,7 @@ def step_leaf(g, mu, nu, scalars: Scalars, eps_in_sqrt: bool):
     v ≥ w |g|² where w |g|² is at least the smallest normal number, by the denominator, at least
     that number's root, where it is not.
     """
-    rho, w, ratio, eps, total, s0 = scalars
+    rho, w, ratio, eps, total, s0, factor = scalars
     dtype = nu.dtype
     gs = components(g)
     limit = math.sqrt(largest_square(dtype) / len(gs))
@@ -68,8 +70,10 @@ def step_leaf(g, mu, nu, scalars: Scalars, eps_in_sqrt: bool):
     tiny = float(jnp.finfo(dtype).tiny)
     denominator = jnp.sqrt(v + eps) if eps_in_sqrt else jnp.sqrt(v + tiny) + eps
     us = [x / denominator for x in gs]
-    if mu is not None:  # nothing bounds g/ε: leave the momentum buffer room to add it up
+    if bounded:  # leaves a momentum buffer room to add up g/ε, which a centred step can be
         us = [clip(u, largest_square(dtype) / 1e8) for u in us]
+    if factor is not None:
+        us = [factor * u for u in us]
     return join(us), mu, nu
 
 

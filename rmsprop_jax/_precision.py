@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+_WIDE = frozenset(map(jnp.dtype, ("float32", "float64", "complex64", "complex128")))
+
 
 def in_full_precision(
     inner: optax.GradientTransformation,
@@ -11,13 +13,13 @@ def in_full_precision(
     """Run `inner` in at least float32, keep its state's dtypes, cast its updates once."""
     inner = optax.with_extra_args_support(inner)
 
+    # Each runs once a leaf: cheap tests first, they are a part of the tracing time.
     def up(x):
-        x = jnp.asarray(x)
-        wide = jnp.issubdtype(x.dtype, jnp.inexact) and jnp.finfo(x.dtype).bits >= 32
-        return x if wide else x.astype(jnp.float32)
+        x = x if isinstance(x, jax.Array) else jnp.asarray(x)
+        return x if x.dtype in _WIDE else x.astype(jnp.float32)
 
     def down(u, g):
-        dtype = jnp.result_type(g)
+        dtype = g.dtype if isinstance(g, jax.Array) else jnp.result_type(g)
         if u.dtype == dtype or not jnp.issubdtype(dtype, jnp.inexact):
             return u
         if jnp.iscomplexobj(u) and not jnp.issubdtype(dtype, jnp.complexfloating):
@@ -36,9 +38,11 @@ def in_full_precision(
 
         # A hyperparameter of a wider dtype must not widen the state: lax.scan would refuse it.
         def keep(x, old):
+            if x.dtype == old.dtype:
+                return x
             if jnp.iscomplexobj(x) and not jnp.iscomplexobj(old):
                 raise ValueError(f"a gradient is {x.dtype}, but its parameter is real.")
-            return x if x.dtype == old.dtype else x.astype(old.dtype)
+            return x.astype(old.dtype)
 
         return jax.tree.map(down, new, updates), jax.tree.map(keep, new_state, state)
 

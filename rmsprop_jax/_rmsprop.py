@@ -164,8 +164,6 @@ def rmsprop(
     """
     if not callable(learning_rate):
         learning_rate = scalar("learning_rate", learning_rate)
-    scaling = _scale_by_rms(decay, eps, initial_scale, eps_in_sqrt, bias_correction, centered)
-    rate = optax.scale_by_learning_rate(learning_rate)
     buffer, decay_weights = optax.identity(), None
     nesterov, lr_in_momentum = flag("nesterov", nesterov), flag("lr_in_momentum", lr_in_momentum)
     if momentum is not None:
@@ -179,6 +177,21 @@ def rmsprop(
     if weight_decay is not None:
         decay_weights = optax.add_decayed_weights(scalar("weight_decay", weight_decay, 0.0), mask)
 
+    # A number goes into the leaf's own formula: one operation less to trace for each leaf.
+    factor, rate = None, optax.scale_by_learning_rate(learning_rate)
+    follows = (momentum is None or lr_in_momentum) and not (decoupled and decay_weights)
+    if follows and not callable(learning_rate):
+        factor, rate = -learning_rate, optax.identity()
+    scaling = _scale_by_rms(
+        decay,
+        eps,
+        initial_scale,
+        eps_in_sqrt,
+        bias_correction,
+        centered,
+        bounded=momentum is not None,
+        factor=factor,
+    )
     if not decoupled or decay_weights is None:
         parts = [scaling, *([rate, buffer] if lr_in_momentum else [buffer, rate])]
         parts = parts if decay_weights is None else [decay_weights, *parts]
@@ -220,8 +233,13 @@ def _scale_by_rms(
     eps_in_sqrt: bool,
     bias_correction: bool,
     centered: bool,
+    bounded: bool = False,
+    factor: Any = None,
 ) -> optax.GradientTransformation:
-    """`scale_by_rms` for gradients of at least float32."""
+    """`scale_by_rms` for gradients of at least float32, times a number `factor`.
+
+    `bounded`: a centred step is at most 1e30.
+    """
     decay = scalar("decay", decay, 0.0, 1.0)
     eps = scalar("eps", eps, 0.0)
     initial_scale = scalar("initial_scale", initial_scale, 0.0)
@@ -254,7 +272,7 @@ def _scale_by_rms(
         out = []
         for g, mu, nu in zip(leaves, mus, nus, strict=True):
             check_gradient(g, mu, nu)
-            out.append(step_leaf(g, mu, nu, in_dtype[nu.dtype], eps_in_sqrt))
+            out.append(step_leaf(g, mu, nu, in_dtype[nu.dtype], eps_in_sqrt, bounded and centered))
         us, mus, nus = ([leaf[i] for leaf in out] for i in range(3))
         state = ScaleByRmsState(
             step=step,
@@ -272,6 +290,7 @@ def _scale_by_rms(
                 s0 = to_float(initial_scale) * (1 - total) / total
                 rho, w = rho * one_minus_power(w, step - 1) / total, w / total
         ratio = w / jnp.where(rho == 0, jnp.inf, rho) if centered else None
-        return Scalars(rho, w, ratio, to_float(eps), total, s0)
+        eta = None if factor is None else to_float(factor)
+        return Scalars(rho, w, ratio, to_float(eps), total, s0, eta)
 
     return optax.GradientTransformation(init_fn, update_fn)

@@ -1,7 +1,7 @@
 """Steps until NaN: every RMSProp at hand, under the same streams of finite gradients.
 
 Each entry is an array of 1,000 parameters, each with its own gradient, stepped outside `jit` (in a
-compiled scan Optax rounds otherwise, and its NaN comes later), with ρ = .95 and a rate of .1.
+compiled scan Optax rounds otherwise, and its NaN comes later). ρ is .95, the rate .1 unless said.
 """
 
 import importlib.metadata
@@ -36,14 +36,18 @@ def streams(steps):
         "a spike of 1e20": ("float32", {}, spike),
         "zero, float16": ("float16", {}, lambda t: np.zeros(SIZE)),
         "constant, float16, centered, momentum": ("float16", MOMENTUM, lambda t: constant),
-        "the same, ε = .01": ("float16", MOMENTUM | {"eps": 0.01}, lambda t: constant),
+        "the same, ε = .01, rate 1e-4": (
+            "float16",
+            MOMENTUM | {"eps": 0.01, "rate": 1e-4},
+            lambda t: constant,
+        ),
         "normal × 1000, float16": ("float16", {}, lambda t: 1000 * noise[t]),
     }
 
 
 def transformation(rmsprop):
-    def start(dtype, settings):
-        solver = rmsprop(RATE, decay=DECAY, **settings)
+    def start(dtype, rate, settings):
+        solver = rmsprop(rate, decay=DECAY, **settings)
         params = jnp.zeros(SIZE, dtype)
         carry = [params, solver.init(params)]
 
@@ -58,12 +62,12 @@ def transformation(rmsprop):
     return start
 
 
-def torch_(dtype, settings):
+def torch_(dtype, rate, settings):
     import torch
 
     kind = getattr(torch, dtype)
     parameter = torch.nn.Parameter(torch.zeros(SIZE, dtype=kind))
-    optimizer = torch.optim.RMSprop([parameter], lr=RATE, alpha=DECAY, **settings)
+    optimizer = torch.optim.RMSprop([parameter], lr=rate, alpha=DECAY, **settings)
 
     def step(g):
         parameter.grad = torch.tensor(g).to(kind)
@@ -74,7 +78,7 @@ def torch_(dtype, settings):
     return step
 
 
-def keras_(dtype, settings):
+def keras_(dtype, rate, settings):
     from tests.oracles import _keras_class
 
     make = _keras_class()
@@ -82,7 +86,7 @@ def keras_(dtype, settings):
 
     settings = {"epsilon" if name == "eps" else name: value for name, value in settings.items()}
     variable = keras.Variable(np.zeros(SIZE), dtype=dtype)
-    optimizer = make(RATE, rho=DECAY, **settings)
+    optimizer = make(rate, rho=DECAY, **settings)
 
     def step(g):
         optimizer.apply([keras.ops.convert_to_tensor(g, dtype=dtype)], [variable])
@@ -102,7 +106,8 @@ SIDES = {
 
 def outcome(start, dtype, settings, gradient, steps):
     """In words: when the first parameter was NaN, and how many are at the end."""
-    step = start(dtype, settings)
+    settings = dict(settings)
+    step = start(dtype, settings.pop("rate", RATE), settings)
     first = None
     with np.errstate(all="ignore"):
         for t in range(steps):
