@@ -297,19 +297,9 @@ def stable_baselines3(
     `centered` has √(s − m² + ε) with m ← α m + (1−α) g.
 
     Unlike `rmsprop`'s defaults: lr = .01, α = .99, s starts at 1, ε inside the root, and the
-    learning rate outside the buffer. A2C there passes alpha=.99, eps=1e-5.
+    learning rate outside the buffer. (A2C's own default there is PyTorch's RMSprop, eps = 1e-5.)
     """
-    return rmsprop(
-        lr,
-        alpha,
-        eps,
-        initial_scale=1.0,
-        eps_in_sqrt=True,
-        centered=centered,
-        momentum=_buffer(momentum),
-        lr_in_momentum=False,
-        weight_decay=_decay(weight_decay),
-    )
+    return timm(lr, alpha, eps, weight_decay, momentum, centered, lr_in_momentum=False)
 
 
 def mlx(learning_rate: _Rate, alpha: ArrayLike = 0.99, eps: ArrayLike = 1e-8) -> _Transformation:
