@@ -4,6 +4,15 @@ from rmsprop_jax import plots, presets
 from rmsprop_jax._rmsprop import ScaleByRmsState, rmsprop, scale_by_rms
 from rmsprop_jax._sweep.points import Points, grid, static
 from rmsprop_jax._sweep.results import SweepResult
+from rmsprop_jax._sweep.sampling import (
+    choice,
+    integers,
+    log_uniform,
+    one_minus,
+    rmsprop_space,
+    sample,
+    uniform,
+)
 from rmsprop_jax._sweep.sweep import SweepInterrupted, sweep
 
 __version__ = "0.1.0"
@@ -14,11 +23,18 @@ __all__ = [
     "SweepInterrupted",
     "SweepResult",
     "__version__",
+    "choice",
     "grid",
+    "integers",
+    "log_uniform",
+    "one_minus",
     "plots",
     "presets",
     "rmsprop",
+    "rmsprop_space",
+    "sample",
     "scale_by_rms",
     "static",
     "sweep",
+    "uniform",
 ]

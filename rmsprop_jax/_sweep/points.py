@@ -96,6 +96,14 @@ class Points(Sequence[dict[str, Any]]):
         rows = [point for point in self if keep(point)]
         return Points(rows, self.static if rows else ())
 
+    def to_dataframe(self):
+        """A pandas DataFrame with a row a point and a column a hyperparameter.
+
+        Raises:
+          ImportError: without pandas, which the extra `data` installs.
+        """
+        return dataframe({name: [point[name] for point in self] for name in self.names})
+
     def is_traced(self, name: str, value: Any) -> bool:
         """Whether `train` gets this value as a traced number, not as a Python object."""
         return name not in self.static and is_number(value)
@@ -142,6 +150,15 @@ def grid(**axes: Any) -> Points:
         values[name] = list(axis)
     rows = [dict(zip(values, row, strict=True)) for row in itertools.product(*values.values())]
     return Points(rows, (name for name, axis in axes.items() if isinstance(axis, static)))
+
+
+def dataframe(columns: dict[str, Any]):
+    """A pandas DataFrame of these columns; ImportError without pandas."""
+    try:
+        import pandas as pd
+    except ImportError as error:
+        raise ImportError('to_dataframe needs pandas: pip install "rmsprop_jax[data]"') from error
+    return pd.DataFrame(columns)
 
 
 def is_number(value: Any) -> bool:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rmsprop_jax._sweep.points import Points
+from rmsprop_jax._sweep.points import Points, dataframe
 
 
 class Best(NamedTuple):
@@ -110,16 +110,10 @@ class SweepResult:
         Raises:
           ImportError: without pandas, which the extra `data` installs.
         """
-        try:
-            import pandas as pd
-        except ImportError as error:
-            raise ImportError(
-                'to_dataframe needs pandas: pip install "rmsprop_jax[data]"'
-            ) from error
         columns: dict[str, Any] = {
             name: [self.points[i][name] for i in self.point_index] for name in self.points.names
         }
         columns["seed"] = [self.seeds[i] for i in self.seed_index]
         for name, values in self.metrics.items():
             columns[name] = values if values.ndim == 1 else values[:, -1]
-        return pd.DataFrame(columns | {"objective": self.objective, "failed": self.failed})
+        return dataframe(columns | {"objective": self.objective, "failed": self.failed})
