@@ -24,7 +24,7 @@ def column(points, name):
 
 @methods
 def test_every_axis_has_its_distribution(method):
-    """Each axis, mapped back to [0, 1), is uniform (Kolmogorov's distance); choices are as frequent."""
+    """Each axis, mapped back to [0, 1), is uniform (Kolmogorov); choices are as frequent."""
     n = 1024
     points = rj.sample(SPACE, n, method=method)
     assert len(points) == n
