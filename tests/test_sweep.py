@@ -1,6 +1,7 @@
 """`sweep`: what it computes, what it compiles, what it survives, what it refuses."""
 
 import collections
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -84,6 +85,42 @@ def test_each_structure_compiles_once():
     assert len(compiled) == 2  # two structures, 4 points and 2 seeds each
     assert set(traces) == {False, True}
     assert max(traces.values()) <= 3
+
+
+def test_tiny_trials_share_rounds_and_stay_bit_for_bit(monkeypatch):
+    """Rounds grow, by one more compile; padding, a NaN and two seeds change no trial's numbers."""
+    module = importlib.import_module("rmsprop_jax._sweep.sweep")
+    sizes = []
+
+    class Cheap(module.Program):
+        """Compiling seems free, so that growing pays for itself on any machine."""
+
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.compile_seconds = 0.0
+            sizes.append(self.round_size)
+
+    monkeypatch.setattr(module, "Program", Cheap)
+    traces = collections.Counter()
+    inner = make_train(steps=3, traces=traces)
+
+    def train(hp, key):
+        loss = inner({**hp, "centered": True}, key)["loss"]
+        return {"loss": jnp.where(hp["learning_rate"] == 1.0, jnp.nan, loss)}
+
+    rates = [*np.linspace(1e-3, 0.1, 50).tolist(), 1.0]
+    points = rj.grid(learning_rate=rates, decay=[0.9])
+    result = rj.sweep(train, points, seeds=[5, 2], progress=False)
+    assert len(sizes) == 2
+    assert sizes[0] == jax.device_count() < sizes[1]
+    assert max(traces.values()) <= 3
+    run = jax.jit(train)
+    for trial in range(len(result)):
+        hp = {name: jnp.float32(value) for name, value in points[trial // 2].items()}
+        one = run(hp, jax.random.key((5, 2)[trial % 2]))
+        np.testing.assert_array_equal(result.metrics["loss"][trial], one["loss"])
+    assert result.failed.sum() == 2
+    assert result.failed[-2:].all()
 
 
 def test_a_failed_trial_is_marked_and_touches_no_other():

@@ -1,6 +1,7 @@
 """One structural group of a sweep: checked by an abstract trace, compiled once, run in rounds."""
 
 import functools
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -180,17 +181,42 @@ def _checked_metrics(metrics: Any, points: Points) -> Metrics:
 
 
 class Program:
-    """The compiled program of one group: a call runs one trial on each device.
+    """The compiled program of one group: a call runs one round, `per_device` trials on each device.
 
-    Each device runs `train` as it is, without `vmap`, so that a trial's numbers are those of
-    `jax.jit(train)`, and one trial's NaN stays its own.
+    Each device runs `train` as it is, one trial after the other and without `vmap`, so that a
+    trial's numbers are those of `jax.jit(train)`, and one trial's NaN stays its own.
+
+    Attributes:
+      round_size: how many trials a call runs.
+      compile_seconds: what tracing, lowering and compiling took.
     """
 
-    def __init__(self, train: Train, group: Group, args: tuple[Any, ...], devices: Sequence[Any]):
-        self.group = group
-        self.round_size = len(devices)
+    def __init__(
+        self,
+        train: Train,
+        group: Group,
+        points: Points,
+        seeds: Sequence[int],
+        args: tuple[Any, ...],
+        devices: Sequence[Any],
+        per_device: int = 1,
+    ):
+        start = time.perf_counter()
+        self.round_size = len(devices) * per_device
+        self._columns = {
+            name: np.asarray([points[i][name] for i in group.indices], dtype)
+            for name, dtype in group.dtypes.items()
+        }
+        keys = jnp.stack([jax.random.key(seed) for seed in seeds])
+        self._key_data, impl = np.asarray(jax.random.key_data(keys)), jax.random.key_impl(keys)
         mesh = Mesh(np.asarray(devices), ("trial",))
         self._per_trial = NamedSharding(mesh, PartitionSpec("trial"))
+
+        def one_trial(trial, args):
+            numbers, key_data = trial
+            key = jax.random.wrap_key_data(key_data, impl=impl)
+            metrics = train(group.structure | numbers, key, *args)
+            return jax.tree.map(jnp.asarray, metrics)
 
         @functools.partial(
             jax.shard_map,
@@ -199,29 +225,30 @@ class Program:
             out_specs=PartitionSpec("trial"),
             check_vma=False,
         )
-        def one_round(numbers, keys, args):
-            numbers, key = jax.tree.map(lambda x: x[0], (numbers, keys))
-            metrics = train(group.structure | numbers, key, *args)
-            return jax.tree.map(lambda x: jnp.asarray(x)[None], metrics)
+        def one_round(numbers, key_data, args):
+            if per_device == 1:
+                only = jax.tree.map(lambda x: x[0], (numbers, key_data))
+                return jax.tree.map(lambda x: x[None], one_trial(only, args))
+            return jax.lax.map(lambda trial: one_trial(trial, args), (numbers, key_data))
 
         self._args = jax.device_put(args, NamedSharding(mesh, PartitionSpec()))
-        numbers, keys = self._inputs([{n: 0 for n in group.dtypes}], [0])
-        self._compiled = jax.jit(one_round).lower(numbers, keys, self._args).compile()
+        nothing = np.zeros(1, int)
+        inputs = self._inputs(nothing, nothing)
+        self._compiled = jax.jit(one_round).lower(*inputs, self._args).compile()
+        self.compile_seconds = time.perf_counter() - start
 
-    def _inputs(self, points: Sequence[dict[str, Any]], seeds: Sequence[int]):
-        padding = self.round_size - len(points)
-        points = [*points, *[points[-1]] * padding]
-        seeds = [*seeds, *[seeds[-1]] * padding]
-        numbers = {
-            name: np.asarray([point[name] for point in points], dtype)
-            for name, dtype in self.group.dtypes.items()
-        }
-        keys = jnp.stack([jax.random.key(seed) for seed in seeds])
-        return jax.device_put((numbers, keys), self._per_trial)
+    def _inputs(self, rows: np.ndarray, seeds: np.ndarray):
+        pad = (0, self.round_size - len(rows))
+        rows, seeds = np.pad(rows, pad, "edge"), np.pad(seeds, pad, "edge")
+        numbers = {name: column[rows] for name, column in self._columns.items()}
+        return jax.device_put((numbers, self._key_data[seeds]), self._per_trial)
 
-    def __call__(
-        self, points: Sequence[dict[str, Any]], seeds: Sequence[int]
-    ) -> dict[str, np.ndarray]:
-        """The metrics of up to `round_size` trials, each with a leading axis over them."""
-        metrics = self._compiled(*self._inputs(points, seeds), self._args)
-        return {name: np.asarray(values)[: len(points)] for name, values in metrics.items()}
+    def __call__(self, rows: np.ndarray, seeds: np.ndarray) -> dict[str, np.ndarray]:
+        """The metrics of up to `round_size` trials, each with a leading axis over them.
+
+        Args:
+          rows: int array, the place of each trial's point in the group.
+          seeds: int array, the place of each trial's seed in the seeds.
+        """
+        metrics = self._compiled(*self._inputs(rows, seeds), self._args)
+        return {name: np.asarray(values)[: len(rows)] for name, values in metrics.items()}

@@ -1,6 +1,7 @@
 """What a sweep found: `SweepResult` and its best point."""
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -43,7 +44,7 @@ class SweepResult:
         self,
         points: Points,
         seeds: tuple[int, ...],
-        hps: list[dict[str, Any]],
+        hp: Callable[[int], dict[str, Any]],
         trials: np.ndarray,
         metrics: dict[str, np.ndarray],
         objective: np.ndarray,
@@ -51,7 +52,7 @@ class SweepResult:
         compile_seconds: float,
         run_seconds: float,
     ):
-        self.points, self.seeds, self._hps = points, seeds, hps
+        self.points, self.seeds, self._hp = points, seeds, hp
         self.point_index, self.seed_index = np.divmod(trials, len(seeds))
         self.metrics, self.objective, self.mode = metrics, objective, mode
         self.failed = ~np.isfinite(objective)
@@ -96,7 +97,7 @@ class SweepResult:
         i = min(ranked)[2]
         mine = table[i][~np.isnan(table[i])]
         return Best(
-            hp=dict(self._hps[i]),
+            hp=self._hp(i),
             point=self.points[i],
             keys=tuple(jax.random.key(seed) for seed in self.seeds),
             objective=float(mine.mean()),

@@ -20,6 +20,8 @@ from rmsprop_jax._sweep.program import (
 )
 from rmsprop_jax._sweep.results import SweepResult
 
+ROUND_SECONDS = 0.5  # tiny trials share a round until it lasts as long: progress is shown by rounds
+
 Objective: TypeAlias = str | Callable[[dict[str, np.ndarray]], float]
 
 
@@ -100,12 +102,11 @@ def sweep(
 
     groups = group_points(points)
     metrics = _check_groups(train, groups, points, args, objective)
-    hps: list[dict[str, Any]] = [{} for _ in points]
-    for group in groups:
-        for i in group.indices:
-            hps[i] = hyperparameters(group, points[i])
+    group_of = {i: group for group in groups for i in group.indices}
+    hp = lambda i: hyperparameters(group_of[i], points[i])
     compile_seconds = time.perf_counter() - start
 
+    pick = np.nanmin if mode == "min" else np.nanmax
     total = len(points) * len(seeds)
     done = np.zeros(total, bool)
     stored = {name: np.zeros((total, *m.shape), m.dtype) for name, m in metrics.items()}
@@ -116,27 +117,45 @@ def sweep(
         kept = {name: array[trials] for name, array in stored.items()}
         seconds = time.perf_counter() - start - compile_seconds
         return SweepResult(
-            points, seeds, hps, trials, kept, values[trials], mode, compile_seconds, seconds
+            points, seeds, hp, trials, kept, values[trials], mode, compile_seconds, seconds
         )
 
     bar = tqdm(total=total, unit="trial", disable=not progress)
+    best, failed = np.nan, 0
     try:
         for group in groups:
-            compiling = time.perf_counter()
-            program = Program(train, group, args, devices)
-            compile_seconds += time.perf_counter() - compiling
-            trials = [i * len(seeds) + s for i in group.indices for s in range(len(seeds))]
-            for first in range(0, len(trials), program.round_size):
-                now = trials[first : first + program.round_size]
-                at = [divmod(t, len(seeds)) for t in now]
-                out = program([points[i] for i, _ in at], [seeds[s] for _, s in at])
-                for j, trial in enumerate(now):
-                    one = {name: array[j] for name, array in out.items()}
-                    for name, value in one.items():
-                        stored[name][trial] = value
-                    values[trial] = _objective(objective, one)
-                    done[trial] = True
-                _show(bar, len(now), values[done], mode)
+            program = Program(train, group, points, seeds, args, devices)
+            compile_seconds += program.compile_seconds
+            rows = np.repeat(np.arange(len(group.indices)), len(seeds))
+            seed_rows = np.tile(np.arange(len(seeds)), len(group.indices))
+            trials = np.asarray(group.indices)[rows] * len(seeds) + seed_rows
+            at, grown = 0, False
+            while at < len(trials):
+                begin = time.perf_counter()
+                now = slice(at, at + program.round_size)
+                out = program(rows[now], seed_rows[now])
+                values[trials[now]] = _objectives(objective, out)
+                for name, array in out.items():
+                    stored[name][trials[now]] = array
+                done[trials[now]] = True
+                got = values[trials[now]]
+                failed += int((~np.isfinite(got)).sum())
+                whole = got[np.isfinite(got)]
+                best = pick([best, *whole]) if len(whole) else best
+                bar.set_postfix_str(
+                    f"failed {failed}, best {'none' if np.isnan(best) else f'{best:.4g}'}",
+                    refresh=False,
+                )
+                bar.update(len(got))
+                seconds, first = time.perf_counter() - begin, at == 0
+                at += len(got)
+                left = -(-(len(trials) - at) // len(devices))
+                # The first round is slower than the others; a second compile has to pay for itself.
+                if not (grown or first) and left * seconds > 2 * program.compile_seconds:
+                    grown = True
+                    if (n := min(left, int(ROUND_SECONDS / seconds))) > 1:
+                        program = Program(train, group, points, seeds, args, devices, n)
+                        compile_seconds += program.compile_seconds
     except KeyboardInterrupt as interrupt:
         raise SweepInterrupted(result()) from interrupt
     finally:
@@ -199,15 +218,11 @@ def _check_groups(
     return metrics
 
 
-def _objective(objective: Objective, metrics: dict[str, np.ndarray]) -> float:
+def _objectives(objective: Objective, metrics: dict[str, np.ndarray]) -> np.ndarray:
+    """The objective of each trial of a round, float64."""
     if isinstance(objective, str):
-        return float(np.ravel(metrics[objective])[-1])
-    return float(objective(metrics))
-
-
-def _show(bar: tqdm, finished: int, values: np.ndarray, mode: str) -> None:
-    whole = values[np.isfinite(values)]
-    pick = np.min if mode == "min" else np.max
-    best = f"{pick(whole):.4g}" if len(whole) else "none"
-    bar.set_postfix_str(f"failed {len(values) - len(whole)}, best {best}", refresh=False)
-    bar.update(finished)
+        values = metrics[objective]
+        return values.reshape(len(values), -1)[:, -1].astype(float)
+    trials = len(next(iter(metrics.values())))
+    each = ({name: array[j] for name, array in metrics.items()} for j in range(trials))
+    return np.array([float(objective(one)) for one in each])

@@ -1,4 +1,4 @@
-"""Side-by-side ratios: `python -m tests.benchmarks [--quick] [step] [sweep] [nan]`."""
+"""Side-by-side ratios: `python -m tests.benchmarks [--quick] [step] [sweep] [tiny] [nan]`."""
 
 import argparse
 import importlib
@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import optax
 
-NAMES = ("step", "sweep", "nan")
+NAMES = ("step", "sweep", "tiny", "nan")
 
 parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
 parser.add_argument("names", nargs="*", choices=[*NAMES, []], help=f"of {NAMES}; all by default")
