@@ -164,7 +164,7 @@ def rmsprop(
     """
     if not callable(learning_rate):
         learning_rate = scalar("learning_rate", learning_rate)
-    buffer, decay_weights = optax.identity(), None
+    buffer = decay_weights = optax.identity()
     nesterov, lr_in_momentum = flag("nesterov", nesterov), flag("lr_in_momentum", lr_in_momentum)
     if momentum is not None:
         buffer = optax.trace(scalar("momentum", momentum, 0.0, 1.0), nesterov)
@@ -173,13 +173,13 @@ def rmsprop(
             "nesterov=True needs a momentum, got momentum=None: pass momentum=0.9 or the like, "
             "or nesterov=False."
         )
-    decoupled = flag("decoupled_weight_decay", decoupled_weight_decay)
+    decoupled = flag("decoupled_weight_decay", decoupled_weight_decay) and weight_decay is not None
     if weight_decay is not None:
         decay_weights = optax.add_decayed_weights(scalar("weight_decay", weight_decay, 0.0), mask)
 
     # A number goes into the leaf's own formula: one operation less to trace for each leaf.
     factor, rate = None, optax.scale_by_learning_rate(learning_rate)
-    follows = (momentum is None or lr_in_momentum) and not (decoupled and decay_weights)
+    follows = (momentum is None or lr_in_momentum) and not decoupled
     if follows and not callable(learning_rate):
         factor, rate = -learning_rate, optax.identity()
     scaling = _scale_by_rms(
@@ -192,9 +192,8 @@ def rmsprop(
         bounded=momentum is not None,
         factor=factor,
     )
-    if not decoupled or decay_weights is None:
-        parts = [scaling, *([rate, buffer] if lr_in_momentum else [buffer, rate])]
-        parts = parts if decay_weights is None else [decay_weights, *parts]
+    if not decoupled:
+        parts = [decay_weights, scaling, *([rate, buffer] if lr_in_momentum else [buffer, rate])]
     elif lr_in_momentum and momentum is not None:
         parts = [scaling, _rate_then_buffer(rate, buffer, decay_weights)]
     else:

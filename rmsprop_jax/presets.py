@@ -97,9 +97,9 @@ def torch(
         alpha,
         eps,
         centered=centered,
-        momentum=_buffer(momentum),
+        momentum=_unless_zero(momentum),
         lr_in_momentum=False,
-        weight_decay=_decay(weight_decay),
+        weight_decay=_unless_zero(weight_decay),
     )
     inner = ox.contrib.split_real_and_imaginary(inner)
     return ox.with_extra_args_support(ox.chain(ox.scale(-1.0), inner) if maximize else inner)
@@ -156,7 +156,7 @@ def keras(
         epsilon,
         eps_in_sqrt=True,
         centered=centered,
-        momentum=_buffer(momentum),
+        momentum=_unless_zero(momentum),
         weight_decay=weight_decay,
         decoupled_weight_decay=True,
     )
@@ -192,7 +192,7 @@ def tensorflow_v1(
         initial_scale=1.0,
         eps_in_sqrt=True,
         centered=centered,
-        momentum=_buffer(momentum),
+        momentum=_unless_zero(momentum),
     )
 
 
@@ -218,7 +218,7 @@ def tf_keras_legacy(
     `decay` is not taken: η/(1 + decay·t) is a schedule.
     """
     del name
-    buffer = _buffer(momentum)
+    buffer = _unless_zero(momentum)
     inner = rmsprop(
         learning_rate,
         rho,
@@ -276,9 +276,9 @@ def timm(
         initial_scale=1.0,
         eps_in_sqrt=True,
         centered=centered,
-        momentum=_buffer(momentum),
+        momentum=_unless_zero(momentum),
         lr_in_momentum=lr_in_momentum,
-        weight_decay=_decay(weight_decay),
+        weight_decay=_unless_zero(weight_decay),
         decoupled_weight_decay=decoupled_decay,
     )
 
@@ -321,7 +321,7 @@ def graves2013(
 
     Unlike `rmsprop`'s defaults: centred, with momentum, ε inside the root.
     """
-    return rmsprop(lr, alpha, eps, eps_in_sqrt=True, centered=True, momentum=_buffer(momentum))
+    return rmsprop(lr, alpha, eps, eps_in_sqrt=True, centered=True, momentum=_unless_zero(momentum))
 
 
 def dqn2015(
@@ -399,12 +399,9 @@ def pymarl(
     return torch(lr, optim_alpha, optim_eps)
 
 
-def _buffer(momentum: Any) -> Any:
-    """No buffer for a concrete 0."""
-    return None if isinstance(momentum, int | float) and momentum == 0 else momentum
-
-
-_decay = _buffer  # nor a term λθ: `update` then needs no params
+def _unless_zero(number: Any) -> Any:
+    """None for a concrete 0: no momentum buffer; no λθ, so that `update` needs no params."""
+    return None if isinstance(number, int | float) and number == 0 else number
 
 
 def _clipped(inner, clipnorm=None, clipvalue=None, global_clipnorm=None) -> _Transformation:

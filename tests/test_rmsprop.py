@@ -325,10 +325,9 @@ def test_derivatives_through_fifty_steps(x64, eps_in_sqrt, centered, bias_correc
     flags = {"eps_in_sqrt": eps_in_sqrt, "centered": centered, "bias_correction": bias_correction}
     weights = stream(50, 3, dtype=np.float64)
     grads = weights[::-1] + 0.1
-    params = np.array([1.0, -2.0, 0.5])
     flags["lr_in_momentum"] = flags["decoupled_weight_decay"] = centered  # each once
 
-    def f(numbers, grads):
+    def f(numbers, grads, params):
         return jnp.sum(weights * scan(rj.rmsprop(**numbers, **flags), grads, params)[1])
 
     @jax.jit
@@ -336,10 +335,11 @@ def test_derivatives_through_fifty_steps(x64, eps_in_sqrt, centered, bias_correc
         return jax.grad(f, (0, 1))(*x), jax.jacfwd(f, (0, 1))(*x)
 
     x = (jax.tree.map(jnp.float64, NUMBERS), jnp.asarray(grads))
-    reverse, forward = all_derivatives(*x)
+    params = jnp.array([1.0, -2.0, 0.5])
+    reverse, forward = all_derivatives(*x, params)
     flat, unflatten = jax.flatten_util.ravel_pytree(x)
     h = 1e-5
-    shifted = jax.jit(jax.vmap(lambda v: f(*unflatten(v))))
+    shifted = jax.jit(jax.vmap(lambda v: f(*unflatten(v), params)))
     flat = np.asarray(flat)  # NumPy: no strict ranks there
     up, down = flat + h * np.eye(flat.size), flat - h * np.eye(flat.size)
     numeric = (shifted(up) - shifted(down)) / (2 * h)
@@ -347,14 +347,14 @@ def test_derivatives_through_fifty_steps(x64, eps_in_sqrt, centered, bias_correc
         analytic = jax.flatten_util.ravel_pytree(derivative)[0]
         np.testing.assert_allclose(analytic, numeric, rtol=1e-5, atol=1e-5)
 
-    params = np.zeros(3)  # no weight decay hides that g is 0
     late = np.where(np.arange(50)[:, None] < 3, 0.0, grads)
     for eps, decay, zeros in itertools.product((0.05, 0.0), (0.8, 0.0), (0 * late, late)):
         if centered and eps == decay == 0 and zeros.any():
             continue  # no variance and no ε: g/0 has no derivative
         numbers = {**x[0], "eps": eps, "decay": decay, "initial_scale": 0.0}
         numbers = jax.tree.map(jnp.float64, numbers)
-        chex.assert_tree_all_finite(all_derivatives(numbers, jnp.asarray(zeros)))
+        # From params of 0, so that no weight decay hides that g is 0.
+        chex.assert_tree_all_finite(all_derivatives(numbers, jnp.asarray(zeros), 0 * params))
 
 
 # Half precision.
@@ -538,7 +538,7 @@ def holds(flags, grads, kind):
 
         return jax.lax.scan(step, solver.init(grads[0]), grads)[1]
 
-    # Under strict promotion Optax' own scale refuses a float32 rate times a complex64 step.
+    # Under strict promotion Optax' own trace refuses a float32 momentum of a complex64 step.
     with jax.numpy_dtype_promotion("standard" if kind == "complex64" else "strict"):
         return jax.vmap(one)(lanes(jnp.float64 if kind == "float64" else jnp.float32))
 
