@@ -73,7 +73,7 @@ def curves(
     Args:
       result: a sweep whose `train` returned `metric` with one value a step.
       metric: its name.
-      smooth: steps in the running mean; 1 draws the values as they are.
+      smooth: values in the running mean; 1 draws them as they are.
       ax: where to draw; a new figure by default.
 
     Raises:
@@ -85,9 +85,9 @@ def curves(
     if values is None or values.ndim != 2:
         per_step = [name for name, v in result.metrics.items() if v.ndim == 2]
         raise ValueError(f"{metric!r} is no metric with one value a step; these are: {per_step}.")
-    steps = values.shape[1]
-    if not 1 <= smooth <= steps:
-        raise ValueError(f"smooth must be between 1 and the {steps} steps, got {smooth}.")
+    steps = result.steps[metric]
+    if not 1 <= smooth <= len(steps):
+        raise ValueError(f"smooth must be between 1 and the {len(steps)} steps, got {smooth}.")
     kernel = np.full(smooth, 1 / smooth)
 
     axes = _axes(ax)
@@ -96,7 +96,7 @@ def curves(
     low_high = (result.objective[whole].min(), result.objective[whole].max()) if len(whole) else ()
     norm = plt.Normalize(*low_high)
     colours = plt.get_cmap("viridis" if result.mode == "max" else "viridis_r")
-    at = np.arange(steps - smooth + 1) + smooth
+    at = steps[smooth - 1 :]
     for trial in range(len(result)):
         line = np.convolve(values[trial], kernel, mode="valid")
         point, style = result.points[result.point_index[trial]], {}
@@ -112,7 +112,7 @@ def curves(
     if best is not None:
         axes.figure.colorbar(plt.cm.ScalarMappable(norm, colours), ax=axes, label="objective")
         axes.legend(fontsize="small")
-    axes.set(xlabel="step", ylabel=metric if smooth == 1 else f"{metric} (mean of {smooth} steps)")
+    axes.set(xlabel="step", ylabel=metric if smooth == 1 else f"{metric} (mean of {smooth})")
     return axes
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 RESERVED = frozenset({"seed", "objective", "failed"})
@@ -150,6 +151,14 @@ def grid(**axes: Any) -> Points:
         values[name] = list(axis)
     rows = [dict(zip(values, row, strict=True)) for row in itertools.product(*values.values())]
     return Points(rows, (name for name, axis in axes.items() if isinstance(axis, static)))
+
+
+def hyperparameters(points: Points, index: int) -> dict[str, Any]:
+    """A point as `train` gets it: JAX scalars for numbers, Python objects for structure."""
+    return {
+        name: jnp.asarray(x, points.dtype(name)) if points.is_traced(name, x) else x
+        for name, x in points[index].items()
+    }
 
 
 def dataframe(columns: dict[str, Any]):

@@ -1,4 +1,4 @@
-"""One structural group of a sweep: checked by an abstract trace, compiled once, run in rounds."""
+"""One structural group of a sweep: traced once, checked, compiled, run in rounds."""
 
 import functools
 import time
@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import jaxpr_as_fun
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from rmsprop_jax._sweep.deadlock import refuse_deadlock
 from rmsprop_jax._sweep.points import RESERVED, Points
 
 Train = Callable[..., dict[str, jax.Array]]
@@ -45,14 +47,6 @@ def group_points(points: Points) -> list[Group]:
 
 def _same(a: dict[str, Any], b: dict[str, Any]) -> bool:
     return all(x is b[n] or (type(x) is type(b[n]) and np.all(x == b[n])) for n, x in a.items())
-
-
-def hyperparameters(group: Group, point: dict[str, Any]) -> dict[str, Any]:
-    """A point as `train` gets it: JAX scalars for numbers, Python objects for structure."""
-    return {
-        name: jnp.asarray(value, group.dtypes[name]) if name in group.dtypes else value
-        for name, value in point.items()
-    }
 
 
 class _Recorded(dict):
@@ -106,14 +100,21 @@ jax.tree_util.register_pytree_node(
 )
 
 
-def check(
-    train: Train, group: Group, points: Points, args: tuple[Any, ...]
-) -> tuple[Metrics, set[str]]:
-    """Trace `train` abstractly: its metrics' shapes and dtypes, and the names that it read."""
+class Trial(NamedTuple):
+    """`train` for one group, traced once: what is checked, hashed and compiled."""
+
+    traced: jax.stages.Traced
+    metrics: Metrics
+    read: set[str]
+    """The names that `train` read."""
+
+
+def trace(train: Train, group: Group, points: Points, args: tuple[Any, ...]) -> Trial:
+    """Trace `train` on abstract numbers; ValueError for what a sweep cannot run."""
     read: set[str] = set()
     recorded = lambda numbers: _Recorded(group.structure | numbers, points.names, read)
     try:
-        metrics = _abstract_metrics(train, recorded, group.dtypes, args)
+        traced = _traced(train, recorded, group.dtypes, args)
     except (jax.errors.ConcretizationTypeError, TypeError, IndexError) as error:
         point = points[group.indices[0]]
         if culprits := _concrete_remedy(train, group, point, args):
@@ -125,16 +126,14 @@ def check(
                 "jax.lax.cond."
             ) from error
         raise
-    return _checked_metrics(metrics, points), read
+    return Trial(traced, _checked_metrics(traced.out_info, points), read)
 
 
-def _abstract_metrics(train: Train, make_hp: Callable, dtypes: dict[str, Any], args) -> Any:
-    """What `train` returns for abstract numbers of these dtypes."""
+def _traced(train: Train, make_hp: Callable, dtypes: dict[str, Any], args) -> jax.stages.Traced:
     numbers = {name: jax.ShapeDtypeStruct((), dtype) for name, dtype in dtypes.items()}
     key = jax.eval_shape(lambda: jax.random.key(0))
-    return jax.eval_shape(
-        lambda numbers, key, args: train(make_hp(numbers), key, *args), numbers, key, args
-    )
+    trial = jax.jit(lambda numbers, key, args: train(make_hp(numbers), key, *args))
+    return trial.trace(numbers, key, args)
 
 
 def _concrete_remedy(train: Train, group: Group, point: dict[str, Any], args) -> list[str]:
@@ -144,7 +143,7 @@ def _concrete_remedy(train: Train, group: Group, point: dict[str, Any], args) ->
         structure = group.structure | {n: point[n] for n in names}
         dtypes = {n: dtype for n, dtype in group.dtypes.items() if n not in names}
         try:
-            _abstract_metrics(train, lambda numbers: structure | numbers, dtypes, args)
+            _traced(train, lambda numbers: structure | numbers, dtypes, args)
         except Exception as other:
             return str(other)
         return None
@@ -180,29 +179,48 @@ def _checked_metrics(metrics: Any, points: Points) -> Metrics:
     return metrics
 
 
-class Program:
-    """The compiled program of one group: a call runs one round, `per_device` trials on each device.
+def kept_steps(steps: int, every: int) -> np.ndarray:
+    """Which of `steps` steps are kept, counted from 1: each `every`-th, and the last."""
+    return np.union1d(np.arange(every, steps + 1, every), [steps])
 
-    Each device runs `train` as it is, one trial after the other and without `vmap`, so that a
-    trial's numbers are those of `jax.jit(train)`, and one trial's NaN stays its own.
+
+class Program:
+    """The compiled program of one group: a call runs one round of trials on every device.
+
+    Each device runs `batches` batches one after the other, each of `batch_size` trials under one
+    `vmap`. With a `batch_size` of 1 `train` runs as it is, and a trial's numbers are bit for bit
+    those of `jax.jit(train)`.
+
+    Args:
+      trial, group: what `trace` and `group_points` gave.
+      points, seeds: of the sweep.
+      args: as `place` gave them.
+      devices: where to run.
+      batch_size, batches: at least 1.
+      every: of a metric with one value a step, keep each `every`-th and the last.
 
     Attributes:
       round_size: how many trials a call runs.
-      compile_seconds: what tracing, lowering and compiling took.
+      compile_seconds: what lowering and compiling took.
+      memory: bytes that two rounds in flight need on each device, besides `args`.
     """
 
     def __init__(
         self,
-        train: Train,
+        trial: Trial,
         group: Group,
         points: Points,
         seeds: Sequence[int],
-        args: tuple[Any, ...],
+        args: Any,
         devices: Sequence[Any],
-        per_device: int = 1,
+        *,
+        batch_size: int = 1,
+        batches: int = 1,
+        every: int = 1,
     ):
         start = time.perf_counter()
-        self.round_size = len(devices) * per_device
+        self.round_size = len(devices) * batches * batch_size
+        self._args = args
         self._columns = {
             name: np.asarray([points[i][name] for i in group.indices], dtype)
             for name, dtype in group.dtypes.items()
@@ -211,30 +229,48 @@ class Program:
         self._key_data, impl = np.asarray(jax.random.key_data(keys)), jax.random.key_impl(keys)
         mesh = Mesh(np.asarray(devices), ("trial",))
         self._per_trial = NamedSharding(mesh, PartitionSpec("trial"))
+        run = jaxpr_as_fun(trial.traced.jaxpr)
+        names = sorted(trial.metrics)  # as JAX flattens a dict
 
         def one_trial(trial, args):
             numbers, key_data = trial
             key = jax.random.wrap_key_data(key_data, impl=impl)
-            metrics = train(group.structure | numbers, key, *args)
-            return jax.tree.map(jnp.asarray, metrics)
+            values = map(jnp.asarray, run(*jax.tree.leaves((numbers, key, args))))
+            metrics = dict(zip(names, values, strict=True))
+            if every == 1:
+                return metrics
+            kept = lambda x: x[kept_steps(len(x), every) - 1] if x.ndim else x
+            return jax.tree.map(kept, metrics)
+
+        def one_batch(trials, args):
+            if batch_size == 1:
+                only = jax.tree.map(lambda x: x[0], trials)
+                return jax.tree.map(lambda x: x[None], one_trial(only, args))
+            return jax.vmap(one_trial, (0, None))(trials, args)
 
         @functools.partial(
             jax.shard_map,
             mesh=mesh,
-            in_specs=(PartitionSpec("trial"), PartitionSpec("trial"), PartitionSpec()),
+            in_specs=(PartitionSpec("trial"), PartitionSpec()),
             out_specs=PartitionSpec("trial"),
             check_vma=False,
         )
-        def one_round(numbers, key_data, args):
-            if per_device == 1:
-                only = jax.tree.map(lambda x: x[0], (numbers, key_data))
-                return jax.tree.map(lambda x: x[None], one_trial(only, args))
-            return jax.lax.map(lambda trial: one_trial(trial, args), (numbers, key_data))
+        def one_round(trials: Any, args: Any) -> Any:
+            if batches == 1:
+                return one_batch(trials, args)
+            cut = lambda x: x.reshape(batches, batch_size, *x.shape[1:])
+            join = lambda x: x.reshape(batches * batch_size, *x.shape[2:])
+            out = jax.lax.map(lambda batch: one_batch(batch, args), jax.tree.map(cut, trials))
+            return jax.tree.map(join, out)
 
-        self._args = jax.device_put(args, NamedSharding(mesh, PartitionSpec()))
         nothing = np.zeros(1, int)
-        inputs = self._inputs(nothing, nothing)
-        self._compiled = jax.jit(one_round).lower(*inputs, self._args).compile()
+        traced = jax.jit(one_round).trace(self._inputs(nothing, nothing), args)
+        refuse_deadlock(traced.jaxpr, devices)
+        self._compiled = traced.lower().compile()
+        analysis = self._compiled.memory_analysis()
+        self.memory = 0
+        if analysis is not None:
+            self.memory = analysis.temp_size_in_bytes + 2 * analysis.output_size_in_bytes
         self.compile_seconds = time.perf_counter() - start
 
     def _inputs(self, rows: np.ndarray, seeds: np.ndarray):
@@ -243,12 +279,19 @@ class Program:
         numbers = {name: column[rows] for name, column in self._columns.items()}
         return jax.device_put((numbers, self._key_data[seeds]), self._per_trial)
 
-    def __call__(self, rows: np.ndarray, seeds: np.ndarray) -> dict[str, np.ndarray]:
-        """The metrics of up to `round_size` trials, each with a leading axis over them.
+    def __call__(self, rows: np.ndarray, seeds: np.ndarray) -> dict[str, jax.Array]:
+        """Start a round: the metrics, on the devices, with a leading axis over `round_size` trials,
+        of which the first `len(rows)` count.
 
         Args:
           rows: int array, the place of each trial's point in the group.
           seeds: int array, the place of each trial's seed in the seeds.
         """
-        metrics = self._compiled(*self._inputs(rows, seeds), self._args)
-        return {name: np.asarray(values)[: len(rows)] for name, values in metrics.items()}
+        return self._compiled(self._inputs(rows, seeds), self._args)
+
+
+def place(args: Any, devices: Sequence[Any]) -> Any:
+    """`args` on every device."""
+    return jax.device_put(
+        args, NamedSharding(Mesh(np.asarray(devices), ("trial",)), PartitionSpec())
+    )

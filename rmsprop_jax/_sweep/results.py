@@ -1,13 +1,15 @@
 """What a sweep found: `SweepResult` and its best point."""
 
 import math
-from collections.abc import Callable
+import os
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from rmsprop_jax._sweep.points import Points, dataframe
+from rmsprop_jax._sweep import store
+from rmsprop_jax._sweep.points import dataframe, hyperparameters
 
 
 class Best(NamedTuple):
@@ -33,30 +35,50 @@ class SweepResult:
       seeds: the seeds, each for every point.
       point_index, seed_index: int arrays, for each trial its place in `points` and `seeds`.
       metrics: for each metric an array of shape (trials,) or (trials, steps).
+      steps: for each metric with one value a step, the steps that were kept, counted from 1.
       objective: float64 array, shape (trials,).
       failed: bool array: the objective is not finite.
       mode: "min" or "max".
       compile_seconds: tracing, lowering and compiling of all groups.
-      run_seconds: wall time of the rest.
+      run_seconds: wall time of the rest. A resumed sweep has the sums over its calls.
     """
 
-    def __init__(
-        self,
-        points: Points,
-        seeds: tuple[int, ...],
-        hp: Callable[[int], dict[str, Any]],
-        trials: np.ndarray,
-        metrics: dict[str, np.ndarray],
-        objective: np.ndarray,
-        mode: str,
-        compile_seconds: float,
-        run_seconds: float,
-    ):
-        self.points, self.seeds, self._hp = points, seeds, hp
-        self.point_index, self.seed_index = np.divmod(trials, len(seeds))
-        self.metrics, self.objective, self.mode = metrics, objective, mode
-        self.failed = ~np.isfinite(objective)
-        self.compile_seconds, self.run_seconds = compile_seconds, run_seconds
+    def __init__(self, plan: store.Plan, trials: store.Trials):
+        order = np.argsort(trials.number)
+        self._plan = plan
+        self.points, self.seeds, self.mode = plan.points, plan.seeds, plan.mode
+        self.point_index, self.seed_index = np.divmod(trials.number[order], len(plan.seeds))
+        self.metrics = {name: x[order] for name, x in trials.metrics.items()}
+        self.steps = {name: plan.steps(name) for name, m in plan.metrics.items() if m.shape}
+        self.objective = trials.objective[order]
+        self.failed = ~np.isfinite(self.objective)
+        self.compile_seconds, self.run_seconds = trials.compile_seconds, trials.run_seconds
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "SweepResult":
+        """What `save` or `sweep(path=...)` wrote; of a sweep that still runs, what is finished.
+
+        Raises:
+          ValueError: for a folder that is damaged or no sweep's.
+        """
+        return cls(*store.read(path))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a folder that `load` reads, and that `sweep(path=...)` goes on with.
+
+        Raises:
+          ValueError: for static values that JSON cannot hold.
+          OSError: for a folder that has files already, or cannot be written.
+        """
+        if Path(path).exists() and any(Path(path).iterdir()):
+            raise FileExistsError(f"{path} has files already: give the path of a new folder.")
+        folder = store.Store(path, self._plan)
+        try:
+            number = self.point_index * len(self.seeds) + self.seed_index
+            seconds = self.compile_seconds, self.run_seconds
+            folder.write(store.Trials(number, self.metrics, self.objective, *seconds))
+        finally:
+            folder.close()
 
     def __len__(self) -> int:
         return len(self.objective)
@@ -97,7 +119,7 @@ class SweepResult:
         i = min(ranked)[2]
         mine = table[i][~np.isnan(table[i])]
         return Best(
-            hp=self._hp(i),
+            hp=hyperparameters(self.points, i),
             point=self.points[i],
             keys=tuple(jax.random.key(seed) for seed in self.seeds),
             objective=float(mine.mean()),

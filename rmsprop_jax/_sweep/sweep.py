@@ -1,28 +1,30 @@
 """`sweep`: check every group, compile it once, run its trials in rounds."""
 
+import contextlib
+import functools
+import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
+from rmsprop_jax._sweep.ledger import Ledger, Objective
 from rmsprop_jax._sweep.points import Points
 from rmsprop_jax._sweep.program import (
     Group,
     Metrics,
     Program,
     Train,
-    check,
+    Trial,
     group_points,
-    hyperparameters,
+    place,
+    trace,
 )
 from rmsprop_jax._sweep.results import SweepResult
-
-ROUND_SECONDS = 0.5  # tiny trials share a round until it lasts as long: progress is shown by rounds
-
-Objective: TypeAlias = str | Callable[[dict[str, np.ndarray]], float]
+from rmsprop_jax._sweep.rounds import run_rounds
+from rmsprop_jax._sweep.store import Plan, Store, fingerprint
 
 
 class SweepInterrupted(KeyboardInterrupt):
@@ -41,8 +43,11 @@ def sweep(
     objective: Objective = "loss",
     mode: str = "min",
     args: tuple[Any, ...] = (),
+    batch_size: int | str = "auto",
     devices: Sequence[Any] | None = None,
+    path: str | os.PathLike[str] | None = None,
     progress: bool = True,
+    every: int = 1,
 ) -> SweepResult:
     """Train every point with every seed: one compile for each structure, on every device.
 
@@ -58,18 +63,30 @@ def sweep(
         is kept and marked, is never best, and touches no other.
       mode: "min" or "max".
       args: arrays (or pytrees of them) that every trial reads, copied to each device once.
+      batch_size: how many trials share one `vmap` on a device. "auto" is 1 on a CPU, where `vmap`
+        gains nothing, and elsewhere as many as fit the memory by the compiler's own analysis.
       devices: by default all of this process. On CPU, give JAX one device a core before its first
         use: `jax.config.update("jax_num_cpu_devices", os.cpu_count())`.
+      path: a folder for the finished rounds. The same call goes on where an earlier one was stopped
+        or killed, on any number of devices and with any `batch_size`; with more points or seeds,
+        only the new trials run. Plain `.json` and `.npz`; one writer at a time.
       progress: draw a bar: trials done, failed, best so far, time left.
+      every: of a metric with one value a step, keep each `every`-th step and the last, to save
+        memory. A function as `objective` gets what is kept.
 
     Returns:
-      A `SweepResult`. Its numbers are bit for bit those of `jax.jit(train)(hp, key)`.
+      A `SweepResult`. With a `batch_size` of 1 its numbers are bit for bit those of
+      `jax.jit(train)(hp, key)`; `vmap` rounds otherwise, in the last digits.
 
     Raises:
       ValueError: before anything runs, for points, seeds, metrics or an objective that do not fit,
-        an axis that `train` never reads, a name that no axis gives, or a traced number used as a
-        shape or a bool.
-      SweepInterrupted: on Ctrl-C; `.result` holds the trials that were finished.
+        an axis that `train` never reads, a name that no axis gives, a traced number used as a
+        shape or a bool, linear algebra that can hang this jaxlib on a CPU, or a `path` that holds
+        another sweep or is damaged.
+      RuntimeError: where another process writes to `path`.
+      OSError: where `path` cannot be written.
+      SweepInterrupted: on Ctrl-C; `.result` holds the trials that were finished. Any other
+        exception on the way has that `.result`, too.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, rmsprop_jax as rj
@@ -96,103 +113,81 @@ def sweep(
         raise ValueError(f'mode must be "min" or "max", got {mode!r}.')
     if not isinstance(args, tuple):
         raise ValueError(f"args must be a tuple, got {type(args).__name__}: write args=(data,).")
+    if batch_size != "auto":
+        batch_size = _count("batch_size", batch_size, ' or "auto"')
+    every = _count("every", every)
     devices = jax.local_devices() if devices is None else list(devices)
     if not devices:
         raise ValueError("devices is empty: leave it out to use all.")
 
     groups = group_points(points)
-    metrics = _check_groups(train, groups, points, args, objective)
-    group_of = {i: group for group in groups for i in group.indices}
-    hp = lambda i: hyperparameters(group_of[i], points[i])
-    compile_seconds = time.perf_counter() - start
-
-    pick = np.nanmin if mode == "min" else np.nanmax
-    total = len(points) * len(seeds)
-    done = np.zeros(total, bool)
-    stored = {name: np.zeros((total, *m.shape), m.dtype) for name, m in metrics.items()}
-    values = np.full(total, np.nan)
-
-    def result() -> SweepResult:
-        trials = np.flatnonzero(done)
-        kept = {name: array[trials] for name, array in stored.items()}
-        seconds = time.perf_counter() - start - compile_seconds
-        return SweepResult(
-            points, seeds, hp, trials, kept, values[trials], mode, compile_seconds, seconds
-        )
-
-    bar = tqdm(total=total, unit="trial", disable=not progress)
-    best, failed = np.nan, 0
-    try:
-        for group in groups:
-            program = Program(train, group, points, seeds, args, devices)
-            compile_seconds += program.compile_seconds
-            rows = np.repeat(np.arange(len(group.indices)), len(seeds))
-            seed_rows = np.tile(np.arange(len(seeds)), len(group.indices))
-            trials = np.asarray(group.indices)[rows] * len(seeds) + seed_rows
-            at, grown = 0, False
-            while at < len(trials):
-                begin = time.perf_counter()
-                now = slice(at, at + program.round_size)
-                out = program(rows[now], seed_rows[now])
-                values[trials[now]] = _objectives(objective, out)
-                for name, array in out.items():
-                    stored[name][trials[now]] = array
-                done[trials[now]] = True
-                got = values[trials[now]]
-                failed += int((~np.isfinite(got)).sum())
-                whole = got[np.isfinite(got)]
-                best = pick([best, *whole]) if len(whole) else best
-                bar.set_postfix_str(
-                    f"failed {failed}, best {'none' if np.isnan(best) else f'{best:.4g}'}",
-                    refresh=False,
-                )
-                bar.update(len(got))
-                seconds, first = time.perf_counter() - begin, at == 0
-                at += len(got)
-                left = -(-(len(trials) - at) // len(devices))
-                # The first round is slower than the others; a second compile has to pay for itself.
-                if not (grown or first) and left * seconds > 2 * program.compile_seconds:
-                    grown = True
-                    if (n := min(left, int(ROUND_SECONDS / seconds))) > 1:
-                        program = Program(train, group, points, seeds, args, devices, n)
-                        compile_seconds += program.compile_seconds
-    except KeyboardInterrupt as interrupt:
-        raise SweepInterrupted(result()) from interrupt
-    finally:
-        bar.close()
-    return result()
+    traced = [trace(train, group, points, args) for group in groups]
+    metrics = _check_metrics(groups, traced, points, objective)
+    name = (
+        objective if isinstance(objective, str) else getattr(objective, "__qualname__", "function")
+    )
+    hashes = functools.partial(fingerprint, groups, traced, args)
+    plan = Plan(points, seeds, name, mode, every, metrics, hashes)
+    folder = contextlib.nullcontext() if path is None else contextlib.closing(Store(path, plan))
+    with folder as store:
+        ledger = Ledger(plan, objective, store, start)
+        try:
+            with ledger.bar(progress) as bar:
+                placed = place(args, devices)
+                for group, trial in zip(groups, traced, strict=True):
+                    if not len(trials := ledger.unfinished(group.indices)):
+                        continue
+                    compile_ = functools.partial(
+                        Program, trial, group, points, seeds, placed, devices, every=every
+                    )
+                    point_rows, seed_rows = np.divmod(trials, len(seeds))
+                    rows = np.searchsorted(group.indices, point_rows)
+                    for one in run_rounds(compile_, rows, seed_rows, devices, batch_size):
+                        ledger.record(trials[one.at], one.metrics, one.compile_seconds)
+                        bar.set_postfix_str(ledger.summary(), refresh=False)
+                        bar.update(one.at.stop - one.at.start)
+        except KeyboardInterrupt as interrupt:
+            raise SweepInterrupted(ledger.result()) from interrupt
+        except Exception as error:
+            error.__dict__["result"] = ledger.result()
+            error.add_note(f"What was finished is in this exception's .result: {ledger.result()!r}")
+            raise
+    return ledger.result()
 
 
 def _seeds(seeds: Any) -> tuple[int, ...]:
-    if isinstance(seeds, int | np.integer) and not isinstance(seeds, bool):
+    if _is_int(seeds):
         if seeds < 1:
             raise ValueError(f"seeds must be at least 1, got {seeds}.")
         return tuple(range(int(seeds)))
     listed = list(seeds) if isinstance(seeds, Iterable) and not isinstance(seeds, str) else None
-    if not listed or not all(
-        isinstance(s, int | np.integer) and not isinstance(s, bool) for s in listed
-    ):
+    if not listed or not all(map(_is_int, listed)):
         raise ValueError(f"seeds must be a count or a sequence of ints, got {seeds!r}.")
     if len(set(listed)) < len(listed):
         raise ValueError(f"seeds must differ from one another, got {listed}.")
     return tuple(map(int, listed))
 
 
-def _check_groups(
-    train: Train, groups: list[Group], points: Points, args: tuple[Any, ...], objective: Objective
+def _count(name: str, value: Any, other: str = "") -> int:
+    if not _is_int(value) or value < 1:
+        raise ValueError(f"{name} must be an int of at least 1{other}, got {value!r}.")
+    return int(value)
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _check_metrics(
+    groups: list[Group], traced: list[Trial], points: Points, objective: Objective
 ) -> Metrics:
-    """Trace every group; all must return the same metrics and read, together, every axis."""
-    metrics: Metrics = {}
-    read: set[str] = set()
-    for group in groups:
-        got, names = check(train, group, points, args)
-        read |= names
-        if not metrics:
-            metrics = got
-        for name in metrics.keys() | got.keys():
+    """All groups must return the same metrics and read, together, every axis."""
+    metrics = traced[0].metrics
+    for group, trial in zip(groups, traced, strict=True):
+        for name in metrics.keys() | trial.metrics.keys():
             shapes = [
                 f"{m[name].dtype}{list(m[name].shape)}" if name in m else "no such metric"
-                for m in (metrics, got)
+                for m in (metrics, trial.metrics)
             ]
             if shapes[0] != shapes[1]:
                 raise ValueError(
@@ -200,6 +195,7 @@ def _check_groups(
                     f"{groups[0].structure}, {shapes[1]} with {group.structure}. Return the same "
                     "names, shapes and dtypes for all."
                 )
+    read = set().union(*(trial.read for trial in traced))
     if unread := [name for name in points.names if name not in read]:
         raise ValueError(
             f"train never reads the axis {', '.join(map(repr, unread))}: it would repeat the same "
@@ -216,13 +212,3 @@ def _check_groups(
             f"objective must be a metric's name or a function, got {type(objective).__name__}."
         )
     return metrics
-
-
-def _objectives(objective: Objective, metrics: dict[str, np.ndarray]) -> np.ndarray:
-    """The objective of each trial of a round, float64."""
-    if isinstance(objective, str):
-        values = metrics[objective]
-        return values.reshape(len(values), -1)[:, -1].astype(float)
-    trials = len(next(iter(metrics.values())))
-    each = ({name: array[j] for name, array in metrics.items()} for j in range(trials))
-    return np.array([float(objective(one)) for one in each])

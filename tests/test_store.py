@@ -1,0 +1,330 @@
+"""A sweep's folder: killed, resumed, grown, refused; nothing finished is lost or run again."""
+
+import os
+import random
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rmsprop_jax as rj
+from rmsprop_jax._sweep import store
+from tests import killed
+
+X = rj.grid(x=[1.0, 2.0, 3.0])
+
+
+def train(hp, key, scale=1.0):
+    return {
+        "loss": hp["x"] * scale + jax.random.uniform(key) * jnp.arange(5.0),
+        "twice": 2 * hp["x"],
+    }
+
+
+def run(path, points=X, f=train, **options):
+    return rj.sweep(f, points, path=path, progress=False, **options)
+
+
+def same(a, b):
+    """Bit for bit, in everything but the seconds."""
+    assert a.points == b.points
+    assert a.seeds == b.seeds
+    assert a.metrics.keys() == b.metrics.keys()
+    for name in a.metrics:
+        assert a.metrics[name].dtype == b.metrics[name].dtype
+        assert a.metrics[name].tobytes() == b.metrics[name].tobytes()
+    np.testing.assert_array_equal(a.objective, b.objective)
+    np.testing.assert_array_equal(a.point_index, b.point_index)
+    np.testing.assert_array_equal(a.seed_index, b.seed_index)
+
+
+def contents(path):
+    return {file.name: file.read_bytes() for file in path.iterdir() if file.name != ".lock"}
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_and_resumed_it_is_as_if_undisturbed(kills, tmp_path):
+    undisturbed, moments = killed.sweep(None), random.Random(kills)
+    made = rescued = folders = 0
+    while made < kills:
+        folder, log = tmp_path / f"folder{folders}", tmp_path / "log"
+        folders += 1
+        rounds = lambda: len(list(folder.glob("round-*")))  # noqa: B023 (called in this turn)
+        finished, done = False, set()
+        while not finished:
+            log.unlink(missing_ok=True)
+            devices = str(moments.choice([1, 2]))
+            child = subprocess.Popen([sys.executable, "-m", "tests.killed", folder, log, devices])
+            enough = rounds() + moments.randint(0, 8)
+            while child.poll() is None and (made == kills or rounds() < enough):
+                time.sleep(0.002)
+            time.sleep(moments.uniform(0, 2.0 if rounds() == 0 else 0.2))
+            child.kill()
+            finished = child.wait() == 0
+            made += not finished
+            ran = set(log.read_text().split("\n")[:-1]) if log.exists() else set()
+            assert not ran & done
+            if (folder / store.MANIFEST).exists():
+                done = trials(rj.SweepResult.load(folder))
+                rescued += 0 if finished else len(done)
+        same(rj.SweepResult.load(folder), undisturbed)
+    same(killed.sweep(folder), undisturbed)
+    assert rescued
+
+
+def trials(result):
+    """As the log has them."""
+    return {
+        f"{np.float32(result.points[p]['learning_rate'])} {result.points[p]['centered']} "
+        f"{result.seeds[s]}"
+        for p, s in zip(result.point_index, result.seed_index, strict=True)
+    }
+
+
+def test_the_log_names_trials_as_the_kill_test_does(tmp_path):
+    """Else no trial would ever be found to run again."""
+    log = []
+    result = killed.sweep(tmp_path / "f", log=lambda *trial: log.append("{} {} {}".format(*trial)))
+    jax.effects_barrier()
+    assert set(log) == trials(result)
+
+
+def test_only_what_is_new_runs(tmp_path):
+    ran = []
+    noted = lambda hp, key: (
+        jax.debug.callback(lambda x: ran.append(float(x)), hp["x"]),
+        train(hp, key),
+    )[1]
+    go = lambda points, **options: (run(tmp_path, points, noted, **options), jax.effects_barrier())[
+        0
+    ]
+    go(X[1:2])
+    assert set(ran) == {2.0}
+    ran.clear()
+    grown = go(X)
+    assert set(ran) == {1.0, 3.0}
+    ran.clear()
+    seeds = go(X, seeds=[0, 5], devices=jax.devices()[:1], batch_size=1)
+    assert sorted(ran) == [1.0, 2.0, 3.0]
+    ran.clear()
+    go(X, seeds=[0, 5])
+    assert not ran
+    same(grown, run(None))
+    same(seeds, run(None, seeds=[0, 5]))
+    other_order = go(X[::-1], seeds=[5, 0])
+    assert not ran
+    same(other_order, run(None, X[::-1], seeds=[5, 0]))
+
+
+def test_equal_points_are_kept_apart(tmp_path):
+    same(run(tmp_path, X + X), run(None, X + X))
+    same(run(tmp_path, X + X), run(None, X + X))
+
+
+def test_a_new_structure_may_be_added(tmp_path):
+    f = lambda hp, key: {"loss": hp["x"] * (2 if hp["flag"] else 1)}
+    one, both = rj.grid(x=[1.0, 2.0], flag=[False]), rj.grid(x=[1.0, 2.0], flag=[False, True])
+    run(tmp_path, one, f)
+    same(run(tmp_path, both, f), run(None, both, f))
+
+
+def test_save_and_load_and_go_on(tmp_path):
+    points = rj.grid(x=[1.0, float("inf")], n=rj.static([(1, (2,)), [3], None, "a", True, 2]))
+    f = lambda hp, key: {"loss": hp["x"] + len(str(hp["n"])), "c": jnp.bfloat16(hp["x"])}
+    result = run(None, points, f, seeds=[4, -2])
+    result.save(tmp_path / "a")
+    loaded = rj.SweepResult.load(tmp_path / "a")
+    same(loaded, result)
+    assert loaded.points.static == {"n"}
+    assert loaded.points[0]["n"] == (1, (2,))
+    assert (loaded.compile_seconds, loaded.run_seconds) == (
+        result.compile_seconds,
+        result.run_seconds,
+    )
+    assert loaded.best().hp["x"].dtype == jnp.float32
+    loaded.save(tmp_path / "b")
+    same(run(tmp_path / "b", points, f, seeds=[4, -2]), result)
+    with pytest.raises(FileExistsError, match="new folder"):
+        result.save(tmp_path / "a")
+
+
+def test_ctrl_c_leaves_a_folder_that_goes_on(tmp_path):
+    calls = []
+
+    def objective(metrics):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return float(metrics["loss"][-1])
+
+    with pytest.raises(rj.SweepInterrupted) as caught:
+        run(tmp_path, objective=objective, devices=jax.devices()[:1])
+    assert len(caught.value.result) == 2
+    same(rj.SweepResult.load(tmp_path), caught.value.result)
+    same(run(tmp_path, objective=objective), run(None, objective=objective))
+
+
+def test_seconds_add_up_over_the_calls(tmp_path):
+    first = run(tmp_path, X[:1])
+    second = run(tmp_path)
+    assert second.compile_seconds > first.compile_seconds > 0
+    assert second.run_seconds > first.run_seconds > 0
+
+
+OTHERS = {
+    "objective": ({"objective": "twice"}, "another objective: loss there, twice here"),
+    "mode": ({"mode": "max"}, "another mode"),
+    "every": ({"every": 2}, "another every"),
+    "args": ({"args": (jnp.float32(2.0),)}, "other args"),
+    "points": ({"points": X[:2]}, r"not among these .* \{'x': 3.0\} for one"),
+    "seeds": ({"seeds": [1]}, "other seeds"),
+    "dtype": ({"points": rj.grid(x=[1, 2, 3])}, "'x' of another dtype: float32 there, int32 here"),
+    "static": ({"points": rj.grid(x=rj.static([1.0, 2.0, 3.0]))}, "other static names"),
+    "metrics": ({"f": lambda hp, key: {"loss": hp["x"]}}, "other metrics"),
+    "train": ({"f": lambda hp, key: train(hp, key, 3.0)}, "another train"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_another_sweep_is_refused_and_nothing_changed(case, tmp_path):
+    run(tmp_path)
+    before = contents(tmp_path)
+    options, message = OTHERS[case]
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, **options)
+    assert contents(tmp_path) == before
+    same(run(tmp_path), run(None))
+
+
+def test_data_that_train_closes_over_is_part_of_it(tmp_path):
+    closing = lambda data: lambda hp, key: {"loss": hp["x"] * jnp.sum(data)}
+    run(tmp_path, f=closing(jnp.arange(1000.0)))
+    run(tmp_path, f=closing(np.arange(1000.0, dtype=np.float32)))
+    with pytest.raises(ValueError, match="data that it closes over"):
+        run(tmp_path, f=closing(jnp.arange(1000.0).at[500].set(0)))
+
+
+def test_args_with_keys_and_python_numbers_have_a_fingerprint(tmp_path):
+    f = lambda hp, key, tree, n: {"loss": hp["x"] * jax.random.uniform(tree["key"]) * n}
+    args = lambda seed, n: ({"key": jax.random.key(seed)}, n)
+    run(tmp_path, f=f, args=args(0, 2))
+    run(tmp_path, f=f, args=args(0, 2))
+    for other in (args(1, 2), args(0, 3)):
+        with pytest.raises(ValueError, match="other args"):
+            run(tmp_path, f=f, args=other)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "foreign"])
+def test_a_damaged_round_is_refused_until_it_is_moved_away(damage, tmp_path):
+    whole = run(tmp_path)
+    file = sorted(tmp_path.glob("round-*"))[-1]
+    data = file.read_bytes()
+    if damage == "cut":
+        file.write_bytes(data[: len(data) // 2])
+    elif damage == "flipped":
+        at = data.index(whole.metrics["loss"][-1].tobytes()) + 2
+        file.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+    elif damage == "empty":
+        file.write_bytes(b"")
+    else:
+        np.savez(file.with_suffix(""), point=np.zeros(1, int))
+    before = contents(tmp_path)
+    for read in (lambda: run(tmp_path), lambda: rj.SweepResult.load(tmp_path)):
+        with pytest.raises(ValueError, match=rf"{file.name} is damaged"):
+            read()
+    assert contents(tmp_path) == before
+    file.rename(tmp_path.parent / f"{tmp_path.name}-away")
+    same(run(tmp_path), whole)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 99}'])
+def test_a_damaged_manifest_is_refused(text, tmp_path):
+    run(tmp_path)
+    (tmp_path / store.MANIFEST).write_text(text)
+    for read in (lambda: run(tmp_path), lambda: rj.SweepResult.load(tmp_path)):
+        with pytest.raises(ValueError, match=r"damaged|format 99"):
+            read()
+
+
+def test_what_a_killed_writer_left_is_cleared_away(tmp_path):
+    run(tmp_path, X[:1])
+    (tmp_path / ".round-000001.npz.tmp").write_bytes(b"half")
+    run(tmp_path)
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_a_second_writer_is_refused(tmp_path):
+    def objective(metrics):
+        with pytest.raises(RuntimeError, match=r"another sweep.*is writing"):
+            run(tmp_path, objective=lambda m: 0.0)
+        return 0.0
+
+    run(tmp_path, objective=objective)
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="no sweep's folder"):
+        run(tmp_path)
+    with pytest.raises(ValueError, match="no sweep's folder"):
+        rj.SweepResult.load(tmp_path)
+    with pytest.raises(OSError, match=r"thesis.txt/a cannot be written"):
+        run(tmp_path / "thesis.txt" / "a")
+
+
+def test_objects_in_an_axis_are_refused_before_anything_is_written(tmp_path):
+    f = lambda hp, key: {"loss": hp["f"](1.0)}
+    with pytest.raises(ValueError, match=r"axis 'f' .*nothing is pickled: give a string"):
+        run(tmp_path / "new", rj.grid(f=[jnp.sin]), f)
+    assert not (tmp_path / "new").exists()
+
+
+def child(code, folder):
+    """Runs code with `run` and this module at hand; its last words."""
+    text = f"from tests.test_store import *\nfolder = {str(folder)!r}\n{code}"
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True)
+    return done.returncode, done.stderr.strip().split("\n")
+
+
+def test_a_read_only_folder_is_a_clear_error(tmp_path):
+    run(tmp_path, X[:1])
+    before = contents(tmp_path)
+    tmp_path.chmod(0o555)
+    try:
+        # Root may write anywhere: the child becomes nobody, after its imports.
+        drop = "os.setuid(65534)" if os.getuid() == 0 else ""
+        code, words = child(f"run(None)\n{drop}\nrun(folder)", tmp_path)
+    finally:
+        tmp_path.chmod(0o755)
+    assert code == 1
+    assert any("PermissionError" in w and "folder" in w and "cannot be written" in w for w in words)
+    assert contents(tmp_path) == before
+
+
+def test_a_full_disk_is_a_clear_error_and_loses_nothing(tmp_path):
+    """The kernel refuses files beyond 4,000 bytes: the manifest is smaller, a round is larger."""
+    code, words = child(
+        "import resource\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))\n"
+        "run(folder, f=lambda hp, key: {'loss': hp['x'] + jnp.arange(2000.0)})",
+        tmp_path,
+    )
+    assert code == 1
+    assert any("round-000000.npz cannot be written" in w and "File too large" in w for w in words)
+    assert any("finished is in this exception's .result: SweepResult(1 of 3" in w for w in words)
+    assert list(contents(tmp_path)) == [store.MANIFEST]
+
+
+def test_an_objective_that_raises_loses_nothing():
+    def objective(metrics):
+        if metrics["twice"] == 4:
+            raise ZeroDivisionError
+        return 1.0
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        run(None, objective=objective, devices=jax.devices()[:1])
+    assert len(caught.value.result) == 1
