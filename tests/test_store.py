@@ -2,6 +2,7 @@
 
 import os
 import random
+import stat
 import subprocess
 import sys
 import time
@@ -122,7 +123,8 @@ def test_only_what_is_new_runs(tmp_path):
 
 def test_equal_points_are_kept_apart(tmp_path):
     same(run(tmp_path, X + X), run(None, X + X))
-    same(run(tmp_path, X + X), run(None, X + X))
+    assert len(rj.SweepResult.load(tmp_path)) == 6
+    same(rj.SweepResult.load(tmp_path), run(None, X + X))
 
 
 def test_a_new_structure_may_be_added(tmp_path):
@@ -218,7 +220,7 @@ def test_args_with_keys_and_python_numbers_have_a_fingerprint(tmp_path):
             run(tmp_path, f=f, args=other)
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "foreign"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "foreign", "short"])
 def test_a_damaged_round_is_refused_until_it_is_moved_away(damage, tmp_path):
     whole = run(tmp_path)
     file = sorted(tmp_path.glob("round-*"))[-1]
@@ -230,8 +232,11 @@ def test_a_damaged_round_is_refused_until_it_is_moved_away(damage, tmp_path):
         file.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
     elif damage == "empty":
         file.write_bytes(b"")
-    else:
+    elif damage == "foreign":
         np.savez(file.with_suffix(""), point=np.zeros(1, int))
+    else:
+        arrays = dict(np.load(file))
+        np.savez(file.with_suffix(""), **arrays | {"metric loss": arrays["metric loss"][:, :2]})
     before = contents(tmp_path)
     for read in (lambda: run(tmp_path), lambda: rj.SweepResult.load(tmp_path)):
         with pytest.raises(ValueError, match=rf"{file.name} is damaged"):
@@ -248,6 +253,19 @@ def test_a_damaged_manifest_is_refused(text, tmp_path):
     for read in (lambda: run(tmp_path), lambda: rj.SweepResult.load(tmp_path)):
         with pytest.raises(ValueError, match=r"damaged|format 99"):
             read()
+
+
+def test_a_round_has_its_name_only_once_it_is_on_disk(tmp_path, monkeypatch):
+    fsync, seen = os.fsync, []
+
+    def noted(descriptor):
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            seen.append(len(list(tmp_path.glob("round-*"))))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    run(tmp_path, devices=jax.devices()[:1])
+    assert seen == [0, 0, 1, 2]  # the manifest, three rounds
 
 
 def test_what_a_killed_writer_left_is_cleared_away(tmp_path):

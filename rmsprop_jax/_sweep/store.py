@@ -147,10 +147,8 @@ class Store:
             "seed": np.asarray(self._plan.seeds, np.int64)[seeds],
             "objective": trials.objective,
             "seconds": np.asarray([trials.compile_seconds, trials.run_seconds]),
+            **{"metric " + name: x for name, x in trials.metrics.items()},
         }
-        for name, x in trials.metrics.items():  # NumPy's files know no bfloat16 and the like
-            own = x.dtype.isbuiltin == 1
-            arrays["metric " + name] = x if own else x.view(f"u{x.dtype.itemsize}")
         self._write(f"round-{self._count:06d}.npz", lambda file: np.savez(file, **arrays))
         self._count += 1
 
@@ -306,7 +304,7 @@ def _read_round(file: Path, plan: Plan) -> dict[str, np.ndarray]:
         trials = len(arrays["point"])
         for name, metric in plan.metrics.items():
             x = arrays["metric " + name]
-            x = x if x.dtype == metric.dtype else x.view(metric.dtype)
+            x = x if x.dtype == metric.dtype else x.view(metric.dtype)  # bfloat16, stored as bytes
             if x.shape != (trials, *plan.shape(name)):
                 raise ValueError(f"{name} has shape {x.shape}")
             arrays["metric " + name] = x
