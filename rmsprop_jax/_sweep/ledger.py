@@ -8,36 +8,36 @@ import numpy as np
 from tqdm import tqdm
 
 from rmsprop_jax._sweep.results import SweepResult
-from rmsprop_jax._sweep.store import Plan, Store, Trials
+from rmsprop_jax._sweep.store import Plan, Trials
 
 Objective: TypeAlias = str | Callable[[dict[str, np.ndarray]], float]
 
 
 class Ledger:
-    """What is finished, in memory and, with a store, on disk; it begins with what is stored.
+    """What is finished, in memory and, where there is a folder, on disk.
 
     Args:
       plan: what is asked.
       objective: a metric's name or a function.
-      store: the folder, or None.
+      stored: what was finished before.
+      write: writes a round, or None.
       start: when the sweep began, by `time.perf_counter`; until now it traced.
     """
 
-    def __init__(self, plan: Plan, objective: Objective, store: Store | None, start: float):
-        total = len(plan.points) * len(plan.seeds)
-        self._plan, self._objective, self._store = plan, objective, store
-        self._done = np.zeros(total, bool)
-        self._metrics = {
-            name: np.zeros((total, *plan.shape(name)), metric.dtype)
-            for name, metric in plan.metrics.items()
-        }
-        self._values = np.full(total, np.nan)
+    def __init__(
+        self,
+        plan: Plan,
+        objective: Objective,
+        stored: Trials,
+        write: Callable[[Trials], None] | None,
+        start: float,
+    ):
+        self._plan, self._objective, self._write = plan, objective, write
+        self._trials = plan.no_trials(len(plan.points) * len(plan.seeds))
+        self._done = np.zeros(len(self._trials.number), bool)
         self._failed, self._best = 0, np.nan
-        self._seconds = np.zeros(2)  # compiling, running
-        if store:
-            stored = store.finished()
-            self._enter(stored.number, stored.metrics)
-            self._seconds += stored.compile_seconds, stored.run_seconds
+        self._enter(stored.number, stored.metrics)
+        self._trials.seconds[:] = stored.seconds
         self._since, self._tracing = start, time.perf_counter() - start
 
     def unfinished(self, points: Sequence[int]) -> np.ndarray:
@@ -53,16 +53,16 @@ class Ledger:
         values = self._enter(trials, metrics)
         now = time.perf_counter()
         compiling, self._tracing = self._tracing + compile_seconds, 0.0
-        seconds = compiling, now - self._since - compiling
+        seconds = np.array([compiling, now - self._since - compiling])
         self._since = now
-        self._seconds += seconds
-        if self._store:
-            self._store.write(Trials(trials, metrics, values, *seconds))
+        self._trials.seconds[:] += seconds
+        if self._write:
+            self._write(Trials(trials, metrics, values, seconds))
 
     def _enter(self, trials: np.ndarray, metrics: dict[str, np.ndarray]) -> np.ndarray:
         for name, x in metrics.items():
-            self._metrics[name][trials] = x
-        values = self._values[trials] = _objectives(self._objective, metrics)
+            self._trials.metrics[name][trials] = x
+        values = self._trials.objective[trials] = _objectives(self._objective, metrics)
         self._done[trials] = True
         whole = values[np.isfinite(values)]
         self._failed += len(values) - len(whole)
@@ -85,11 +85,10 @@ class Ledger:
         return f"failed {self._failed}, best {best}"
 
     def result(self) -> SweepResult:
-        trials = np.flatnonzero(self._done)
-        metrics = {name: x[trials] for name, x in self._metrics.items()}
-        return SweepResult(
-            self._plan, Trials(trials, metrics, self._values[trials], *map(float, self._seconds))
-        )
+        number = np.flatnonzero(self._done)
+        _, metrics, objective, seconds = self._trials
+        metrics = {name: x[number] for name, x in metrics.items()}
+        return SweepResult(self._plan, Trials(number, metrics, objective[number], seconds.copy()))
 
 
 def _objectives(objective: Objective, metrics: dict[str, np.ndarray]) -> np.ndarray:

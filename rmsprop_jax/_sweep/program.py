@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import jaxpr_as_fun
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from rmsprop_jax._sweep.deadlock import refuse_deadlock
 from rmsprop_jax._sweep.points import RESERVED, Points
+from rmsprop_jax._sweep.processes import Processes
 
 Train = Callable[..., dict[str, jax.Array]]
 Metrics = dict[str, jax.ShapeDtypeStruct]
@@ -185,7 +186,7 @@ def kept_steps(steps: int, every: int) -> np.ndarray:
 
 
 class Program:
-    """The compiled program of one group: a call runs one round of trials on every device.
+    """The compiled program of one group: it runs rounds of trials on every device.
 
     Each device runs `batches` batches one after the other, each of `batch_size` trials under one
     `vmap`. With a `batch_size` of 1 `train` runs as it is, and a trial's numbers are bit for bit
@@ -194,13 +195,14 @@ class Program:
     Args:
       trial, group: what `trace` and `group_points` gave.
       points, seeds: of the sweep.
-      args: as `place` gave them.
-      devices: where to run.
+      args: placed on the devices.
+      processes: where to run.
       batch_size, batches: at least 1.
       every: of a metric with one value a step, keep each `every`-th and the last.
 
     Attributes:
-      round_size: how many trials a call runs.
+      batch_size: as given.
+      round_size: how many trials a round has room for.
       compile_seconds: what lowering and compiling took.
       memory: bytes that two rounds in flight need on each device, besides `args`.
     """
@@ -212,23 +214,21 @@ class Program:
         points: Points,
         seeds: Sequence[int],
         args: Any,
-        devices: Sequence[Any],
+        processes: Processes,
         *,
         batch_size: int = 1,
         batches: int = 1,
         every: int = 1,
     ):
         start = time.perf_counter()
-        self.round_size = len(devices) * batches * batch_size
-        self._args = args
+        self.round_size = processes.mesh.size * batches * batch_size
+        self.batch_size, self._processes, self._args = batch_size, processes, args
         self._columns = {
             name: np.asarray([points[i][name] for i in group.indices], dtype)
             for name, dtype in group.dtypes.items()
         }
         keys = jnp.stack([jax.random.key(seed) for seed in seeds])
         self._key_data, impl = np.asarray(jax.random.key_data(keys)), jax.random.key_impl(keys)
-        mesh = Mesh(np.asarray(devices), ("trial",))
-        self._per_trial = NamedSharding(mesh, PartitionSpec("trial"))
         run = jaxpr_as_fun(trial.traced.jaxpr)
         names = sorted(trial.metrics)  # as JAX flattens a dict
 
@@ -250,7 +250,7 @@ class Program:
 
         @functools.partial(
             jax.shard_map,
-            mesh=mesh,
+            mesh=processes.mesh,
             in_specs=(PartitionSpec("trial"), PartitionSpec()),
             out_specs=PartitionSpec("trial"),
             check_vma=False,
@@ -265,7 +265,7 @@ class Program:
 
         nothing = np.zeros(1, int)
         traced = jax.jit(one_round).trace(self._inputs(nothing, nothing), args)
-        refuse_deadlock(traced.jaxpr, devices)
+        refuse_deadlock(traced.jaxpr, processes.mesh.devices.tolist())
         self._compiled = traced.lower().compile()
         analysis = self._compiled.memory_analysis()
         self.memory = 0
@@ -277,11 +277,10 @@ class Program:
         pad = (0, self.round_size - len(rows))
         rows, seeds = np.pad(rows, pad, "edge"), np.pad(seeds, pad, "edge")
         numbers = {name: column[rows] for name, column in self._columns.items()}
-        return jax.device_put((numbers, self._key_data[seeds]), self._per_trial)
+        return self._processes.place((numbers, self._key_data[seeds]), "trial")
 
-    def __call__(self, rows: np.ndarray, seeds: np.ndarray) -> dict[str, jax.Array]:
-        """Start a round: the metrics, on the devices, with a leading axis over `round_size` trials,
-        of which the first `len(rows)` count.
+    def start(self, rows: np.ndarray, seeds: np.ndarray) -> dict[str, jax.Array]:
+        """Start a round of up to `round_size` trials: its metrics, on the devices, for `fetch`.
 
         Args:
           rows: int array, the place of each trial's point in the group.
@@ -289,9 +288,6 @@ class Program:
         """
         return self._compiled(self._inputs(rows, seeds), self._args)
 
-
-def place(args: Any, devices: Sequence[Any]) -> Any:
-    """`args` on every device."""
-    return jax.device_put(
-        args, NamedSharding(Mesh(np.asarray(devices), ("trial",)), PartitionSpec())
-    )
+    def fetch(self, metrics: dict[str, jax.Array], trials: int) -> dict[str, np.ndarray]:
+        """Wait for a round: the metrics of its trials, each with a leading axis over them."""
+        return {name: self._processes.gather(x)[:trials] for name, x in metrics.items()}

@@ -52,7 +52,7 @@ class SweepResult:
         self.steps = {name: plan.steps(name) for name, m in plan.metrics.items() if m.shape}
         self.objective = trials.objective[order]
         self.failed = ~np.isfinite(self.objective)
-        self.compile_seconds, self.run_seconds = trials.compile_seconds, trials.run_seconds
+        self.compile_seconds, self.run_seconds = map(float, trials.seconds)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "SweepResult":
@@ -75,8 +75,8 @@ class SweepResult:
         folder = store.Store(path, self._plan)
         try:
             number = self.point_index * len(self.seeds) + self.seed_index
-            seconds = self.compile_seconds, self.run_seconds
-            folder.write(store.Trials(number, self.metrics, self.objective, *seconds))
+            seconds = np.array([self.compile_seconds, self.run_seconds])
+            folder.write(store.Trials(number, self.metrics, self.objective, seconds))
         finally:
             folder.close()
 

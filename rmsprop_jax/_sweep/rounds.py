@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from rmsprop_jax._sweep.processes import Processes
 from rmsprop_jax._sweep.program import Program
 
 ROUND_SECONDS = 0.5  # tiny trials share a round until it lasts as long: progress is shown by rounds
@@ -30,7 +31,7 @@ def run_rounds(
     compile_: Callable[..., Program],
     rows: np.ndarray,
     seeds: np.ndarray,
-    devices: Sequence[Any],
+    processes: Processes,
     batch_size: int | str,
 ) -> Iterator[Round]:
     """Compile a group's program and run its trials, a round at a time.
@@ -38,47 +39,48 @@ def run_rounds(
     Args:
       compile_: `compile_(batch_size=..., batches=...)` gives the program.
       rows, seeds: int arrays, for each trial the place of its point in the group and of its seed.
-      devices: where the program runs.
+      processes: where the program runs.
       batch_size: how many trials share a `vmap`; "auto" is 1 on a CPU, and elsewhere as many as
         fit the device's memory.
     """
-    total, left = len(rows), lambda size: -(-(len(rows) - at) // size)
-    at = 0
-    batch_size, program = _first_program(compile_, left(len(devices)), devices, batch_size)
+    devices = processes.mesh.devices.tolist()
+    memory = free_memory(devices) if batch_size == "auto" else None
+    most = -(-len(rows) // len(devices))
+    if memory is not None:
+        program = _largest(compile_, most, processes.smallest(memory))
+    else:
+        program = compile_(batch_size=1 if batch_size == "auto" else min(int(batch_size), most))
     compile_seconds = program.compile_seconds
     # A CPU's devices share their cores: a round in advance would only take them from this one.
     ahead = 1 if devices[0].platform == "cpu" else 2
-    pending: collections.deque[tuple[slice, dict[str, jax.Array]]] = collections.deque()
-    seconds = []
-    while at < total or pending:
+    pending: collections.deque[tuple[slice, Program, dict[str, jax.Array]]] = collections.deque()
+    at, seconds = 0, []
+    while at < len(rows) or pending:
         start = time.perf_counter()
-        while at < total and len(pending) < ahead:
-            now = slice(at, min(at + program.round_size, total))
-            pending.append((now, program(rows[now], seeds[now])))
+        while at < len(rows) and len(pending) < ahead:
+            now = slice(at, min(at + program.round_size, len(rows)))
+            pending.append((now, program, program.start(rows[now], seeds[now])))
             at = now.stop
-        now, out = pending.popleft()
-        metrics = {name: np.asarray(x)[: now.stop - now.start] for name, x in out.items()}
-        yield Round(now, metrics, compile_seconds)
+        now, started, metrics = pending.popleft()
+        yield Round(now, started.fetch(metrics, now.stop - now.start), compile_seconds)
         compile_seconds = 0.0
         seconds.append(time.perf_counter() - start)
-        if len(seconds) == TIMED_ROUNDS and at < total:
-            each = min(seconds[1:])
-            # A second compile has to pay for itself.
-            if left(program.round_size) * each > 2 * program.compile_seconds:
-                batches = min(left(program.round_size), int(ROUND_SECONDS / each))
-                if batches > 1:
-                    program = compile_(batch_size=batch_size, batches=batches)
-                    compile_seconds = program.compile_seconds
+        if len(seconds) == TIMED_ROUNDS and at < len(rows):
+            grow = _batches(program, min(seconds[1:]), -(-(len(rows) - at) // program.round_size))
+            if (batches := int(processes.from_first(np.asarray(grow)))) > 1:
+                program = compile_(batch_size=program.batch_size, batches=batches)
+                compile_seconds = program.compile_seconds
 
 
-def _first_program(
-    compile_: Callable[..., Program], most: int, devices: Sequence[Any], batch_size: int | str
-) -> tuple[int, Program]:
-    """The batch size and its program; `most` trials fall to a device."""
-    memory = free_memory(devices) if batch_size == "auto" else None
-    if memory is None:
-        size = 1 if batch_size == "auto" else min(int(batch_size), most)
-        return size, compile_(batch_size=size)
+def _batches(program: Program, seconds: float, left: int) -> int:
+    """How many batches a round should have, where one takes so long and so many are left."""
+    if left * seconds < 2 * program.compile_seconds:  # a second compile has to pay for itself
+        return 1
+    return min(left, int(ROUND_SECONDS / seconds))
+
+
+def _largest(compile_: Callable[..., Program], most: int, memory: float) -> Program:
+    """The program of the largest batch, up to `most`, that needs no more memory."""
     start = time.perf_counter()
     size = most
     while True:
@@ -91,7 +93,7 @@ def _first_program(
                 raise
         if program and (fits >= 1 or size == 1):
             program.compile_seconds = time.perf_counter() - start
-            return size, program
+            return program
         size = max(1, min(size - 1, int(size * fits)))
         size = -(-most // -(-most // size))  # no more than needed, so that the last round is full
 

@@ -53,6 +53,13 @@ class Plan(NamedTuple):
         """Of what is kept of one trial's metric."""
         return (len(self.steps(metric)),) if self.metrics[metric].shape else ()
 
+    def no_trials(self, count: int) -> "Trials":
+        """Room for so many."""
+        metrics = {
+            name: np.zeros((count, *self.shape(name)), m.dtype) for name, m in self.metrics.items()
+        }
+        return Trials(np.zeros(count, np.int64), metrics, np.full(count, np.nan), np.zeros(2))
+
 
 class Trials(NamedTuple):
     """Finished trials, in any order, and what they took."""
@@ -61,8 +68,8 @@ class Trials(NamedTuple):
     """int array: the place of each in the points × the seeds."""
     metrics: dict[str, np.ndarray]
     objective: np.ndarray
-    compile_seconds: float
-    run_seconds: float
+    seconds: np.ndarray
+    """(2,): compiling, and the rest."""
 
 
 def fingerprint(groups: Sequence[Group], trials: Sequence[Trial], args: Any) -> dict[str, Any]:
@@ -146,7 +153,7 @@ class Store:
             "point": self._places[points],
             "seed": np.asarray(self._plan.seeds, np.int64)[seeds],
             "objective": trials.objective,
-            "seconds": np.asarray([trials.compile_seconds, trials.run_seconds]),
+            "seconds": trials.seconds,
             **{"metric " + name: x for name, x in trials.metrics.items()},
         }
         self._write(f"round-{self._count:06d}.npz", lambda file: np.savez(file, **arrays))
@@ -283,17 +290,13 @@ def _read_rounds(path: Path, plan: Plan, places: np.ndarray) -> Trials:
         for arrays in rounds
         for p, s in zip(arrays["point"].tolist(), arrays["seed"].tolist(), strict=True)
     ]
+    none = plan.no_trials(0)
     join = lambda name, empty: np.concatenate([empty, *(arrays[name] for arrays in rounds)])
-    metrics = {}
-    for name, metric in plan.metrics.items():
-        metrics[name] = join("metric " + name, np.zeros((0, *plan.shape(name)), metric.dtype))
-    compiling, running = np.sum([np.zeros(2), *(arrays["seconds"] for arrays in rounds)], axis=0)
     return Trials(
         np.array(index, np.int64),
-        metrics,
-        join("objective", np.zeros(0)),
-        float(compiling),
-        float(running),
+        {name: join("metric " + name, empty) for name, empty in none.metrics.items()},
+        join("objective", none.objective),
+        np.sum([none.seconds, *(arrays["seconds"] for arrays in rounds)], axis=0),
     )
 
 

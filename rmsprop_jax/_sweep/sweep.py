@@ -4,6 +4,7 @@ import contextlib
 import functools
 import os
 import time
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from rmsprop_jax._sweep.ledger import Ledger, Objective
 from rmsprop_jax._sweep.points import Points
+from rmsprop_jax._sweep.processes import Processes
 from rmsprop_jax._sweep.program import (
     Group,
     Metrics,
@@ -19,12 +21,11 @@ from rmsprop_jax._sweep.program import (
     Train,
     Trial,
     group_points,
-    place,
     trace,
 )
 from rmsprop_jax._sweep.results import SweepResult
 from rmsprop_jax._sweep.rounds import run_rounds
-from rmsprop_jax._sweep.store import Plan, Store, fingerprint
+from rmsprop_jax._sweep.store import Plan, Store, Trials, fingerprint
 
 
 class SweepInterrupted(KeyboardInterrupt):
@@ -65,8 +66,10 @@ def sweep(
       args: arrays (or pytrees of them) that every trial reads, copied to each device once.
       batch_size: how many trials share one `vmap` on a device. "auto" is 1 on a CPU, where `vmap`
         gains nothing, and elsewhere as many as fit the memory by the compiler's own analysis.
-      devices: by default all of this process. On CPU, give JAX one device a core before its first
-        use: `jax.config.update("jax_num_cpu_devices", os.cpu_count())`.
+      devices: by default all, of every process after `jax.distributed.initialize()`; then every
+        process makes the same call and gets the same result, and process 0 writes and draws. On
+        CPU, give JAX one device a core before its first use:
+        `jax.config.update("jax_num_cpu_devices", os.cpu_count())`.
       path: a folder for the finished rounds. The same call goes on where an earlier one was stopped
         or killed, on any number of devices and with any `batch_size`; with more points or seeds,
         only the new trials run. Plain `.json` and `.npz`; one writer at a time.
@@ -116,9 +119,10 @@ def sweep(
     if batch_size != "auto":
         batch_size = _count("batch_size", batch_size, ' or "auto"')
     every = _count("every", every)
-    devices = jax.local_devices() if devices is None else list(devices)
+    devices = jax.devices() if devices is None else list(devices)
     if not devices:
         raise ValueError("devices is empty: leave it out to use all.")
+    processes = Processes(devices)
 
     groups = group_points(points)
     traced = [trace(train, group, points, args) for group in groups]
@@ -128,21 +132,22 @@ def sweep(
     )
     hashes = functools.partial(fingerprint, groups, traced, args)
     plan = Plan(points, seeds, name, mode, every, metrics, hashes)
-    folder = contextlib.nullcontext() if path is None else contextlib.closing(Store(path, plan))
-    with folder as store:
-        ledger = Ledger(plan, objective, store, start)
+    processes.refuse_different("points, seeds or options", _digest(plan, batch_size, path))
+    with contextlib.ExitStack() as stack:
+        store, stored = _open(processes, plan, path, stack)
+        ledger = Ledger(plan, objective, stored, store.write if store else None, start)
         try:
-            with ledger.bar(progress) as bar:
-                placed = place(args, devices)
+            with ledger.bar(progress and processes.first) as bar:
+                placed = processes.place(args)
                 for group, trial in zip(groups, traced, strict=True):
                     if not len(trials := ledger.unfinished(group.indices)):
                         continue
                     compile_ = functools.partial(
-                        Program, trial, group, points, seeds, placed, devices, every=every
+                        Program, trial, group, points, seeds, placed, processes, every=every
                     )
                     point_rows, seed_rows = np.divmod(trials, len(seeds))
                     rows = np.searchsorted(group.indices, point_rows)
-                    for one in run_rounds(compile_, rows, seed_rows, devices, batch_size):
+                    for one in run_rounds(compile_, rows, seed_rows, processes, batch_size):
                         ledger.record(trials[one.at], one.metrics, one.compile_seconds)
                         bar.set_postfix_str(ledger.summary(), refresh=False)
                         bar.update(one.at.stop - one.at.start)
@@ -153,6 +158,31 @@ def sweep(
             error.add_note(f"What was finished is in this exception's .result: {ledger.result()!r}")
             raise
     return ledger.result()
+
+
+def _open(
+    processes: Processes, plan: Plan, path: Any, stack: contextlib.ExitStack
+) -> tuple[Store | None, Trials]:
+    """The folder, for the first process to write, and what is finished in it, for all."""
+    if path is None:
+        return None, plan.no_trials(0)
+
+    def on_first():
+        store = stack.enter_context(contextlib.closing(Store(path, plan)))
+        return store, store.finished()
+
+    store, stored = processes.on_first(on_first) or (None, plan.no_trials(0))
+    count = int(processes.from_first(np.asarray(len(stored.number))))
+    if not processes.first:
+        stored = plan.no_trials(count)
+    return store, jax.tree.map(processes.from_first, stored)
+
+
+def _digest(plan: Plan, *options: Any) -> int:
+    """Of what all processes must have alike; objects in an axis count by their type."""
+    plain = lambda x: x if isinstance(x, int | float | str) else type(x).__name__
+    rows = [[plain(value) for value in point.values()] for point in plan.points]
+    return zlib.crc32(repr((rows, plan[1:-1], list(map(str, options)))).encode())
 
 
 def _seeds(seeds: Any) -> tuple[int, ...]:

@@ -1,0 +1,95 @@
+"""The processes that a sweep spans: what they agree on, what they place and gather."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+T = TypeVar("T")
+
+
+class Processes:
+    """The processes whose devices these are: this one alone, or all of a JAX cluster.
+
+    Args:
+      devices: of this process only, or some of every process.
+
+    Attributes:
+      first: whether this process writes and draws.
+      count: of the processes.
+    """
+
+    def __init__(self, devices: Sequence[Any]):
+        indices = {device.process_index for device in devices}
+        if indices != {jax.process_index()} and len(indices) != jax.process_count():
+            raise ValueError(
+                f"devices are of the processes {sorted(indices)}, of {jax.process_count()}: give "
+                "those of this process, jax.local_devices(), or some of every process."
+            )
+        self.count = len(indices)
+        self.first = self.count == 1 or jax.process_index() == 0
+        self.mesh = Mesh(np.asarray(devices), ("trial",))
+
+    def from_first(self, array: np.ndarray) -> np.ndarray:
+        """The first process' array, bit for bit; the others give one of its shape and dtype."""
+        if self.count == 1 or array.size == 0:
+            return array
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        data = multihost_utils.broadcast_one_to_all(data)
+        return np.asarray(data).view(array.dtype).reshape(array.shape)
+
+    def smallest(self, number: float) -> float:
+        """The smallest that any process has."""
+        if self.count == 1:
+            return number
+        return float(np.min(multihost_utils.process_allgather(np.float32(number))))
+
+    def on_first(self, call: Callable[[], T]) -> T | None:
+        """Call on the first process only; where that raises, every process does."""
+        result, error = None, None
+        if self.first:
+            try:
+                result = call()
+            except Exception as raised:
+                error = raised
+        failed = self.from_first(np.asarray(error is not None))
+        if error:
+            raise error
+        if failed:
+            raise RuntimeError("process 0 refused to go on; its own error says why.")
+        return result
+
+    def refuse_different(self, what: str, digest: int) -> None:
+        """ValueError where the processes do not have the same."""
+        if self.count > 1:
+            digests = multihost_utils.process_allgather(np.uint32(digest))
+            if len(set(digests.tolist())) > 1:
+                raise ValueError(
+                    f"the processes called sweep with different {what}: call it alike in each."
+                )
+
+    def place(self, tree: Any, *axes: str) -> Any:
+        """Arrays on the devices: cut along the first axis for `"trial"`, else whole on each."""
+        sharding = NamedSharding(self.mesh, PartitionSpec(*axes))
+        if self.count == 1:
+            return jax.device_put(tree, sharding)
+
+        def leaf(x):
+            x = jnp.asarray(x)
+            if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+                data, impl = leaf(jax.random.key_data(x)), jax.random.key_impl(x)
+                return jax.random.wrap_key_data(data, impl=impl)
+            host = np.asarray(x)
+            return jax.make_array_from_callback(host.shape, sharding, host.__getitem__)
+
+        return jax.tree.map(leaf, tree)
+
+    def gather(self, x: jax.Array) -> np.ndarray:
+        """All of an array that is cut along the first axis."""
+        if self.count == 1:
+            return np.asarray(x)
+        return multihost_utils.process_allgather(x, tiled=True)
