@@ -1,5 +1,6 @@
-"""What a sweep found: `SweepResult` and its best point."""
+"""What a sweep found: `SweepResult`, its best points, what matters."""
 
+import html
 import math
 import os
 from pathlib import Path
@@ -9,14 +10,22 @@ import jax
 import numpy as np
 
 from rmsprop_jax._sweep import store
-from rmsprop_jax._sweep.points import dataframe, hyperparameters
+from rmsprop_jax._sweep.points import dataframe, hyperparameters, is_number
+from rmsprop_jax._sweep.statistics import (
+    Comparison,
+    Level,
+    levels,
+    mean_spread_interval,
+    paired,
+    value_label,
+)
 
 
-class Best(NamedTuple):
-    """The best point of a sweep."""
+class Record(NamedTuple):
+    """A point and what its seeds gave."""
 
     hp: dict[str, Any]
-    """As `train` gets it: `train(best.hp, best.keys[0])` trains it again."""
+    """As `train` gets it: `train(record.hp, record.keys[0])` trains it again."""
     point: dict[str, Any]
     """As it stands in the points."""
     keys: tuple[jax.Array, ...]
@@ -25,6 +34,8 @@ class Best(NamedTuple):
     """The mean over the seeds that did not fail."""
     spread: float
     """The sample standard deviation over those seeds; NaN for one seed."""
+    interval: tuple[float, float]
+    """The 95% confidence interval of the mean, by Student's t; NaN for one seed."""
 
 
 class SweepResult:
@@ -96,35 +107,118 @@ class SweepResult:
         table[self.point_index, self.seed_index] = np.where(self.failed, np.nan, self.objective)
         return table
 
-    def best(self) -> Best:
+    def best(self) -> Record:
         """The point with the best mean objective over the seeds.
 
-        A point with a failed or unfinished seed ranks after all whole ones.
+        A point with a failed or unfinished seed ranks after all whole ones. Of many points the
+        best is in part the luckiest: its own objective is an optimistic estimate.
+
+        Raises:
+          ValueError: where every trial failed, or none finished.
+        """
+        return self.top(1)[0]
+
+    def top(self, n: int = 10) -> list[Record]:
+        """The `n` best points, in order; fewer where fewer have a finite objective.
 
         Raises:
           ValueError: where every trial failed, or none finished.
         """
         table = self.by_point()
-        sign = 1 if self.mode == "min" else -1
-        ranked = [
-            (bool(np.isnan(row).any()), sign * np.nanmean(row), i)
-            for i, row in enumerate(table)
-            if not np.isnan(row).all()
-        ]
-        if not ranked:
+        finite = np.isfinite(table)
+        means = self._means(table)
+        ranked = np.lexsort((means if self.mode == "min" else -means, np.isnan(table).any(1)))
+        ranked = ranked[np.isfinite(means[ranked])]
+        if not len(ranked):
             raise ValueError(
                 f"no best point: of {len(self)} finished trials, {int(self.failed.sum())} failed "
                 "(their objective is not finite). Try smaller learning rates."
             )
-        i = min(ranked)[2]
-        mine = table[i][~np.isnan(table[i])]
-        return Best(
-            hp=hyperparameters(self.points, i),
-            point=self.points[i],
-            keys=tuple(jax.random.key(seed) for seed in self.seeds),
-            objective=float(mine.mean()),
-            spread=float(mine.std(ddof=1)) if len(mine) > 1 else math.nan,
+        keys = tuple(jax.random.key(seed) for seed in self.seeds)
+        return [
+            Record(
+                hyperparameters(self.points, int(i)),
+                self.points[int(i)],
+                keys,
+                *mean_spread_interval(table[i][finite[i]]),
+            )
+            for i in ranked[:n]
+        ]
+
+    def compare(self, a: Record | dict[str, Any], b: Record | dict[str, Any]) -> Comparison:
+        """How much larger the objective of `a` is than that of `b`, paired by seed.
+
+        Seeds give all points the same keys, so that the pairs share their first parameters and
+        batches, and their difference spreads less than either.
+
+        Args:
+          a, b: records, or points as they stand in `points`.
+
+        Raises:
+          ValueError: for a point that was not tried, or two that share no whole seed.
+        """
+        table, tried = self.by_point(), list(self.points)
+
+        def row(one):
+            point = one.point if isinstance(one, Record) else one
+            if point not in tried:
+                raise ValueError(f"{point} is not among the points of this sweep, {self.points}.")
+            return table[tried.index(point)]
+
+        differences = row(a) - row(b)
+        if np.isnan(differences).all():
+            raise ValueError("these points share no seed that both finished without failing.")
+        return paired(differences[~np.isnan(differences)])
+
+    def sensitivity(self) -> dict[str, float]:
+        """What matters: for each hyperparameter how far apart its values are, each at its best.
+
+        A value counts by its best point, with all other hyperparameters free; the number is the
+        difference between the best and the worst value, so 0 where any value will do once the rest
+        is tuned. An axis of more than 12 numbers counts by eighths, one of a single value not at
+        all. The largest number comes first.
+        """
+        found = {}
+        for name in self.points.names:
+            at_best = self.best_of(levels(self.points, name))[1]
+            at_best = at_best[np.isfinite(at_best)]
+            if len(at_best) > 1:
+                found[name] = float(at_best.max() - at_best.min())
+        return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+    def best_of(self, groups: list[Level]) -> tuple[np.ndarray, np.ndarray]:
+        """The best point of each group and its mean objective; −1 and NaN where all failed."""
+        means = self._means(self.by_point())
+        pick = np.nanargmin if self.mode == "min" else np.nanargmax
+        best = np.array(
+            [
+                level.points[pick(means[level.points])]
+                if np.isfinite(means[level.points]).any()
+                else -1
+                for level in groups
+            ]
         )
+        return best, np.where(best >= 0, means[best], np.nan)
+
+    def _means(self, table: np.ndarray) -> np.ndarray:
+        """Of each point, over the seeds that did not fail; NaN where all did."""
+        finite = np.isfinite(table)
+        count = finite.sum(1)
+        sums = np.where(finite, table, 0.0).sum(1)
+        return np.divide(sums, count, out=np.full(len(table), np.nan), where=count > 0)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the five best points."""
+        names = self.points.names
+        rows = [["", *names, "objective", "95% interval over seeds"]]
+        for i, record in enumerate(self.top(5) if (~self.failed).any() else [], start=1):
+            low, high = record.interval
+            interval = "one seed" if math.isnan(low) else f"{low:.4g} … {high:.4g}"
+            values = [value_label(record.point[name]) for name in names]
+            rows.append([str(i), *values, f"{record.objective:.4g}", interval])
+        cells = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
+        table = "".join(f"<tr>{row}</tr>" for row in cells)
+        return f"<p>{html.escape(repr(self))}</p><table>{table}</table>"
 
     def to_dataframe(self):
         """A pandas DataFrame with a row a trial: the hyperparameters under their names, `seed`,
@@ -140,3 +234,56 @@ class SweepResult:
         for name, values in self.metrics.items():
             columns[name] = values if values.ndim == 1 else values[:, -1]
         return dataframe(columns | {"objective": self.objective, "failed": self.failed})
+
+    def to_xarray(self):
+        """An xarray Dataset with the dimensions `trial` (a point), `seed` and `step`.
+
+        Hyperparameters are coordinates of `trial`; `step` counts from 1. Metrics whose numbers of
+        steps differ have a dimension of their own, `step_NAME`. What is not finished is NaN, and
+        False in `finished`.
+
+        Raises:
+          ImportError: without xarray, which the extra `data` installs.
+        """
+        try:
+            import xarray
+        except ImportError as error:
+            raise ImportError('to_xarray needs xarray: pip install "rmsprop_jax[data]"') from error
+        shape = len(self.points), len(self.seeds)
+        finished = np.zeros(shape, bool)
+        finished[self.point_index, self.seed_index] = True
+
+        def table(values):
+            out = np.zeros((*shape, *values.shape[1:]), values.dtype)
+            if not finished.all() or values.dtype.kind not in "biuf":  # xarray knows no bfloat16
+                out = np.full(out.shape, np.nan)
+            out[self.point_index, self.seed_index] = values
+            return out
+
+        alike = len({len(steps) for steps in self.steps.values()}) == 1
+        dims, coordinates = {}, {}
+        for name, steps in self.steps.items():
+            dims[name] = "step" if alike else f"step_{name}"
+            coordinates[dims[name]] = steps
+        for name in self.points.names:
+            values = [point[name] for point in self.points]
+            column = np.empty(len(values), object)
+            column[:] = values
+            coordinates[name] = (
+                "trial",
+                np.array(values) if all(map(is_number, values)) else column,
+            )
+        data = {
+            name: (("trial", "seed", *([dims[name]] if name in dims else [])), table(values))
+            for name, values in self.metrics.items()
+        }
+        data["objective"] = (("trial", "seed"), table(self.objective))
+        failed = np.zeros(shape, bool)
+        failed[self.point_index, self.seed_index] = self.failed
+        data["failed"], data["finished"] = (
+            (("trial", "seed"), failed),
+            (("trial", "seed"), finished),
+        )
+        attributes = {"mode": self.mode, "objective": self._plan.objective}
+        coordinates = {"trial": np.arange(shape[0]), "seed": list(self.seeds), **coordinates}
+        return xarray.Dataset(data, coordinates, attributes)

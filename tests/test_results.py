@@ -1,0 +1,174 @@
+"""What a result says: which point, how sure, what matters."""
+
+import html.parser
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+import rmsprop_jax as rj
+from rmsprop_jax._sweep.statistics import levels
+
+POINTS = rj.grid(x=[1.0, 2.0, 3.0], kind=["a", "b"], same=[5])
+SEEDS = [0, 1, 2, 3, 4]
+
+
+def train(hp, key):
+    """Noise of its own for each seed, shared by all points; x = 3 fails for seed 1."""
+    noise = jax.random.normal(key)
+    loss = (hp["x"] - 1.9) ** 2 + noise + (0.1 if hp["kind"] == "b" else 0.0) * hp["same"]
+    fails = (hp["x"] == 3) & (jax.random.key_data(key)[1] == 1)
+    loss = jnp.where(fails, jnp.nan, loss)
+    return {"loss": loss * jnp.ones(4), "short": loss * jnp.ones(2), "n": jnp.int32(hp["x"])}
+
+
+def sweep(points=POINTS, seeds=SEEDS, f=train, **options):
+    return rj.sweep(f, points, seeds=seeds, progress=False, **options)
+
+
+@pytest.fixture(scope="module")
+def result():
+    return sweep()
+
+
+def objectives(result, **point):
+    i = [all(p[k] == v for k, v in point.items()) for p in result.points].index(True)
+    return result.by_point()[i]
+
+
+def test_top_ranks_by_the_mean_and_points_with_a_failed_seed_last(result):
+    top = result.top()
+    assert [(r.point["x"], r.point["kind"]) for r in top] == [
+        (2.0, "a"), (2.0, "b"), (1.0, "a"), (1.0, "b"), (3.0, "a"), (3.0, "b")
+    ]  # fmt: skip
+    assert [r.point for r in result.top(2)] == [r.point for r in top[:2]]
+    assert result.best().point == top[0].point
+    assert sweep(mode="max").best().point == {"x": 1.0, "kind": "b", "same": 5}
+
+
+def test_the_interval_is_students(result):
+    values = objectives(result, x=2.0, kind="a")
+    record = result.best()
+    expected = scipy.stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
+    np.testing.assert_allclose(record.interval, expected, rtol=1e-12)
+    np.testing.assert_allclose(record.objective, values.mean())
+    np.testing.assert_allclose(record.spread, values.std(ddof=1))
+    failing = result.top()[4]
+    four = np.delete(objectives(result, x=3.0, kind="a"), 1)
+    expected = scipy.stats.ttest_1samp(four, 0.0).confidence_interval(0.95)
+    np.testing.assert_allclose(failing.interval, expected, rtol=1e-12)
+
+
+def test_one_seed_has_no_interval():
+    record = sweep(seeds=1).best()
+    assert math.isnan(record.spread)
+    assert all(map(math.isnan, record.interval))
+
+
+def test_a_comparison_is_the_paired_t_test():
+    def noisy(hp, key):
+        own = jax.random.normal(jax.random.fold_in(key, hp["n"]))
+        return {"loss": jax.random.normal(key) * 10 + own + hp["n"]}
+
+    result = sweep(rj.grid(n=[0, 1]), f=noisy, seeds=8)
+    table = result.by_point()
+    found = result.compare({"n": 1}, result.best())
+    expected = scipy.stats.ttest_rel(table[1], table[0])
+    np.testing.assert_allclose(found.difference, (table[1] - table[0]).mean())
+    np.testing.assert_allclose(found.interval, expected.confidence_interval(0.95))
+    np.testing.assert_allclose(found.p_value, expected.pvalue)
+    assert found.seeds == 8
+    assert result.compare({"n": 0}, {"n": 1}).difference == pytest.approx(-found.difference)
+
+
+def test_a_comparison_takes_the_seeds_that_both_have(result):
+    one, other = {"x": 3.0, "kind": "a", "same": 5}, {"x": 2.0, "kind": "a", "same": 5}
+    found = result.compare(one, other)
+    assert found.seeds == 4
+    assert found.difference == pytest.approx(1.1**2 - 0.1**2, rel=1e-5)
+    assert result.compare(other, other)[:3:2] == (0.0, 1.0)
+    with pytest.raises(ValueError, match="not among the points"):
+        result.compare(other, {"x": 9.0})
+    with pytest.raises(ValueError, match="share no seed"):
+        sweep(seeds=[1]).compare(one, other)
+    assert math.isnan(sweep(seeds=[0]).compare(one, other).p_value)
+
+
+def test_sensitivity_is_the_range_over_a_value_at_its_best(result):
+    found = result.sensitivity()
+    assert list(found) == ["x", "kind"]  # `same` has one value
+    noise = objectives(result, x=2.0, kind="a").mean() - 0.1**2
+    best_of_3 = np.nanmean(objectives(result, x=3.0, kind="a"))
+    assert found["x"] == pytest.approx(max(best_of_3 - noise, 0.9**2) - 0.1**2, rel=1e-4)
+    assert found["kind"] == pytest.approx(0.5, rel=1e-4)
+
+
+def test_levels_are_values_in_order_and_eighths_of_many():
+    mixed = rj.Points([{"m": m} for m in (0.9, None, 0.1, "b", 0.9, None, (1,))], ["m"])
+    found = levels(mixed, "m")
+    assert [level.label for level in found] == ["0.1", "0.9", "None", "b", "(1,)"]
+    assert [level.points.tolist() for level in found] == [[2], [0, 4], [1, 5], [3], [6]]
+    many = rj.sample({"x": rj.uniform(0, 1)}, 100)
+    found = levels(many, "x")
+    assert len(found) == 8
+    assert sorted(np.concatenate([level.points for level in found])) == list(range(100))
+    assert all(a.values[-1] < b.values[0] for a, b in itertools.pairwise(found))
+    assert all(" … " in level.label for level in found)
+    with pytest.raises(ValueError, match="no axis 'y'"):
+        levels(many, "y")
+
+
+def test_xarray_has_every_number_under_its_hyperparameters(result):
+    data = result.to_xarray()
+    assert data.sizes == {"trial": 6, "seed": 5, "step_loss": 4, "step_short": 2}
+    assert data.x.values.tolist() == [1.0, 1.0, 2.0, 2.0, 3.0, 3.0]
+    chosen = data.where((data.x == 2.0) & (data.kind == "b"), drop=True)
+    expected = objectives(result, x=2.0, kind="b")
+    np.testing.assert_array_equal(chosen.objective.values[0], expected)
+    np.testing.assert_array_equal(chosen.loss.sel(seed=3, step_loss=4).values, expected[3:4])
+    assert data.n.dtype == np.int32
+    assert data.failed.values.sum() == 2
+    assert data.finished.values.all()
+    assert data.attrs == {"mode": "min", "objective": "loss"}
+
+
+def test_xarray_of_an_unfinished_sweep_has_nan_where_nothing_is():
+    def objective(metrics):
+        if metrics["n"] == 2:
+            raise KeyboardInterrupt
+        return metrics["loss"][-1]
+
+    one_length = lambda hp, key: (
+        {name: x for name, x in train(hp, key).items() if name != "short"}
+        | {"half": jnp.bfloat16(hp["x"])}
+    )
+    with pytest.raises(rj.SweepInterrupted) as caught:
+        sweep(f=one_length, objective=objective, devices=jax.devices()[:1], every=3)
+    data = caught.value.result.to_xarray()
+    assert data.step.values.tolist() == [3, 4]
+    assert data.finished.values[0].all()
+    assert not data.finished.values[1:].any()
+    assert np.isnan(data.n.values[1:]).all()
+    assert data.half.values[0].tolist() == [1.0] * 5
+
+
+def test_the_notebook_shows_the_best_points(result):
+    class Cells(html.parser.HTMLParser):
+        found = []  # noqa: RUF012
+
+        def handle_data(self, data):
+            self.found.append(data)
+
+    points = rj.Points([{"x": 1.0, "kind": "<b>", "same": 5}], [])
+    Cells().feed(sweep(points)._repr_html_())
+    assert "<b>" in Cells.found  # as text, not as a tag
+    text = result._repr_html_()
+    assert text.count("<tr>") == 6
+    low, high = result.best().interval
+    assert f"<td>{result.best().objective:.4g}</td><td>{low:.4g} … {high:.4g}</td>" in text
+    none = sweep(f=lambda hp, key: {"loss": hp["x"] * jnp.nan * hp["same"], "k": hp["kind"] == "a"})
+    assert none._repr_html_().count("<tr>") == 1
