@@ -5,6 +5,7 @@ import doctest
 import importlib
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -113,6 +114,7 @@ TELLS = {
     "lstm_language_model.py": "test bits",
     "lstm_sweep.py": "Test loss",
     "learned_hyperparameters.py": "learned",
+    "numerical_example.py": "units of the last place",
 }
 
 
@@ -127,3 +129,32 @@ def test_examples_run(example, tmp_path):
     assert done.returncode == 0, done.stderr
     assert {path.suffix for path in tmp_path.iterdir()} >= {".png", ".csv"}
     assert TELLS[example.name] in done.stdout
+
+
+BY_HAND = runpy.run_path(str(ROOT / "examples" / "numerical_example.py"))
+
+
+@pytest.mark.parametrize(
+    ("gradients", "message"),
+    [
+        ("1,a", "got '1,a' for a step, wanted numbers between commas"),
+        ("1,2;3", "step 1 has 2 numbers and step 2 has 1"),
+        ("1;nan", "got a gradient of nan"),
+        ("1;1e200", "between 1e-140 and 1e150"),
+        ("", "got '' for a step"),
+    ],
+)
+def test_numerical_example_refuses(gradients, message, capsys):
+    with pytest.raises(SystemExit):
+        BY_HAND["main"]([f"--gradients={gradients}"])
+    assert message in capsys.readouterr().err
+
+
+def test_numerical_example_by_hand():
+    """The sum that its recurrence stands for: s₂ = (1−ρ)(ρ g₁² + g₂²)."""
+    rows = BY_HAND["by_hand"]([[3.0, 0.0], [-4.0, 0.0]], 0.1, 0.9, 0.0)
+    s = 0.1 * (0.9 * 9 + 16)
+    np.testing.assert_allclose(
+        rows[2][6:], [s, s**0.5, -0.4 / s**0.5, 1 - 0.1 / 0.1**0.5 + 0.4 / s**0.5]
+    )
+    assert rows[3] == [2, 2, 0, 0, 0, 0, 0, 0, 0, 1]
