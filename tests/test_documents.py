@@ -111,6 +111,7 @@ def test_heavy_packages_are_imported_only_when_used():
 
 
 TELLS = {
+    "adam_is_momentum_plus_rmsprop.py": "closed form",
     "lstm_language_model.py": "test bits",
     "lstm_sweep.py": "Test loss",
     "learned_hyperparameters.py": "learned",
