@@ -71,7 +71,7 @@ def sweep(
         shape or a bool.
       SweepInterrupted: on Ctrl-C; `.result` holds the trials that were finished.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp, optax, rmsprop_jax as rj
       >>> def train(hp, key):
       ...     solver = rj.rmsprop(hp["learning_rate"], decay=hp["decay"])
