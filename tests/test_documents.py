@@ -26,17 +26,34 @@ MODULES = sorted(
 )
 
 
-def test_readme_code_runs():
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.S)
-    assert blocks
-    for code in blocks:
-        exec(compile(code, "README.md", "exec"), {})
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "pages").glob("*.md"))]
 
 
-def test_readme_pictures_exist():
-    pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", (ROOT / "README.md").read_text("utf-8"))
-    assert pictures
-    assert all((ROOT / picture).is_file() for picture in pictures)
+def code_blocks(page):
+    return re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.S | re.M)
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if code_blocks(p)], ids=lambda page: page.name)
+def test_code_on_pages_runs(page):
+    """The blocks of a page in order, each with what those before it have made."""
+    names = {}
+    for code in code_blocks(page):
+        exec(compile(code, page.name, "exec"), names)
+
+
+def test_pages_have_code():
+    assert {page.name for page in PAGES if code_blocks(page)} >= {"README.md", "index.md", "use.md"}
+
+
+def test_pictures_on_pages_exist():
+    """And each says in words what it shows."""
+    shown = [
+        (page.parent / picture, words)
+        for page in PAGES
+        for words, picture in re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", page.read_text("utf-8"))
+    ]
+    assert shown
+    assert [picture for picture, words in shown if not (words and picture.is_file())] == []
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -45,7 +62,7 @@ def test_docstring_examples(module):
 
 
 def porting_rows():
-    table = (ROOT / "docs" / "porting.md").read_text("utf-8")
+    table = (ROOT / "docs" / "pages" / "porting.md").read_text("utf-8")
     return re.findall(r"^\| (.+?) \| `(rj\.presets.+?)` \| `(rj\.rmsprop.+?)` \|$", table, re.M)
 
 
