@@ -21,7 +21,7 @@ import rmsprop_jax as rj
 # falls, and the second one's grows.
 GRADIENTS = "4,0.01; 3,-0.02; -2,0.01; 0.5,0.04"
 START = 1.0
-NAMES = ["t", "i", "g", "g²", "ρs", "(1−ρ)g²", "s", "√s", "step", "θ", "θ of rmsprop_jax"]
+NAMES = ["t", "i", "g", "g²", "ρs", "(1−ρ)g²", "s", "√s", "step", "θ", "library's θ"]
 ULPS = 4
 
 
@@ -78,7 +78,7 @@ def parse(text):
 
 
 def table(rows, markdown):
-    cells = [NAMES] + [[str(x) if isinstance(x, int) else f"{x:.7g}" for x in row] for row in rows]
+    cells = [NAMES] + [[str(x) if isinstance(x, int) else f"{x:.6g}" for x in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [[c.rjust(width) for c, width in zip(row, widths, strict=True)] for row in cells]
     if not markdown:
