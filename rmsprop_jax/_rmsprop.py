@@ -39,10 +39,9 @@ def scale_by_rms(
     *,
     centered: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Divide each gradient by the root of a moving average of its square.
+    """Divide each gradient by the root of a moving average of its square.
 
-    .. math::
-        s_t = \rho s_{t-1} + (1 - \rho) |g_t|^2, \qquad u_t = g_t / (\sqrt{s_t} + \epsilon)
+        s ← ρ s + (1 − ρ) |g|²        u = g / (√s + ε)
 
     The sign is kept: this is RMSProp without learning rate and momentum, for chains of your own.
 
@@ -62,7 +61,7 @@ def scale_by_rms(
       ValueError: for a concrete scalar out of range; the message names it. Traced scalars are not
         checked.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, optax, rmsprop_jax as rj
       >>> solver = optax.chain(rj.scale_by_rms(decay=0.0), optax.scale(-0.1))
       >>> updates, _ = solver.update(jnp.array([3.0, -4.0]), solver.init(jnp.zeros(2)))
@@ -71,8 +70,8 @@ def scale_by_rms(
 
     References:
       Tieleman and Hinton, Lecture 6.5: RMSProp, COURSERA: Neural Networks for Machine Learning,
-      2012. Centred: Graves, `Generating Sequences With Recurrent Neural Networks
-      <https://arxiv.org/abs/1308.0850>`_, 2013, eq. 38–45.
+      2012. Centred: Graves, [Generating Sequences With Recurrent Neural
+      Networks](https://arxiv.org/abs/1308.0850), 2013, eq. 38–45.
     """
     return in_full_precision(
         _scale_by_rms(decay, eps, initial_scale, eps_in_sqrt, bias_correction, centered)
@@ -95,11 +94,9 @@ def rmsprop(
     decoupled_weight_decay: bool = False,
     mask: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""RMSProp: a learning rate for each parameter, from the recent size of its gradient.
+    """RMSProp: a learning rate for each parameter, from the recent size of its gradient.
 
-    .. math::
-        s_t = \rho s_{t-1} + (1 - \rho) |g_t|^2, \qquad
-        \theta_{t+1} = \theta_t - \eta\, g_t / (\sqrt{s_t} + \epsilon)
+        s ← ρ s + (1 − ρ) |g|²        θ ← θ − η g / (√s + ε)
 
     Every argument of `optax.rmsprop`, in its order, with its meaning. **One default differs**: ε
     stands outside the root here; `eps_in_sqrt=True` gives Optax's √(s + ε). With `momentum` μ the
@@ -145,7 +142,7 @@ def rmsprop(
       ValueError: for a concrete scalar out of range, an array where a scalar belongs, a flag that
         is not a bool, or `nesterov` without `momentum`. Traced scalars are not checked.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp, optax, rmsprop_jax as rj
       >>> solver = rj.rmsprop(learning_rate=0.1)
       >>> params = jnp.array([1.0, 20.0])
@@ -159,8 +156,8 @@ def rmsprop(
 
     References:
       Tieleman and Hinton, Lecture 6.5: RMSProp, COURSERA: Neural Networks for Machine Learning,
-      2012. Centred: Graves, `Generating Sequences With Recurrent Neural Networks
-      <https://arxiv.org/abs/1308.0850>`_, 2013. Arguments: `optax.rmsprop`, Optax 0.2.8.
+      2012. Centred: Graves, [Generating Sequences With Recurrent Neural
+      Networks](https://arxiv.org/abs/1308.0850), 2013. Arguments: `optax.rmsprop`, Optax 0.2.8.
     """
     if not callable(learning_rate):
         learning_rate = scalar("learning_rate", learning_rate)

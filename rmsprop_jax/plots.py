@@ -18,7 +18,8 @@ def heatmap(result: "SweepResult", x: str, y: str, *, ax: "Axes | None" = None) 
 
     Args:
       result: a sweep with the axes `x` and `y`.
-      x, y: names of hyperparameters; their values are spaced evenly, in order.
+      x: name of a hyperparameter; its values are spaced evenly, in order.
+      y: name of another.
       ax: where to draw; a new figure by default.
 
     Raises:

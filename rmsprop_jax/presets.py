@@ -313,8 +313,8 @@ def mlx(learning_rate: _Rate, alpha: ArrayLike = 0.99, eps: ArrayLike = 1e-8) ->
 def graves2013(
     lr: _Rate = 1e-4, alpha: ArrayLike = 0.95, momentum: ArrayLike = 0.9, eps: ArrayLike = 1e-4
 ) -> _Transformation:
-    """Graves, `Generating Sequences With Recurrent Neural Networks
-    <https://arxiv.org/abs/1308.0850>`_, 2013, eq. 38–45; the names are those of Chainer's
+    """Graves, [Generating Sequences With Recurrent Neural
+    Networks](https://arxiv.org/abs/1308.0850), 2013, eq. 38–45; the names are those of Chainer's
     `RMSpropGraves` (ℵ and ℶ, both .95 in the paper, are one `alpha`).
 
     s ← α s + (1−α) g²;  m ← α m + (1−α) g;  b ← μ b + lr g / √(s − m² + ε);  θ ← θ − b.
@@ -330,8 +330,8 @@ def dqn2015(
     squared_gradient_momentum: ArrayLike = 0.95,
     min_squared_gradient: ArrayLike = 0.01,
 ) -> _Transformation:
-    """Mnih et al., `Human-level control through deep reinforcement learning
-    <https://doi.org/10.1038/nature14236>`_, Nature 2015, Extended Data Table 1.
+    """Mnih et al., [Human-level control through deep reinforcement
+    learning](https://doi.org/10.1038/nature14236), Nature 2015, Extended Data Table 1.
 
     m ← ρ m + (1−ρ) g;  s ← ρ s + (1−ρ) g²;  θ ← θ − η g / √(s − m² + min_squared_gradient).
 
@@ -362,8 +362,8 @@ def dqn2015(
 def a3c2016(
     learning_rate: _Rate = 7e-4, alpha: ArrayLike = 0.99, epsilon: ArrayLike = 0.1
 ) -> _Transformation:
-    """Mnih et al., `Asynchronous Methods for Deep Reinforcement Learning
-    <https://arxiv.org/abs/1602.01783>`_, 2016, eq. S2–S3 (shared RMSProp).
+    """Mnih et al., [Asynchronous Methods for Deep Reinforcement
+    Learning](https://arxiv.org/abs/1602.01783), 2016, eq. S2–S3 (shared RMSProp).
 
     s ← α s + (1−α) g²;  θ ← θ − η g / √(s + ε).
 
@@ -379,7 +379,7 @@ def impala2018(
     momentum: ArrayLike = 0.0,
     epsilon: ArrayLike = 0.1,
 ) -> _Transformation:
-    """Espeholt et al., `IMPALA <https://arxiv.org/abs/1802.01561>`_, 2018: the flags of its
+    """Espeholt et al., [IMPALA](https://arxiv.org/abs/1802.01561), 2018: the flags of its
     `experiment.py`, given to `tensorflow_v1`, so s starts at 1.
 
     s₀ = 1;  s ← ρ s + (1−ρ) g²;  b ← μ b + η g / √(s + ε);  θ ← θ − b. There η falls linearly to
@@ -391,8 +391,9 @@ def impala2018(
 def pymarl(
     lr: _Rate = 5e-4, optim_alpha: ArrayLike = 0.99, optim_eps: ArrayLike = 1e-5
 ) -> _Transformation:
-    """PyMARL's learners (Samvelyan et al., `The StarCraft Multi-Agent Challenge
-    <https://arxiv.org/abs/1902.04043>`_, 2019; `src/config/default.yaml`), by PyTorch's RMSprop.
+    """PyMARL's learners (Samvelyan et al., [The StarCraft Multi-Agent
+    Challenge](https://arxiv.org/abs/1902.04043), 2019; `src/config/default.yaml`), by PyTorch's
+    RMSprop.
 
     s ← α s + (1−α) g²;  θ ← θ − lr g / (√s + ε). Unlike `rmsprop`'s defaults: lr, α and ε.
     """

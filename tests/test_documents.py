@@ -5,6 +5,7 @@ import doctest
 import importlib
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -25,17 +26,34 @@ MODULES = sorted(
 )
 
 
-def test_readme_code_runs():
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.S)
-    assert blocks
-    for code in blocks:
-        exec(compile(code, "README.md", "exec"), {})
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "pages").glob("*.md"))]
 
 
-def test_readme_pictures_exist():
-    pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", (ROOT / "README.md").read_text("utf-8"))
-    assert pictures
-    assert all((ROOT / picture).is_file() for picture in pictures)
+def code_blocks(page):
+    return re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.S | re.M)
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if code_blocks(p)], ids=lambda page: page.name)
+def test_code_on_pages_runs(page):
+    """The blocks of a page in order, each with what those before it have made."""
+    names = {}
+    for code in code_blocks(page):
+        exec(compile(code, page.name, "exec"), names)
+
+
+def test_pages_have_code():
+    assert {page.name for page in PAGES if code_blocks(page)} >= {"README.md", "index.md", "use.md"}
+
+
+def test_pictures_on_pages_exist():
+    """And each says in words what it shows."""
+    shown = [
+        (page.parent / picture, words)
+        for page in PAGES
+        for words, picture in re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", page.read_text("utf-8"))
+    ]
+    assert shown
+    assert [picture for picture, words in shown if not (words and picture.is_file())] == []
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -44,7 +62,7 @@ def test_docstring_examples(module):
 
 
 def porting_rows():
-    table = (ROOT / "docs" / "porting.md").read_text("utf-8")
+    table = (ROOT / "docs" / "pages" / "porting.md").read_text("utf-8")
     return re.findall(r"^\| (.+?) \| `(rj\.presets.+?)` \| `(rj\.rmsprop.+?)` \|$", table, re.M)
 
 
@@ -110,9 +128,11 @@ def test_heavy_packages_are_imported_only_when_used():
 
 
 TELLS = {
+    "adam_is_momentum_plus_rmsprop.py": "closed form",
     "lstm_language_model.py": "test bits",
     "lstm_sweep.py": "Test loss",
     "learned_hyperparameters.py": "learned",
+    "numerical_example.py": "units of the last place",
 }
 
 
@@ -127,3 +147,32 @@ def test_examples_run(example, tmp_path):
     assert done.returncode == 0, done.stderr
     assert {path.suffix for path in tmp_path.iterdir()} >= {".png", ".csv"}
     assert TELLS[example.name] in done.stdout
+
+
+BY_HAND = runpy.run_path(str(ROOT / "examples" / "numerical_example.py"))
+
+
+@pytest.mark.parametrize(
+    ("gradients", "message"),
+    [
+        ("1,a", "got '1,a' for a step, wanted numbers between commas"),
+        ("1,2;3", "step 1 has 2 numbers and step 2 has 1"),
+        ("1;nan", "got a gradient of nan"),
+        ("1;1e200", "between 1e-140 and 1e150"),
+        ("", "got '' for a step"),
+    ],
+)
+def test_numerical_example_refuses(gradients, message, capsys):
+    with pytest.raises(SystemExit):
+        BY_HAND["main"]([f"--gradients={gradients}"])
+    assert message in capsys.readouterr().err
+
+
+def test_numerical_example_by_hand():
+    """The sum that its recurrence stands for: s₂ = (1−ρ)(ρ g₁² + g₂²)."""
+    rows = BY_HAND["by_hand"]([[3.0, 0.0], [-4.0, 0.0]], 0.1, 0.9, 0.0)
+    s = 0.1 * (0.9 * 9 + 16)
+    np.testing.assert_allclose(
+        rows[2][6:], [s, s**0.5, -0.4 / s**0.5, 1 - 0.1 / 0.1**0.5 + 0.4 / s**0.5]
+    )
+    assert rows[3] == [2, 2, 0, 0, 0, 0, 0, 0, 0, 1]

@@ -18,7 +18,7 @@ class static(tuple):  # noqa: N801 (reads as a function where it is called)
     One program is compiled for each combination of static values. Bools, strings and `None` are
     structure without this mark; shapes, layer counts and optimisers' names need it.
 
-    Example:
+    Examples:
       >>> import rmsprop_jax as rj
       >>> points = rj.grid(hidden=rj.static([64, 128]), learning_rate=[1e-3, 1e-2])
       >>> points.static
@@ -128,7 +128,7 @@ def grid(**axes: Any) -> Points:
     Raises:
       ValueError: without an axis, for an empty axis, a scalar or an array that is not 1-D.
 
-    Example:
+    Examples:
       >>> import rmsprop_jax as rj
       >>> points = rj.grid(learning_rate=[1e-3, 1e-2], decay=[0.9, 0.99])
       >>> len(points), points[1]

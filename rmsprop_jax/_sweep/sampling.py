@@ -95,7 +95,7 @@ def sample(
     Raises:
       ValueError: for an empty space, something else than a distribution in it, a bad n or method.
 
-    Example:
+    Examples:
       >>> import rmsprop_jax as rj
       >>> flags = rj.choice([False, True])
       >>> points = rj.sample({"learning_rate": rj.log_uniform(1e-5, 1e-1), "centered": flags}, n=8)
@@ -132,13 +132,14 @@ def rmsprop_space() -> dict[str, Distribution]:
     η from 1e-5 to 1e-1; 1 − ρ from 1e-3 to .5 (a memory of 2 to 1,000 steps); ε from 1e-10 (TF1) to
     .1 (A3C, IMPALA); momentum 0, .9 or .95; centered or not.
 
-    Example:
+    Examples:
       >>> import rmsprop_jax as rj
       >>> points = rj.sample(rj.rmsprop_space() | {"momentum": rj.choice([0.0])}, n=16)
 
     References:
-      Choi et al., `On Empirical Comparisons of Optimizers for Deep Learning
-      <https://arxiv.org/abs/1910.05446>`_, 2019: rarely tuned ones, as ε is, belong in the space.
+      Choi et al., [On Empirical Comparisons of Optimizers for Deep
+      Learning](https://arxiv.org/abs/1910.05446), 2019: rarely tuned ones, as ε is, belong in the
+      space.
       The bounds of ε and ρ are those of the defaults in `rmsprop_jax.presets`.
     """
     return {

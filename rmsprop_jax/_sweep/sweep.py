@@ -91,7 +91,7 @@ def sweep(
       SweepInterrupted: on Ctrl-C; `.result` holds the trials that were finished. Any other
         exception on the way has that `.result`, too.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp, optax, rmsprop_jax as rj
       >>> def train(hp, key):
       ...     solver = rj.rmsprop(hp["learning_rate"], decay=hp["decay"])
