@@ -53,6 +53,12 @@ OPTIMIZERS = {
     "centered": (lambda rate: rj.rmsprop(rate, centered=True), 0.01, "#56b4e9"),
     "RMSProp": (rj.rmsprop, 0.01, "#009e73"),
 }
+CAPTION = """\
+Each rate is tuned for the loss at the end: mean of the last 20 of {STEPS} steps + 1e-8, geometric mean
+of {seeds} starts. Turned back: steps by more than 90°, of those down to 1% of the loss, from the start
+of the pictures. Falling: the loss at the end where the rate falls to 0, tuned for that. Steps: until
+the loss stays below .1 (median of the starts) at the tuned rate; fewest: at the quickest rate.
+"""
 COLORS = [color for *_, color in OPTIMIZERS.values()]
 
 
@@ -203,12 +209,7 @@ def main(argv=None):
     untuned = pd.DataFrame(untuned, columns=[*columns[:4], "distance left", "loss"])
     tuned.to_csv(args.output / "tuned.csv", index=False)
     show = {"index": False, "float_format": "{:.3g}".format}
-    print(
-        f"Each rate tuned for the loss at the end: mean of the last 20 of {STEPS} steps + 1e-8, the "
-        f"geometric\nmean of {seeds} starts. Turned back: steps by more than 90°, on the way to 1% of the "
-        "loss. Falling: the loss at\nthe end where the rate falls to 0, tuned for that. Steps: until "
-        "the loss stays below .1 (median of the\nstarts) at the tuned rate; fewest: at the quickest.\n"
-    )
+    print(CAPTION.format(STEPS=STEPS, seeds=seeds))
     print(tuned.to_string(**show))
     print(
         "\nTextbook rates, from the start of the pictures; distance left: of that at the start.\n"
