@@ -87,7 +87,13 @@ def draw_memory(plt, steps, file):
         k = np.argmax(s <= 0.5)  # between k − 1 and k, in a straight line on the log scale
         measured = k - 1 + np.log(s[k - 1] / 0.5) / np.log(s[k - 1] / s[k])
         rows.append([decay, measured, np.log(2) / -np.log(decay)])
-        left.semilogx(s[:3000], color=color, lw=2, label=f"ρ = {decay}: half in {measured:.3g}")
+        left.semilogx(
+            np.arange(1, 3001),
+            s[1:3001],
+            color=color,
+            lw=2,
+            label=f"ρ = {decay}: half in {measured:.3g}",
+        )
         root = np.sqrt(moments(rj.scale_by_rms(decay), "nu", jnp.asarray(noisy)))
         right.plot(root, color=color, lw=1.3, label=f"ρ = {decay}")
     left.axhline(0.5, color="0.6", ls=":")
@@ -115,7 +121,7 @@ def draw_epsilon(plt, file):
                 steps, state = solver.update(sizes, state)
             formula = "g/√(s + ε)" if inside else "g/(√s + ε)"
             label = f"{formula}, ε = {eps:.0e}".replace("e-0", "e-")
-            style = {"ls": "--", "zorder": 3} if inside else {}
+            style = {"ls": "--", "zorder": 3} if inside else {"alpha": 0.7}
             ax.loglog(sizes, steps, color=color, lw=2, label=label, **style)
             half = np.exp(np.interp(np.log(0.5), np.log(steps), np.log(sizes)))
             exact = np.sqrt(eps / 3) if inside else eps

@@ -54,10 +54,11 @@ OPTIMIZERS = {
     "RMSProp": (rj.rmsprop, 0.01, "#009e73"),
 }
 CAPTION = """\
-Each rate is tuned for the loss at the end: mean of the last 20 of {STEPS} steps + 1e-8, geometric mean
-of {seeds} starts. Turned back: steps by more than 90°, of those down to 1% of the loss, from the start
-of the pictures. Falling: the loss at the end where the rate falls to 0, tuned for that. Steps: until
-the loss stays below .1 (median of the starts) at the tuned rate; fewest: at the quickest rate.
+Each rate is tuned for the loss at the end: mean of the last 20 of {STEPS} steps + 1e-8, geometric
+mean of {seeds} starts. Turned back: steps by more than 90°, of those down to 1% of the loss, from
+the start of the pictures. Falling: the loss at the end where the rate falls to 0, tuned for that.
+Steps: until the loss stays below .1 (median of the starts) at the tuned rate; fewest: at the
+quickest rate.
 """
 COLORS = [color for *_, color in OPTIMIZERS.values()]
 
