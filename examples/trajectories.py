@@ -79,13 +79,8 @@ def descend(hp, first):
     loss = f(x, y)
     there = jnp.where(loss < 0.1, 0, jnp.arange(1, STEPS + 2)).max()  # below .1 for good
     there = jnp.where(there > STEPS, jnp.inf, there)
-    return {
-        "x": x,
-        "y": y,
-        "loss": loss,
-        "there": there,
-        "end": jnp.log10(loss[-20:].mean() + 1e-8),
-    }
+    end = jnp.log10(loss[-20:].mean() + 1e-8)
+    return {"x": x, "y": y, "loss": loss, "there": there, "end": end}
 
 
 def train(hp, key):

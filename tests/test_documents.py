@@ -3,8 +3,10 @@
 import ast
 import doctest
 import importlib
+import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -113,6 +115,9 @@ TELLS = {
     "lstm_language_model.py": "test bits",
     "lstm_sweep.py": "Test loss",
     "learned_hyperparameters.py": "learned",
+    "trajectories.py": "Fewest steps to .1",
+    "effective_step.py": "exponent of its fall",
+    "nonstationary.py": "Late error, Adagrad / RMSProp",
 }
 
 
@@ -127,3 +132,15 @@ def test_examples_run(example, tmp_path):
     assert done.returncode == 0, done.stderr
     assert {path.suffix for path in tmp_path.iterdir()} >= {".png", ".csv"}
     assert TELLS[example.name] in done.stdout
+
+
+GALLERY = runpy.run_path(str(ROOT / "docs" / "gallery.py"))
+
+
+@pytest.mark.parametrize("name", GALLERY["EXAMPLES"])
+def test_pictures_are_not_older_than_the_code_that_draws_them(name):
+    drawn = json.loads(GALLERY["DRAWN"].read_text("utf-8")).get(name, {"code": None, "files": []})
+    assert drawn["code"] == GALLERY["code_hash"](name), (
+        f"docs/pictures/{name} was drawn by other code; run: python docs/gallery.py {name}"
+    )
+    assert all((GALLERY["PICTURES"] / name / file).is_file() for file in drawn["files"])
