@@ -3,6 +3,7 @@
 import ast
 import doctest
 import importlib
+import json
 import os
 import re
 import runpy
@@ -133,6 +134,9 @@ TELLS = {
     "lstm_sweep.py": "Test loss",
     "learned_hyperparameters.py": "learned",
     "numerical_example.py": "units of the last place",
+    "trajectories.py": "Fewest steps to .1",
+    "effective_step.py": "exponent of its fall",
+    "nonstationary.py": "Late error, Adagrad / RMSProp",
 }
 
 
@@ -176,3 +180,15 @@ def test_numerical_example_by_hand():
         rows[2][6:], [s, s**0.5, -0.4 / s**0.5, 1 - 0.1 / 0.1**0.5 + 0.4 / s**0.5]
     )
     assert rows[3] == [2, 2, 0, 0, 0, 0, 0, 0, 0, 1]
+
+
+GALLERY = runpy.run_path(str(ROOT / "docs" / "gallery.py"))
+
+
+@pytest.mark.parametrize("name", GALLERY["EXAMPLES"])
+def test_pictures_are_not_older_than_the_code_that_draws_them(name):
+    drawn = json.loads(GALLERY["DRAWN"].read_text("utf-8")).get(name, {"code": None, "files": []})
+    assert drawn["code"] == GALLERY["code_hash"](name), (
+        f"docs/pages/pictures/{name} was drawn by other code; run: python docs/gallery.py {name}"
+    )
+    assert all((GALLERY["PICTURES"] / name / file).is_file() for file in drawn["files"])

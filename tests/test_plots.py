@@ -62,3 +62,69 @@ def test_all_failed_still_draws():
     rj.plots.heatmap(result, "x", "y")
     rj.plots.curves(result, "loss")
     plt.close("all")
+
+
+def bowl(x, y):
+    return x**2 + 100 * y**2
+
+
+def test_contour_draws_each_path_until_it_leaves():
+    away = np.array([[1.0, 1.0], [0.5, -2.0], [np.inf, 0.0], [0.0, 0.0]])
+    far = np.array([[1.0, 1.0], [50.0, 0.0], [0.0, 0.0]])  # more than ten windows of 4
+    paths = {"all": 0.5 ** np.arange(6)[:, None] * [2.0, 1.0], "away": away, "far": far}
+    axes = rj.plots.contour(bowl, paths, (-2, 2), (-2, 2), minima=[(0, 0)], levels=7)
+    handles, labels = axes.get_legend_handles_labels()
+    assert labels == ["all", "away", "far"]
+    for line, path in zip(handles, (paths["all"], away[:2], far[:1]), strict=True):
+        np.testing.assert_allclose(np.stack(line.get_data(), 1), path)
+    assert len({line.get_color() for line in handles}) == 3
+    np.testing.assert_allclose(axes.lines[-1].get_data(), [[0], [0]])
+    above = np.diff(axes.collections[0].levels)  # of levels even in the log above the lowest point
+    np.testing.assert_allclose(np.diff(np.log10(above)), 5 / 6)
+    assert len(above) == 6
+    assert axes.get_xlim() == (-2, 2)
+    plt.close("all")
+
+
+def test_contour_of_a_constant_has_no_lines():
+    axes = rj.plots.contour(lambda x, y: 0 * x, {}, (0, 1), (0, 1))
+    assert not axes.collections
+    plt.close("all")
+
+
+def test_effective_step_is_the_rate_over_the_root():
+    nu = {"a": [4.0, 9.0, 0.0], "b": [1.0, 1.0, 1.0]}
+    axes = rj.plots.effective_step(nu, 0.1, eps=1.0)
+    np.testing.assert_allclose(axes.lines[0].get_ydata(), [0.1 / 3, 0.1 / 4, 0.1])
+    np.testing.assert_array_equal(axes.lines[0].get_xdata(), [1, 2, 3])
+    inside = rj.plots.effective_step(nu, [0.1, 0.2, 0.3], eps=1.0, eps_in_sqrt=True, ax=axes)
+    assert inside is axes
+    np.testing.assert_allclose(axes.lines[2].get_ydata(), [0.1 / 5**0.5, 0.2 / 10**0.5, 0.3])
+    assert axes.get_yscale() == "log"
+    no_rate = rj.plots.effective_step(nu, 0.1, eps=0.0).lines[0].get_ydata()
+    assert np.isnan(no_rate[2])
+    plt.close("all")
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda: rj.plots.contour(bowl, {"a": np.zeros((3, 3))}, (0, 1), (0, 1)), r"'a'.*\(3, 3\)"),
+        (lambda: rj.plots.contour(bowl, {"a": np.zeros((0, 2))}, (0, 1), (0, 1)), r"\(0, 2\)"),
+        (lambda: rj.plots.contour(bowl, {}, (1, 0), (0, 1)), r"window x.*\(1, 0\)"),
+        (lambda: rj.plots.contour(bowl, {}, (0, 1), (0, np.nan)), "window y"),
+        (lambda: rj.plots.contour(bowl, {}, (0, 1), (0, 1), levels=1), "levels.*1"),
+        (lambda: rj.plots.contour(lambda x, y: 3.0, {}, (0, 1), (0, 1)), "elementwise"),
+        (lambda: rj.plots.contour(lambda x, y: x * np.nan, {}, (0, 1), (0, 1)), "0 of them"),
+        (lambda: rj.plots.effective_step({"a": [1.0, -1.0]}, 0.1), "'a'.*-1.0"),
+        (lambda: rj.plots.effective_step({"a": [1.0, np.nan]}, 0.1), "'a'"),
+        (lambda: rj.plots.effective_step({"a": [[1.0]]}, 0.1), r"\(1, 1\)"),
+        (lambda: rj.plots.effective_step({"a": [1.0]}, [0.1, 0.2]), r"\(2,\)"),
+        (lambda: rj.plots.effective_step({"a": [1.0]}, 0.1, eps=-1.0), "eps.*-1.0"),
+        (lambda: rj.plots.effective_step({c: [1.0] for c in "abcdefghi"}, 0.1), "9 .*got 8"),
+        (lambda: rj.plots.effective_step({"a": [1.0], "b": [1.0]}, 0.1, colors=["k"]), "2 .*got 1"),
+    ],
+)
+def test_bad_input_is_refused(draw, message):
+    with pytest.raises(ValueError, match=message):
+        draw()

@@ -1,0 +1,74 @@
+"""Draw the pictures of the pages anew: `python docs/gallery.py`, a few minutes on 2 cores.
+
+Runs the examples named below, keeps their pictures, tables and what they print in
+`docs/pages/pictures/`, and notes in `drawn.json` which code drew them; a test compares that with the present code.
+"""
+
+import argparse
+import hashlib
+import json
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PICTURES = ROOT / "docs" / "pages" / "pictures"
+DRAWN = PICTURES / "drawn.json"
+KEPT = {".png", ".gif", ".csv"}
+EXAMPLES = (
+    *("trajectories", "effective_step", "nonstationary", "adam_is_momentum_plus_rmsprop"),
+    *("numerical_example", "lstm_language_model"),
+)
+
+
+def code_hash(name):
+    """Of the example, the plots and the optimiser.
+
+    Not of the sweep: its own tests hold each trial to what `jax.jit(train)` gives, bit for bit, so
+    no change there changes a picture.
+    """
+    package = ROOT / "rmsprop_jax"
+    files = [ROOT / "examples" / f"{name}.py", package / "plots.py", *package.glob("_[a-z]*.py")]
+    text = "".join(file.read_text("utf-8") for file in sorted(files))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def draw(name):
+    """Runs one example; returns what `drawn.json` says of it."""
+    folder = PICTURES / name
+    shutil.rmtree(folder, ignore_errors=True)
+    command = [sys.executable, f"examples/{name}.py", "--output", folder.relative_to(ROOT)]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, encoding="utf-8", check=True)
+    for file in folder.iterdir():
+        if file.suffix not in KEPT:
+            file.unlink()
+    lines = [line for line in done.stdout.splitlines() if not line.startswith("Wrote ")]
+    (folder / f"{name}.txt").write_text("\n".join(lines).strip() + "\n", "utf-8")
+    packages = ("jax", "optax", "numpy", "matplotlib")
+    return {
+        "code": code_hash(name),
+        "files": sorted(file.name for file in folder.iterdir()),
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
+    }
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(EXAMPLES)}")
+    names = parser.parse_args(argv).names or EXAMPLES
+    if unknown := set(names) - set(EXAMPLES):
+        parser.error(f"no such example: {', '.join(unknown)}; there are {', '.join(EXAMPLES)}.")
+    for name in names:
+        start = time.perf_counter()
+        drawn = json.loads(DRAWN.read_text("utf-8")) if DRAWN.exists() else {}
+        drawn[name] = draw(name)
+        DRAWN.write_text(json.dumps(drawn, indent=2, sort_keys=True) + "\n", "utf-8")
+        print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

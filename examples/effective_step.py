@@ -1,0 +1,174 @@
+"""What RMSProp divides by: the learning rate of each parameter, over time.
+
+η/(√s + ε) for Adagrad, whose s only grows, and for RMSProp, whose s forgets; what the decay ρ does
+to that memory; and what ε does inside and outside the root as s goes to 0.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import rmsprop_jax as rj
+
+RATE, DECAY, PERIOD = 0.01, 0.9, 25
+DECAYS = [0.5, 0.9, 0.99, 0.999]
+LIGHT_TO_DARK = ["#e69f00", "#56b4e9", "#0072b2", "#000000"]
+
+
+def moments(solver, name, grads):
+    """The second moment in a solver's state after each step of a stream of gradients."""
+
+    def step(state, g):
+        state = solver.update(g, state)[1]
+        return state, optax.tree_utils.tree_get(state, name)
+
+    return np.asarray(jax.jit(lambda g: jax.lax.scan(step, solver.init(g[0]), g)[1])(grads))
+
+
+def streams(steps):
+    """Four gradients over time; what they are named by is their size |g|."""
+    t = np.arange(steps)
+    return {
+        "large: 10": np.full(steps, 10.0),
+        "small: .01": np.full(steps, 0.01),
+        f"sparse: 1 in every {PERIOD}th step": np.where(t % PERIOD == 0, 1.0, 0.0),
+        "switching: 1, then .03": np.where(t < steps // 2, 1.0, 0.03),
+    }
+
+
+def draw_effective_step(plt, steps, file):
+    """Both optimisers on the four gradients; returns rows for the table."""
+    grads = streams(steps)
+    stacked = jnp.stack(list(grads.values()), 1)
+    # s starts at 0, as Duchi et al. and PyTorch have it; Optax's default is 0.1.
+    adagrad = optax.adagrad(RATE, initial_accumulator_value=0.0, eps=1e-8)
+    sums = moments(adagrad, "sum_of_squares", stacked)
+    averages = moments(rj.rmsprop(RATE, decay=DECAY), "nu", stacked)
+
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(9, 4.8), layout="constrained", sharex=True, sharey=True
+    )
+    nu = dict(zip(grads, sums.T, strict=True))
+    rj.plots.effective_step(nu, RATE, eps=1e-8, eps_in_sqrt=True, ax=left)
+    nu = dict(zip(grads, averages.T, strict=True))
+    rj.plots.effective_step(nu, RATE, ax=right)
+    left.set(title="Adagrad: falls for ever, like 1/√t", xscale="log")
+    right.set(title=f"RMSProp, ρ = {DECAY}: settles, follows", xscale="log")
+    handles = left.get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=2, frameon=False, title="gradient")
+    figure.savefig(file, dpi=110)
+
+    late = np.arange(steps // 4, steps // 2)  # before the switch
+    rows = []
+    for i, name in enumerate(grads):
+        falling, settled = left.lines[i].get_ydata(), right.lines[i].get_ydata()
+        exponent = np.polyfit(np.log(late + 1), np.log(falling[late]), 1)[0]
+        # The limit of s: g², or for the sparse gradient what one of them leaves, every 25 steps.
+        s = (1 - DECAY) / (1 - DECAY**PERIOD) if "sparse" in name else grads[name][-1] ** 2
+        last, limit = settled[-PERIOD:].min(), RATE / (np.sqrt(s) + 1e-8)
+        rows.append([name, falling[0], falling[-1], exponent, settled[0], last, limit])
+    return rows
+
+
+def draw_memory(plt, steps, file):
+    """s after the gradient stops, and √s behind a noisy gradient whose size jumps."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 5), layout="constrained")
+    jump = (np.arange(steps) // (steps // 3)) % 2
+    noisy = np.random.default_rng(0).normal(size=steps) * np.where(jump, 10.0, 1.0)
+    rows = []
+    for decay, color in zip(DECAYS, LIGHT_TO_DARK, strict=True):
+        solver = rj.scale_by_rms(decay, initial_scale=1.0)
+        s = np.append(1.0, moments(solver, "nu", jnp.zeros(5000)))
+        k = np.argmax(s <= 0.5)  # between k − 1 and k, in a straight line on the log scale
+        measured = k - 1 + np.log(s[k - 1] / 0.5) / np.log(s[k - 1] / s[k])
+        rows.append([decay, measured, np.log(2) / -np.log(decay)])
+        left.semilogx(
+            np.arange(1, 3001),
+            s[1:3001],
+            color=color,
+            lw=2,
+            label=f"ρ = {decay}: half in {measured:.3g}",
+        )
+        root = np.sqrt(moments(rj.scale_by_rms(decay), "nu", jnp.asarray(noisy)))
+        right.plot(root, color=color, lw=1.3, label=f"ρ = {decay}")
+    left.axhline(0.5, color="0.6", ls=":")
+    left.set(xlabel="steps after the last gradient", ylabel="s, of what it was")
+    left.set_title("how long s remembers a gradient")
+    right.plot(np.where(jump, 10.0, 1.0), color="#d55e00", ls="--", lw=1.5, label="true size")
+    right.set(yscale="log", ylim=(0.1, 50), xlabel="step", ylabel="√s")
+    right.set_title("√s behind a noisy gradient that jumps")
+    for ax in (left, right):
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, frameon=False)
+    figure.savefig(file, dpi=110)
+    return rows
+
+
+def draw_epsilon(plt, file):
+    """|step|/η under a constant gradient, when s has settled at g²."""
+    sizes = jnp.geomspace(1e-13, 1.0, 400)
+    figure, ax = plt.subplots(figsize=(8, 4.8), layout="constrained")
+    rows = []
+    for eps, color in ((1e-8, "#0072b2"), (1e-4, "#d55e00")):
+        for inside in (False, True):
+            solver = rj.scale_by_rms(0.5, eps=eps, eps_in_sqrt=inside)
+            state = solver.init(sizes)
+            for _ in range(60):  # .5⁶⁰ of s is missing
+                steps, state = solver.update(sizes, state)
+            formula = "g/√(s + ε)" if inside else "g/(√s + ε)"
+            label = f"{formula}, ε = {eps:.0e}".replace("e-0", "e-")
+            style = {"ls": "--", "zorder": 3} if inside else {"alpha": 0.7}
+            ax.loglog(sizes, steps, color=color, lw=2, label=label, **style)
+            half = np.exp(np.interp(np.log(0.5), np.log(steps), np.log(sizes)))
+            exact = np.sqrt(eps / 3) if inside else eps
+            rows.append([label, half, exact, 1 / (np.sqrt(eps) if inside else eps)])
+    ax.axhline(0.5, color="0.6", ls=":")
+    ax.set(
+        xlabel="|g|, constant", ylabel="|step| / η", title="ε inside the root acts like √ε outside"
+    )
+    ax.legend(frameon=False)
+    figure.savefig(file, dpi=110)
+    return rows
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="few steps: seconds")
+    parser.add_argument("--output", type=Path, default="effective_step_output")
+    args = parser.parse_args(argv)
+    args.output.mkdir(parents=True, exist_ok=True)
+    jax.config.update("jax_num_cpu_devices", os.cpu_count())  # before JAX is first used
+
+    import matplotlib
+    import pandas as pd
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    steps = 300 if args.quick else 3000
+    columns = ["gradient", "Adagrad: step 1", f"step {steps}", "exponent of its fall"]
+    columns += ["RMSProp: step 1", "at the end", "closed form"]
+    rates = draw_effective_step(plt, steps, args.output / "effective_step.png")
+    rates = pd.DataFrame(rates, columns=columns)
+    rates.to_csv(args.output / "effective_step.csv", index=False)
+    show = {"index": False, "float_format": "{:.4g}".format}
+    print(f"η/(√s + ε) with η = {RATE}, ρ = {DECAY}; the exponent of t fitted before the switch.\n")
+    print(rates.to_string(**show))
+
+    print("\nSteps until s has halved after the last gradient.\n")
+    halves = draw_memory(plt, steps, args.output / "memory.png")
+    print(pd.DataFrame(halves, columns=["ρ", "measured", "ln 2 / −ln ρ"]).to_string(**show))
+
+    print("\n|g| at which ε halves the step, and the largest effective rate, s = 0.\n")
+    eps = draw_epsilon(plt, args.output / "epsilon.png")
+    columns = ["step", "measured |g|", "closed form", "largest rate / η"]
+    print(pd.DataFrame(eps, columns=columns).to_string(**show))
+    print("Wrote effective_step.csv, effective_step.png, memory.png and epsilon.png.")
+
+
+if __name__ == "__main__":
+    main()
