@@ -1,7 +1,7 @@
 """Draw the pictures of the pages anew: `python docs/gallery.py`, a few minutes on 2 cores.
 
-Runs the examples named below, keeps their pictures, tables and what they print in
-`docs/pages/pictures/`, and notes in `drawn.json` which code drew them; a test compares that with the present code.
+Runs the examples named below, keeps their pictures, tables and what they print beside the pages,
+and notes in `drawn.json` which code drew them; a test compares that with the present code.
 """
 
 import argparse

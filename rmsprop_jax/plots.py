@@ -1,9 +1,12 @@
 """Pictures of sweeps and of optimisers. Each function returns its Axes and imports matplotlib."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from rmsprop_jax._sweep.statistics import levels, mean_spread_interval, value_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -11,35 +14,38 @@ if TYPE_CHECKING:
     from rmsprop_jax._sweep.results import SweepResult
 
 
-def heatmap(result: "SweepResult", x: str, y: str, *, ax: "Axes | None" = None) -> "Axes":
-    """The objective over two hyperparameters, each cell the best over all others.
+def heatmap(
+    result: "SweepResult", x: str, y: str, *, reduce: str = "best", ax: "Axes | None" = None
+) -> "Axes":
+    """The objective over two hyperparameters, each cell the best, or the mean, over all others.
 
     Seeds are averaged first. A cell whose every trial failed, or that was not tried, is hatched;
-    the best cell is framed.
+    the best cell is framed. Values stand evenly spaced, in order; more than 12 numbers are cut into
+    eight ranges.
 
     Args:
       result: a sweep with the axes `x` and `y`.
-      x: name of a hyperparameter; its values are spaced evenly, in order.
-      y: name of another.
+      x: the name of a hyperparameter.
+      y: the name of another.
+      reduce: "best" or "mean" over the hyperparameters that are not shown.
       ax: where to draw; a new figure by default.
 
     Raises:
-      ValueError: for a name that the sweep has not.
+      ValueError: for a name that the sweep has not, or another `reduce`.
       ImportError: without matplotlib, which the extra `plot` installs.
     """
+    if reduce not in ("best", "mean"):
+        raise ValueError(f'reduce must be "best" or "mean", got {reduce!r}.')
     plt = _pyplot()
-    for name in (x, y):
-        if name not in result.points.names:
-            raise ValueError(f"the sweep has no axis {name!r}; it has {list(result.points.names)}.")
-    columns, rows = _values(result, x), _values(result, y)
+    columns, rows = levels(result.points, x), levels(result.points, y)
     sign = 1.0 if result.mode == "min" else -1.0
-    cells = np.full((len(rows), len(columns)), np.inf)
-    for point, row in zip(result.points, result.by_point(), strict=True):
-        if np.isnan(row).all():
-            continue
-        at = rows.index(point[y]), columns.index(point[x])
-        cells[at] = min(cells[at], sign * np.nanmean(row))
-    cells = np.where(np.isfinite(cells), sign * cells, np.nan)
+    means = sign * result.means()
+    cells = np.full((len(rows), len(columns)), np.nan)
+    for (i, row), (j, column) in itertools.product(enumerate(rows), enumerate(columns)):
+        here = means[np.intersect1d(row.points, column.points)]
+        here = here[np.isfinite(here)]
+        if len(here):
+            cells[i, j] = sign * (here.min() if reduce == "best" else here.mean())
 
     axes = _axes(ax)
     axes.set_facecolor("0.9")
@@ -58,19 +64,22 @@ def heatmap(result: "SweepResult", x: str, y: str, *, ax: "Axes | None" = None) 
         flat = np.nanargmin(sign * cells)
         i, j = np.unravel_index(flat, cells.shape)
         axes.add_patch(plt.Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, ec="#d62728", lw=2.5))
-        axes.figure.colorbar(image, ax=axes, label="objective")
-    axes.set_xticks(range(len(columns)), [_label(v) for v in columns])
-    axes.set_yticks(range(len(rows)), [_label(v) for v in rows])
+        axes.figure.colorbar(image, ax=axes, label=result.objective_name)
+    slanted = {"rotation": 30, "ha": "right"} if any("…" in c.label for c in columns) else {}
+    axes.set_xticks(range(len(columns)), [level.label for level in columns], **slanted)
+    axes.set_yticks(range(len(rows)), [level.label for level in rows])
     axes.set(xlabel=x, ylabel=y)
-    others = [n for n in result.points.names if n not in (x, y) and len(_values(result, n)) > 1]
-    axes.set_title(f"best over {', '.join(others)}" if others else "objective")
+    axes.set_title(_title(result, reduce, (x, y)))
     return axes
 
 
 def curves(
     result: "SweepResult", metric: str, *, smooth: int = 1, ax: "Axes | None" = None
 ) -> "Axes":
-    """A per-step metric of every trial; the colour is the objective, the best point is drawn bold.
+    """A per-step metric of every point, the mean over its seeds; the colour is the objective.
+
+    The best point is drawn bold, with a band from its lowest to its highest seed where there are
+    several. Trials that failed are dotted, each by itself, as far as they are finite.
 
     Args:
       result: a sweep whose `train` returned `metric` with one value a step.
@@ -85,36 +94,99 @@ def curves(
     plt = _pyplot()
     values = result.metrics.get(metric)
     if values is None or values.ndim != 2:
-        per_step = [name for name, v in result.metrics.items() if v.ndim == 2]
-        raise ValueError(f"{metric!r} is no metric with one value a step; these are: {per_step}.")
+        raise ValueError(
+            f"{metric!r} is no metric with one value a step; these are: {list(result.steps)}."
+        )
     steps = result.steps[metric]
     if not 1 <= smooth <= len(steps):
         raise ValueError(f"smooth must be between 1 and the {len(steps)} steps, got {smooth}.")
     kernel = np.full(smooth, 1 / smooth)
+    lines = np.array([np.convolve(line, kernel, mode="valid") for line in values.astype(float)])
+    lines, at = np.where(np.isfinite(lines), lines, np.nan), steps[smooth - 1 :]
 
-    axes = _axes(ax)
-    whole = np.flatnonzero(~result.failed)
-    best = result.best().point if len(whole) else None
-    low_high = (result.objective[whole].min(), result.objective[whole].max()) if len(whole) else ()
-    norm = plt.Normalize(*low_high)
+    axes, means = _axes(ax), result.means()
+    whole = means[np.isfinite(means)]
+    best = result.best().point if len(whole) else {}
+    norm = plt.Normalize(*((whole.min(), whole.max()) if len(whole) else ()))
     colours = plt.get_cmap("viridis" if result.mode == "max" else "viridis_r")
-    at = steps[smooth - 1 :]
-    for trial in range(len(result)):
-        line = np.convolve(values[trial], kernel, mode="valid")
-        point, style = result.points[result.point_index[trial]], {}
-        if result.failed[trial]:
-            style = {"color": "0.6", "ls": ":", "lw": 0.9}
-        elif point == best:
-            style = {"color": "#d62728", "lw": 2.5, "zorder": 3}
-            if result.seed_index[trial] == 0:
-                style["label"] = "best: " + ", ".join(f"{k} {_label(v)}" for k, v in point.items())
+    axes.plot(at, lines[result.failed].T, color="0.6", ls=":", lw=0.9)
+    for i, mean in enumerate(means):
+        mine = lines[(result.point_index == i) & ~result.failed]
+        if not len(mine):
+            continue
+        if result.points[i] == best:
+            label = "best: " + ", ".join(f"{k} {value_label(v)}" for k, v in best.items())
+            axes.plot(at, mine.mean(0), color="#d62728", lw=2.5, zorder=3, label=label)
+            if len(mine) > 1:
+                label = f"its {len(mine)} seeds, lowest to highest"
+                ends = mine.min(0), mine.max(0)
+                axes.fill_between(at, *ends, color="#d62728", alpha=0.2, lw=0, label=label)
         else:
-            style = {"color": colours(norm(result.objective[trial])), "lw": 0.9}
-        axes.plot(at, np.where(np.isfinite(line), line, np.nan), **style)
-    if best is not None:
-        axes.figure.colorbar(plt.cm.ScalarMappable(norm, colours), ax=axes, label="objective")
+            axes.plot(at, mine.mean(0), color=colours(norm(mean)), lw=0.9)
+    if best:
+        scale = plt.cm.ScalarMappable(norm, colours)
+        axes.figure.colorbar(scale, ax=axes, label=result.objective_name)
         axes.legend(fontsize="small")
     axes.set(xlabel="step", ylabel=metric if smooth == 1 else f"{metric} (mean of {smooth})")
+    return axes
+
+
+def sensitivity(result: "SweepResult", name: str, *, ax: "Axes | None" = None) -> "Axes":
+    """How much a hyperparameter matters: at each value the best point, with all others free.
+
+    The line joins these best points; bars are their 95% intervals over the seeds. Every point is a
+    faint dot, its mean over the seeds; a cross at the edge is a point whose every seed failed.
+    Values stand evenly spaced, in order. More than 12 numbers stand where they belong, on a
+    logarithmic axis where they span a factor of 30 (a logit axis for fractions close to 1), and the
+    line joins the best of each eighth of them.
+
+    Args:
+      result: a sweep.
+      name: of one of its hyperparameters.
+      ax: where to draw; a new figure by default.
+
+    Raises:
+      ValueError: for a name that the sweep has not.
+      ImportError: without matplotlib, which the extra `plot` installs.
+    """
+    groups = levels(result.points, name)
+    best, _ = result.best_of(groups)
+    table, means = result.by_point(), result.means()
+    axes = _axes(ax)
+    if any("…" in group.label for group in groups):
+        place = np.array([point[name] for point in result.points], float)
+        low, high = place.min(), place.max()
+        if low > 0 and 0.9 < high < 1:
+            axes.set_xscale("logit")
+        elif low > 0 and high > 30 * low:
+            axes.set_xscale("log")
+    else:
+        place = np.zeros(len(result.points))
+        for i, group in enumerate(groups):
+            place[group.points] = i
+        axes.set_xticks(range(len(groups)), [group.label for group in groups])
+        axes.margins(x=0.1)
+    axes.plot(place, means, "o", ms=4, color="#56b4e9", alpha=0.5, label="every point")
+    if (failed := np.isnan(means)).any():
+        edge = np.full(failed.sum(), 0.98 if result.mode == "min" else 0.02)
+        axes.plot(
+            place[failed], edge, "x", color="#d55e00", transform=axes.get_xaxis_transform(),
+            label="every seed failed",
+        )  # fmt: skip
+    best = best[best >= 0]
+    bars = [
+        interval[1] - mean
+        for mean, _, interval in (
+            mean_spread_interval(row[np.isfinite(row)]) for row in table[best]
+        )
+    ]
+    axes.errorbar(
+        place[best], means[best], np.nan_to_num(bars), fmt="-o", color="#0072b2", capsize=3,
+        label="the best of the rest" + (", 95% interval" if np.isfinite(bars).any() else ""),
+    )  # fmt: skip
+    axes.set(xlabel=name, ylabel=result.objective_name)
+    axes.set_title(_title(result, "best", (name,)))
+    axes.legend(fontsize="small")
     return axes
 
 
@@ -275,14 +347,10 @@ def _axes(ax: Any) -> Any:
     return ax or _pyplot().subplots(layout="constrained")[1]
 
 
-def _values(result: "SweepResult", name: str) -> list[Any]:
-    """An axis' values, each once; numbers in order."""
-    values: list[Any] = []
-    for point in result.points:
-        if point[name] not in values:
-            values.append(point[name])
-    return sorted(values, key=lambda v: (0, v) if isinstance(v, int | float) else (1, 0))
-
-
-def _label(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def _title(result: "SweepResult", reduce: str, shown: tuple[str, ...]) -> str:
+    """What became of the hyperparameters that are not shown, and of the seeds."""
+    points = result.points
+    others = [n for n in points.names if n not in shown and len(levels(points, n)) > 1]
+    parts = [f"{reduce} over {', '.join(others)}"] if others else []
+    parts += [f"mean of {len(result.seeds)} seeds"] if len(result.seeds) > 1 else []
+    return "; ".join(parts) or result.objective_name

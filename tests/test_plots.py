@@ -6,6 +6,7 @@ import pytest
 
 matplotlib.use("Agg")
 
+import jax
 import jax.numpy as jnp
 from matplotlib import pyplot as plt
 
@@ -33,10 +34,90 @@ def test_heatmap_shows_the_best_of_the_rest(result):
     assert frame.get_xy() == (0.5, -0.5)  # around x = 2, y = 0
 
 
-def test_curves_draws_each_trial_and_names_the_best(result):
+def test_heatmap_can_show_the_mean_of_the_rest(result):
+    axes = rj.plots.heatmap(result, "x", "y", reduce="mean")
+    cells = np.asarray(axes.images[0].get_array().filled(np.nan))
+    np.testing.assert_allclose(cells, [[5.5, 4.5, np.nan], [6.5, 5.5, np.nan]])
+    assert axes.get_title() == "mean over z"
+
+
+@pytest.fixture
+def sampled():
+    """An axis of 40 numbers, one near 1, five seeds, a few failures."""
+
+    def train(hp, key):
+        loss = (jnp.log10(hp["rate"]) + 3) ** 2 + hp["rho"] + 0.1 * jax.random.normal(key)
+        loss = jnp.where(hp["rate"] > 0.05, jnp.nan, loss)
+        return {"loss": loss, "curve": loss * jnp.arange(1.0, 5.0)}
+
+    space = {"rate": rj.log_uniform(1e-5, 1e-1), "rho": rj.one_minus(rj.log_uniform(1e-3, 0.5))}
+    yield rj.sweep(train, rj.sample(space, 40), seeds=5, progress=False)
+    plt.close("all")
+
+
+def test_heatmap_of_many_numbers_shows_ranges(sampled):
+    axes = rj.plots.heatmap(sampled, "rate", "rho")
+    cells = np.asarray(axes.images[0].get_array().filled(np.nan))
+    assert cells.shape == (8, 8)
+    assert np.nanmin(cells) == pytest.approx(sampled.best().objective)
+    assert "…" in axes.get_xticklabels()[0].get_text()
+    assert axes.get_title() == "mean of 5 seeds"
+
+
+def test_curves_have_a_band_over_the_seeds_of_the_best(sampled):
+    axes = rj.plots.curves(sampled, "curve")
+    (band,) = axes.collections
+    best = sampled.best()
+    i = list(sampled.points).index(best.point)
+    mine = sampled.metrics["curve"][sampled.point_index == i]
+    vertices = band.get_paths()[0].vertices
+    for t in range(4):
+        at = vertices[vertices[:, 0] == t + 1, 1]
+        assert (at.min(), at.max()) == pytest.approx((mine[:, t].min(), mine[:, t].max()))
+    bold = next(line for line in axes.lines if line.get_lw() == 2.5)
+    np.testing.assert_allclose(bold.get_ydata(), mine.mean(0), rtol=1e-6)
+    assert [t.get_text()[:12] for t in axes.get_legend().get_texts()] == [
+        "best: rate 0", "its 5 seeds,"
+    ]  # fmt: skip
+
+
+def test_curves_stand_at_the_steps_that_were_kept(sampled):
+    train = lambda hp, key: {"loss": hp["x"] * jnp.arange(1.0, 11.0)}
+    result = rj.sweep(train, rj.grid(x=[1.0, 2.0]), every=4, progress=False)
+    axes = rj.plots.curves(result, "loss")
+    assert axes.lines[0].get_xdata().tolist() == [4, 8, 10]
+
+
+def test_sensitivity_joins_the_best_of_the_rest(result):
+    axes = rj.plots.sensitivity(result, "x")
+    dots, failed, line = axes.lines[0], axes.lines[1], axes.lines[2]
+    assert len(dots.get_ydata()) == len(result.points)
+    assert failed.get_xdata().tolist() == [2] * 4  # x = 3
+    assert line.get_xdata().tolist() == [0, 1]
+    np.testing.assert_allclose(line.get_ydata(), [5, 4])
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["1", "2", "3"]
+    assert axes.get_title() == "best over y, z"
+
+
+def test_sensitivity_of_numbers_stands_on_a_fitting_scale(sampled):
+    rate, rho = (rj.plots.sensitivity(sampled, name) for name in ("rate", "rho"))
+    assert (rate.get_xscale(), rho.get_xscale()) == ("log", "logit")
+    best = sampled.best()
+    line = rate.lines[2]
+    at = int(np.argmin(line.get_ydata()))
+    assert (line.get_xdata()[at], line.get_ydata()[at]) == pytest.approx(
+        (best.point["rate"], best.objective)
+    )
+    (bars,) = rate.collections
+    low, high = bars.get_segments()[at][:, 1]
+    assert (low, high) == pytest.approx(best.interval)
+
+
+def test_curves_draws_each_point_and_names_the_best(result):
     axes = rj.plots.curves(result, "curve")
     assert len(axes.lines) == len(result)
     assert axes.get_legend().get_texts()[0].get_text() == "best: x 2, y 0, z 4"
+    # The four failed ones come first.
     np.testing.assert_allclose(axes.lines[9].get_ydata(), result.metrics["curve"][9])
     assert len(rj.plots.curves(result, "curve", smooth=3).lines[-1].get_ydata()) == 2
 
@@ -45,6 +126,8 @@ def test_curves_draws_each_trial_and_names_the_best(result):
     ("draw", "message"),
     [
         (lambda r: rj.plots.heatmap(r, "x", "w"), "'w'"),
+        (lambda r: rj.plots.heatmap(r, "x", "y", reduce="worst"), "reduce"),
+        (lambda r: rj.plots.sensitivity(r, "w"), "'w'"),
         (lambda r: rj.plots.curves(r, "loss"), "curve"),
         (lambda r: rj.plots.curves(r, "curve", smooth=0), "smooth"),
     ],
@@ -61,6 +144,7 @@ def test_all_failed_still_draws():
     result = rj.sweep(train, rj.grid(x=[1.0], y=[1.0]), progress=False)
     rj.plots.heatmap(result, "x", "y")
     rj.plots.curves(result, "loss")
+    rj.plots.sensitivity(result, "x")
     plt.close("all")
 
 

@@ -49,6 +49,7 @@ class SweepResult:
       steps: for each metric with one value a step, the steps that were kept, counted from 1.
       objective: float64 array, shape (trials,).
       failed: bool array: the objective is not finite.
+      objective_name: the metric or the function that was the objective.
       mode: "min" or "max".
       compile_seconds: tracing, lowering and compiling of all groups.
       run_seconds: wall time of the rest. A resumed sweep has the sums over its calls.
@@ -58,6 +59,7 @@ class SweepResult:
         order = np.argsort(trials.number)
         self._plan = plan
         self.points, self.seeds, self.mode = plan.points, plan.seeds, plan.mode
+        self.objective_name = plan.objective
         self.point_index, self.seed_index = np.divmod(trials.number[order], len(plan.seeds))
         self.metrics = {name: x[order] for name, x in trials.metrics.items()}
         self.steps = {name: plan.steps(name) for name, m in plan.metrics.items() if m.shape}
@@ -107,6 +109,14 @@ class SweepResult:
         table[self.point_index, self.seed_index] = np.where(self.failed, np.nan, self.objective)
         return table
 
+    def means(self) -> np.ndarray:
+        """Each point's mean objective over the seeds that did not fail, float64 of shape (points,);
+        NaN where all failed."""
+        table = self.by_point()
+        count = np.isfinite(table).sum(1)
+        sums = np.where(np.isfinite(table), table, 0.0).sum(1)
+        return np.divide(sums, count, out=np.full(len(table), np.nan), where=count > 0)
+
     def best(self) -> Record:
         """The point with the best mean objective over the seeds.
 
@@ -124,9 +134,7 @@ class SweepResult:
         Raises:
           ValueError: where every trial failed, or none finished.
         """
-        table = self.by_point()
-        finite = np.isfinite(table)
-        means = self._means(table)
+        table, means = self.by_point(), self.means()
         ranked = np.lexsort((means if self.mode == "min" else -means, np.isnan(table).any(1)))
         ranked = ranked[np.isfinite(means[ranked])]
         if not len(ranked):
@@ -140,7 +148,7 @@ class SweepResult:
                 hyperparameters(self.points, int(i)),
                 self.points[int(i)],
                 keys,
-                *mean_spread_interval(table[i][finite[i]]),
+                *mean_spread_interval(table[i][np.isfinite(table[i])]),
             )
             for i in ranked[:n]
         ]
@@ -188,7 +196,7 @@ class SweepResult:
 
     def best_of(self, groups: list[Level]) -> tuple[np.ndarray, np.ndarray]:
         """The best point of each group and its mean objective; −1 and NaN where all failed."""
-        means = self._means(self.by_point())
+        means = self.means()
         pick = np.nanargmin if self.mode == "min" else np.nanargmax
         best = np.array(
             [
@@ -199,13 +207,6 @@ class SweepResult:
             ]
         )
         return best, np.where(best >= 0, means[best], np.nan)
-
-    def _means(self, table: np.ndarray) -> np.ndarray:
-        """Of each point, over the seeds that did not fail; NaN where all did."""
-        finite = np.isfinite(table)
-        count = finite.sum(1)
-        sums = np.where(finite, table, 0.0).sum(1)
-        return np.divide(sums, count, out=np.full(len(table), np.nan), where=count > 0)
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the five best points."""
@@ -284,6 +285,6 @@ class SweepResult:
             (("trial", "seed"), failed),
             (("trial", "seed"), finished),
         )
-        attributes = {"mode": self.mode, "objective": self._plan.objective}
+        attributes = {"mode": self.mode, "objective": self.objective_name}
         coordinates = {"trial": np.arange(shape[0]), "seed": list(self.seeds), **coordinates}
         return xarray.Dataset(data, coordinates, attributes)

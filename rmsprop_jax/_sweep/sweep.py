@@ -127,9 +127,7 @@ def sweep(
     groups = group_points(points)
     traced = [trace(train, group, points, args) for group in groups]
     metrics = _check_metrics(groups, traced, points, objective)
-    name = (
-        objective if isinstance(objective, str) else getattr(objective, "__qualname__", "function")
-    )
+    name = objective if isinstance(objective, str) else getattr(objective, "__name__", "function")
     hashes = functools.partial(fingerprint, groups, traced, args)
     plan = Plan(points, seeds, name, mode, every, metrics, hashes)
     processes.refuse_different("points, seeds or options", _digest(plan, batch_size, path))
