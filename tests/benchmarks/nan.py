@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 import rmsprop_jax as rj
+from tests.benchmarks.runner import header, row
 
 SIZE, DECAY, RATE = 1000, 0.95, 0.1
 CENTERED = {"centered": True}
@@ -123,22 +124,21 @@ def outcome(start, dtype, settings, gradient, steps):
     return "never"
 
 
-def main(quick: bool = False) -> None:
+def main(quick: bool):
     steps = 30 if quick else 1000
     names = {name: name for name in SIDES}
     for name in ("torch", "keras"):
         if importlib.util.find_spec(name):
             names[name] = f"{name} {importlib.metadata.version(name)}"
-    print(f"\n## Steps to the first NaN in {SIZE:,} parameters, of {steps:,} steps\n")
-    print("| gradients | " + " | ".join(names.values()) + " |")
-    print("|---" * (len(names) + 1) + "|")
+    yield f"\n## Steps to the first NaN in {SIZE:,} parameters, of {steps:,} steps\n"
+    yield header("gradients", *names.values())
     for title, (dtype, settings, gradient) in streams(steps).items():
-        row = []
+        cells = []
         for name, start in SIDES.items():
             if "bias_correction" in settings and name in ("torch", "keras"):
-                row.append("no such option")
+                cells.append("no such option")
             elif importlib.util.find_spec(name) is None:
-                row.append("not installed")
+                cells.append("not installed")
             else:
-                row.append(outcome(start, dtype, settings, gradient, steps))
-        print(f"| {title} | " + " | ".join(row) + " |", flush=True)
+                cells.append(outcome(start, dtype, settings, gradient, steps))
+        yield row(title, *cells)

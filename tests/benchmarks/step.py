@@ -5,14 +5,15 @@ one process. A ratio below 1 means that ours needs less.
 """
 
 import functools
-import statistics
 import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import rmsprop_jax as rj
+from tests.benchmarks.runner import header, interleaved, median, row
 
 VARIANTS = {
     "plain": {},
@@ -23,8 +24,8 @@ VARIANTS = {
 
 
 def solvers(settings):
-    ours = rj.rmsprop(1e-3, eps_in_sqrt=True, **settings)
-    return ours, optax.rmsprop(1e-3, eps_in_sqrt=True, **settings)
+    sides = {"ours": rj.rmsprop, "optax": optax.rmsprop}
+    return {name: make(1e-3, eps_in_sqrt=True, **settings) for name, make in sides.items()}
 
 
 def train_step(solver):
@@ -46,58 +47,59 @@ def compiled_for(solver, leaves: int, size: int):
     return compiled, time.perf_counter() - start, (params, state, grads)
 
 
-def one_leaf(settings, size: int, pairs: int):
-    """Bytes ratio, our temporary bytes, time ratio of interleaved pairs: median and quartiles."""
-    sides, carried = [], []
-    for solver in solvers(settings):
-        compiled, _, (params, state, grads) = compiled_for(solver, 1, size)
-        sides.append(compiled)
-        carried.append([params, state, grads])
-    bytes_ = [side.cost_analysis()["bytes accessed"] for side in sides]
-    temporary = sides[0].memory_analysis().temp_size_in_bytes
+def stepping(compiled, *carried):
+    """A side that takes one step a call, from where the last one ended, and returns its seconds."""
 
-    def run(i):
-        params, state, grads = carried[i]
+    def run(_):
+        nonlocal carried
+        *_, grads = carried
         start = time.perf_counter()
-        carried[i][:2] = jax.block_until_ready(sides[i](params, state, grads))
-        return time.perf_counter() - start
+        params, state = jax.block_until_ready(compiled(*carried))
+        seconds = time.perf_counter() - start
+        carried = params, state, grads
+        return seconds
 
-    for i in (0, 1, 0, 1):
-        run(i)
-    ratios = []
-    for pair in range(pairs):
-        first = pair % 2
-        times = {first: run(first), 1 - first: run(1 - first)}
-        ratios.append(times[0] / times[1])
-    low, median, high = statistics.quantiles(ratios, n=4)
-    return bytes_[0] / bytes_[1], temporary, median, low, high
+    return run
 
 
-def compile_ratio(settings, leaves: int, pairs: int):
-    """Our trace + compile seconds over Optax's: median of interleaved pairs, and both medians."""
-    seconds = ([], [])
-    for pair in range(pairs):
-        order = (0, 1) if pair % 2 else (1, 0)
-        for i in order:
-            jax.clear_caches()
-            seconds[i].append(compiled_for(solvers(settings)[i], leaves, 256)[1])
-    ratio = statistics.median(a / b for a, b in zip(*seconds, strict=True))
-    return ratio, *map(statistics.median, seconds)
+def one_leaf(settings, size: int, pairs: int):
+    """Bytes ratio, our temporary bytes, and the time ratio of each pair."""
+    sides, compiled = {}, {}
+    for name, solver in solvers(settings).items():
+        compiled[name], _, arguments = compiled_for(solver, 1, size)
+        sides[name] = stepping(compiled[name], *arguments)
+    bytes_ = {name: step.cost_analysis()["bytes accessed"] for name, step in compiled.items()}
+    temporary = compiled["ours"].memory_analysis().temp_size_in_bytes
+    interleaved(sides, 2)  # warm-up
+    seconds = interleaved(sides, pairs)
+    return bytes_["ours"] / bytes_["optax"], temporary, ratios(seconds)
 
 
-def main(quick: bool = False) -> None:
+def compile_seconds(settings, leaves: int, pairs: int):
+    """Trace + compile seconds of both sides, from cold caches."""
+
+    def run(name):
+        jax.clear_caches()
+        return compiled_for(solvers(settings)[name], leaves, 256)[1]
+
+    sides = {name: lambda _, name=name: run(name) for name in ("ours", "optax")}
+    return interleaved(sides, pairs)
+
+
+def ratios(seconds):
+    return np.divide(seconds["ours"], seconds["optax"])
+
+
+def main(quick: bool):
     size, pairs = (1 << 16, 3) if quick else (1 << 24, 25)
     leaves, compiles = (20, 1) if quick else (1000, 5)
-    print(
-        f"\n## One step, ours / Optax: a leaf of {size:,} float32; compile over {leaves} leaves\n"
+    yield f"\n## One step, ours / Optax: a leaf of {size:,} float32; compile over {leaves} leaves\n"
+    yield header(
+        "settings", "bytes", "temporary", "time (quartiles)", "trace + compile (s, ours / Optax)"
     )
-    print("| settings | bytes | temporary | time (quartiles) | trace + compile (s, ours / Optax) |")
-    print("|---|---|---|---|---|")
     for name, settings in VARIANTS.items():
-        bytes_, temporary, median, low, high = one_leaf(settings, size, pairs)
-        ratio, ours, theirs = compile_ratio(settings, leaves, compiles)
-        print(
-            f"| {name} | {bytes_:.3f} | {temporary} | {median:.2f} ({low:.2f}–{high:.2f}) "
-            f"| {ratio:.2f} ({ours:.2f} / {theirs:.2f}) |",
-            flush=True,
-        )
+        bytes_, temporary, time_ratios = one_leaf(settings, size, pairs)
+        seconds = compile_seconds(settings, leaves, compiles)
+        ours, theirs = (np.median(seconds[side]) for side in ("ours", "optax"))
+        compile_ratio = f"{np.median(ratios(seconds)):.2f} ({ours:.2f} / {theirs:.2f})"
+        yield row(name, f"{bytes_:.3f}", temporary, median(time_ratios), compile_ratio)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 import rmsprop_jax as rj
+from tests.benchmarks.runner import header, row
 
 
 def train(hp, key):
@@ -24,15 +25,13 @@ def train(hp, key):
     return {"loss": jax.lax.scan(step, (params, solver.init(params)), length=100)[1]}
 
 
-def main(quick: bool = False) -> None:
+def main(quick: bool):
     space = {"learning_rate": rj.log_uniform(1e-4, 1.0), "decay": rj.uniform(0.1, 0.99)}
     unit = 1 << 20 if sys.platform == "darwin" else 1 << 10
-    print("\n## Tiny trials: 8 parameters, 100 steps\n")
-    print("| trials | compile s | run s | peak memory of the process, MiB |\n|---|---|---|---|")
+    yield "\n## Tiny trials: 8 parameters, 100 steps\n"
+    yield header("trials", "compile s", "run s", "peak memory of the process, MiB")
     for trials in (10, 100) if quick else (1_000, 10_000, 100_000):
         result = rj.sweep(train, rj.sample(space, trials), progress=False)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit
-        print(
-            f"| {trials:,} | {result.compile_seconds:.2f} | {result.run_seconds:.3f} | {peak} |",
-            flush=True,
-        )
+        compile_, run = f"{result.compile_seconds:.2f}", f"{result.run_seconds:.3f}"
+        yield row(f"{trials:,}", compile_, run, peak)
