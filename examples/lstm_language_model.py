@@ -132,14 +132,17 @@ def unigram(corpus, text):
     return -np.log(counts / counts.sum())[text].mean()
 
 
-def start(doc, output, argv):
-    """What both scripts begin with: arguments, devices, text, model."""
+def start(doc, output, argv, more=()):
+    """What the LSTM scripts begin with: arguments (`more` for one only), devices, text, model."""
     parser = argparse.ArgumentParser(description=doc)
     add = parser.add_argument
     add("--quick", action="store_true", help="a tiny model, few steps, few settings: seconds")
     add("--text", metavar="FILE", help="learn this UTF-8 file instead of Python's help topics")
-    add("--output", metavar="DIR", type=Path, default=output, help="default: %(default)s")
+    add("--output", metavar="DIR", type=Path, help=f"default: {output}, quick_{output}")
+    for flag, options in more:
+        add(flag, **options)
     args = parser.parse_args(argv)
+    args.output = args.output or Path("quick_" * args.quick + output)
     jax.config.update("jax_num_cpu_devices", os.cpu_count())  # before JAX is first used
     corpus = load(args.text, held_out=4_000 if args.quick else None)
     args.output.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,9 @@
 """Tune RMSProp on an LSTM: a grid of learning rate × decay × centered, in one call.
 
 36 trainings of a character model (lstm_language_model.py, in this folder), one compile for each
-value of `centered`. The best setting on validation topics is trained again, tested on topics that
-nothing was chosen by, and writes a little text.
+value of `centered`. Finished trials are on disk: stop it when you like, and call it again. The best
+setting on validation topics is trained again, tested on topics that nothing was chosen by, and
+writes a little text. With one seed a lead may be luck: train_the_winner.py looks closer.
 """
 
 import jax
@@ -19,6 +20,18 @@ import rmsprop_jax as rj
 EPS = 1e-6
 
 
+def trainer(model, steps):
+    def train(hp, key, text, validation):
+        """The metrics, and the trained parameters."""
+        optimizer = rj.rmsprop(
+            hp["learning_rate"], decay=hp["decay"], eps=EPS, centered=hp["centered"]
+        )
+        params, losses = fit(model, optimizer, key, text, steps)
+        return {"loss": losses, "validation": evaluate(model, params, validation)}, params
+
+    return train
+
+
 def main(argv=None):
     args, corpus, model = start(__doc__, "lstm_sweep_output", argv)
     steps = 10 if args.quick else 600
@@ -28,32 +41,29 @@ def main(argv=None):
         centered=rj.static([False, True]),
     )
     text, validation, test = map(jnp.asarray, corpus[1:])
-
-    def train(hp, key, text, validation):
-        optimizer = rj.rmsprop(
-            hp["learning_rate"], decay=hp["decay"], eps=EPS, centered=hp["centered"]
-        )
-        params, losses = fit(model, optimizer, key, text, steps)
-        return {"loss": losses, "validation": evaluate(model, params, validation)}, params
-
+    train = trainer(model, steps)
     print(
         f"Sweep: {len(points)} RMSProp settings, an LSTM of {model.hidden} units, {steps} steps "
         f"each, on {len(jax.devices())} {jax.default_backend()} devices."
     )
-    csv = args.output / "trials.csv"
+    folder = args.output / "sweep"
     try:
         result = rj.sweep(
             lambda hp, key, *data: train(hp, key, *data)[0],
             points,
             objective="validation",
             args=(text, validation),
+            path=folder,
         )
     except rj.SweepInterrupted as interrupt:
-        interrupt.result.to_dataframe().to_csv(csv, index=False)
-        print(f"\nInterrupted: {len(interrupt.result)} finished trials are in {csv}.")
+        print(
+            f"\nInterrupted: {len(interrupt.result)} finished trials are in {folder}; the same "
+            "command goes on from there."
+        )
         raise SystemExit(130) from None
     print(f"Compiled in {result.compile_seconds:.1f} s, ran in {result.run_seconds:.1f} s.")
 
+    csv = args.output / "trials.csv"
     table = result.to_dataframe()
     table.to_csv(csv, index=False)
     ranked = table[~table.failed].sort_values("objective")
@@ -99,7 +109,7 @@ def main(argv=None):
     ax = rj.plots.curves(result, "loss", smooth=max(1, steps // 15))
     ax.set_title("training loss, nats a character")
     ax.figure.savefig(args.output / "curves.png", dpi=120)
-    for name in (csv.name, "sample.txt", "heatmap.png", "curves.png"):
+    for name in (folder.name, csv.name, "sample.txt", "heatmap.png", "curves.png"):
         print(f"Wrote {args.output / name}")
 
 

@@ -59,7 +59,10 @@ def heatmap(
         if not np.isnan(value):
             red, green, blue, _ = colours(image.norm(value))
             dark = 0.3 * red + 0.6 * green + 0.1 * blue < 0.5
-            axes.text(j, i, f"{value:.3g}", ha="center", va="center", color="w" if dark else "k")
+            axes.text(
+                j, i, f"{value:.3g}", ha="center", va="center", color="w" if dark else "k",
+                fontsize=10 if len(columns) <= 6 else 7,
+            )  # fmt: skip
     if not np.isnan(cells).all():
         flat = np.nanargmin(sign * cells)
         i, j = np.unravel_index(flat, cells.shape)
@@ -186,7 +189,7 @@ def sensitivity(result: "SweepResult", name: str, *, ax: "Axes | None" = None) -
     )  # fmt: skip
     axes.set(xlabel=name, ylabel=result.objective_name)
     axes.set_title(_title(result, "best", (name,)))
-    axes.legend(fontsize="small")
+    axes.legend(fontsize="small", framealpha=0.6)
     return axes
 
 

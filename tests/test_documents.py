@@ -137,6 +137,7 @@ TELLS = {
     "trajectories.py": "Fewest steps to .1",
     "effective_step.py": "exponent of its fall",
     "nonstationary.py": "Late error, Adagrad / RMSProp",
+    "train_the_winner.py": "The first leads the second by",
 }
 
 

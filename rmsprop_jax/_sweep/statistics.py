@@ -76,8 +76,10 @@ def levels(points: Points, name: str) -> list[Level]:
     for part in np.array_split(np.arange(len(numbers)), parts) if parts else ():
         at = np.flatnonzero(where_number)[np.isin(of, part)]
         values = numbers[part].tolist() if parts < len(numbers) else [column[at[0]]]
-        ends = dict.fromkeys([value_label(values[0]), value_label(values[-1])])
-        found.append(Level(" … ".join(ends), values, at))
+        label = value_label(values[0])
+        if len(values) > 1:
+            label = f"{values[0]:.2g} … {values[-1]:.2g}"
+        found.append(Level(label, values, at))
     others: list[Level] = []
     for i in np.flatnonzero(~where_number):
         same = [k for k, level in enumerate(others) if level.values[0] == column[i]]

@@ -1,0 +1,98 @@
+"""From a saved sweep to the best model: which setting, how sure, what matters.
+
+Reads the sweep that lstm_sweep.py left (and runs it where there is none). One seed chose among 36
+settings, so the first may only be the luckiest: the four best meet again on five seeds that none
+was chosen by. The winner of these is trained, saved, read back and tested.
+"""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import lstm_sweep
+import numpy as np
+from lstm_language_model import evaluate, start
+
+import rmsprop_jax as rj
+
+
+def save(path, params):
+    """Parameters as plain arrays, each under its place in the tree; nothing is pickled."""
+    named, _ = jax.tree_util.tree_flatten_with_path(params)
+    np.savez(path, **{jax.tree_util.keystr(place): leaf for place, leaf in named})
+
+
+def load(path, like):
+    arrays = np.load(path, allow_pickle=False)
+    return jax.tree_util.tree_map_with_path(
+        lambda place, leaf: jnp.asarray(arrays[jax.tree_util.keystr(place)], leaf.dtype), like
+    )
+
+
+def main(argv=None):
+    sweep = {"metavar": "DIR", "type": Path, "help": "default: lstm_sweep_output/sweep"}
+    args, corpus, model = start(__doc__, "train_the_winner_output", argv, [("--sweep", sweep)])
+    folder = args.sweep or Path("lstm_sweep_output/sweep")
+    if not args.sweep and (args.quick or not folder.exists()):
+        folder = args.output / "screening" / "sweep"
+        text = ["--text", args.text] if args.text else []
+        lstm_sweep.main([*["--quick"] * args.quick, *text, "--output", str(folder.parent)])
+
+    screened = rj.SweepResult.load(folder)
+    print(f"\n{screened}\nWhat matters, nats between the best and the worst value at their best:")
+    for name, nats in screened.sensitivity().items():
+        print(f"  {name:14} {nats:.3f}")
+
+    finalists, steps = screened.top(2 if args.quick else 4), int(screened.steps["loss"][-1])
+    train = lstm_sweep.trainer(model, steps)
+    text, validation, test = map(jnp.asarray, corpus[1:])
+    final = rj.sweep(
+        lambda hp, key, *data: train(hp, key, *data)[0],
+        rj.Points([record.point for record in finalists], screened.points.static),
+        seeds=range(1, 3 if args.quick else 6),
+        objective="validation",
+        args=(text, validation),
+        path=args.output / "final",
+    )
+    print("\nThe best again, on seeds of their own (validation loss, nats a character):")
+    for record in final.top():
+        low, high = record.interval
+        setting = ", ".join(f"{name} {value}" for name, value in record.point.items())
+        print(f"  {record.objective:.3f}  95% {low:.3f} … {high:.3f}  {setting}")
+    best, second = final.top(2)
+    lead = final.compare(second, best)
+    low, high = lead.interval
+    print(
+        f"The first leads the second by {lead.difference:.3f} nats (95% {low:.3f} … {high:.3f}, "
+        f"p = {lead.p_value:.2g}, paired over {lead.seeds} seeds)."
+    )
+
+    metrics, params = jax.jit(lambda key: train(best.hp, key, text, validation))(best.keys[0])
+    save(args.output / "winner.npz", params)
+    again = load(args.output / "winner.npz", params)
+    loss = float(jax.jit(evaluate, static_argnums=0)(model, again, test))
+    print(
+        f"\nTrained once more with seed {final.seeds[0]}: validation {metrics['validation']:.3f}, "
+        f"test {loss:.3f} nats = {loss / np.log(2):.2f} bits a character."
+    )
+
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = list(screened.sensitivity())
+    _, axes = plt.subplots(1, len(names), figsize=(4.5 * len(names), 4), layout="constrained")
+    for name, ax in zip(names, np.atleast_1d(axes), strict=True):
+        rj.plots.sensitivity(screened, name, ax=ax)
+    plt.savefig(args.output / "sensitivity.png", dpi=120)
+    ax = rj.plots.curves(final, "loss", smooth=max(1, steps // 15))
+    ax.set_title("training loss, nats a character")
+    ax.figure.savefig(args.output / "curves.png", dpi=120)
+    final.to_dataframe().to_csv(args.output / "final.csv", index=False)
+    for name in ("winner.npz", "final.csv", "sensitivity.png", "curves.png"):
+        print(f"Wrote {args.output / name}")
+
+
+if __name__ == "__main__":
+    main()
