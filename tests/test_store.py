@@ -220,6 +220,15 @@ def test_args_with_keys_and_python_numbers_have_a_fingerprint(tmp_path):
             run(tmp_path, f=f, args=other)
 
 
+def test_where_args_lie_does_not_matter(tmp_path):
+    f = lambda hp, key, data: {"loss": hp["x"] * data.sum()}
+    data = np.arange(4, dtype=np.float32)
+    mesh = jax.make_mesh((2,), ("i",))
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("i"))
+    for place in (None, jax.devices()[1], split):
+        same(run(tmp_path, f=f, args=(jax.device_put(data, place),)), run(None, f=f, args=(data,)))
+
+
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "foreign", "short"])
 def test_a_damaged_round_is_refused_until_it_is_moved_away(damage, tmp_path):
     whole = run(tmp_path)

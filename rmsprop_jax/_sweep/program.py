@@ -101,7 +101,7 @@ jax.tree_util.register_pytree_node(
 )
 
 
-class Trial(NamedTuple):
+class TracedTrain(NamedTuple):
     """`train` for one group, traced once: what is checked, hashed and compiled."""
 
     traced: jax.stages.Traced
@@ -110,7 +110,7 @@ class Trial(NamedTuple):
     """The names that `train` read."""
 
 
-def trace(train: Train, group: Group, points: Points, args: tuple[Any, ...]) -> Trial:
+def trace(train: Train, group: Group, points: Points, args: tuple[Any, ...]) -> TracedTrain:
     """Trace `train` on abstract numbers; ValueError for what a sweep cannot run."""
     read: set[str] = set()
     recorded = lambda numbers: _Recorded(group.structure | numbers, points.names, read)
@@ -127,14 +127,16 @@ def trace(train: Train, group: Group, points: Points, args: tuple[Any, ...]) -> 
                 "jax.lax.cond."
             ) from error
         raise
-    return Trial(traced, _checked_metrics(traced.out_info, points), read)
+    return TracedTrain(traced, _checked_metrics(traced.out_info, points), read)
 
 
 def _traced(train: Train, make_hp: Callable, dtypes: dict[str, Any], args) -> jax.stages.Traced:
     numbers = {name: jax.ShapeDtypeStruct((), dtype) for name, dtype in dtypes.items()}
     key = jax.eval_shape(lambda: jax.random.key(0))
     trial = jax.jit(lambda numbers, key, args: train(make_hp(numbers), key, *args))
-    return trial.trace(numbers, key, args)
+    # Where args lie is no part of the program, nor of its fingerprint.
+    anywhere = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type)
+    return trial.trace(numbers, key, jax.tree.map(anywhere, jax.eval_shape(lambda: args)))
 
 
 def _concrete_remedy(train: Train, group: Group, point: dict[str, Any], args) -> list[str]:
@@ -193,7 +195,7 @@ class Program:
     those of `jax.jit(train)`.
 
     Args:
-      trial, group: what `trace` and `group_points` gave.
+      train, group: what `trace` and `group_points` gave.
       points, seeds: of the sweep.
       args: placed on the devices.
       processes: where to run.
@@ -209,7 +211,7 @@ class Program:
 
     def __init__(
         self,
-        trial: Trial,
+        train: TracedTrain,
         group: Group,
         points: Points,
         seeds: Sequence[int],
@@ -229,8 +231,8 @@ class Program:
         }
         keys = jnp.stack([jax.random.key(seed) for seed in seeds])
         self._key_data, impl = np.asarray(jax.random.key_data(keys)), jax.random.key_impl(keys)
-        run = jaxpr_as_fun(trial.traced.jaxpr)
-        names = sorted(trial.metrics)  # as JAX flattens a dict
+        run = jaxpr_as_fun(train.traced.jaxpr)
+        names = sorted(train.metrics)  # as JAX flattens a dict
 
         def one_trial(trial, args):
             numbers, key_data = trial

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rmsprop_jax._sweep.points import Points
-from rmsprop_jax._sweep.program import Group, Trial, kept_steps
+from rmsprop_jax._sweep.program import Group, TracedTrain, kept_steps
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -72,7 +72,9 @@ class Trials(NamedTuple):
     """(2,): compiling, and the rest."""
 
 
-def fingerprint(groups: Sequence[Group], trials: Sequence[Trial], args: Any) -> dict[str, Any]:
+def fingerprint(
+    groups: Sequence[Group], trains: Sequence[TracedTrain], args: Any
+) -> dict[str, Any]:
     """Hashes of what decides the numbers: the lowered `train` of each group, and `args`."""
     digest = hashlib.sha256(str(jax.tree.structure(args)).encode())
     for leaf in jax.tree.leaves(args):
@@ -86,9 +88,9 @@ def fingerprint(groups: Sequence[Group], trials: Sequence[Trial], args: Any) -> 
         "args": digest.hexdigest(),
         "programs": {
             json.dumps([_encode(group.structure), sorted(group.dtypes)], sort_keys=True): (
-                hashlib.sha256(trial.traced.lower().as_text().encode()).hexdigest()
+                hashlib.sha256(train.traced.lower().as_text().encode()).hexdigest()
             )
-            for group, trial in zip(groups, trials, strict=True)
+            for group, train in zip(groups, trains, strict=True)
         },
         "jax": jax.__version__,
     }

@@ -18,8 +18,8 @@ from rmsprop_jax._sweep.program import (
     Group,
     Metrics,
     Program,
+    TracedTrain,
     Train,
-    Trial,
     group_points,
     trace,
 )
@@ -137,11 +137,11 @@ def sweep(
         try:
             with ledger.bar(progress and processes.first) as bar:
                 placed = processes.place(args)
-                for group, trial in zip(groups, traced, strict=True):
+                for group, traced_train in zip(groups, traced, strict=True):
                     if not len(trials := ledger.unfinished(group.indices)):
                         continue
                     compile_ = functools.partial(
-                        Program, trial, group, points, seeds, placed, processes, every=every
+                        Program, traced_train, group, points, seeds, placed, processes, every=every
                     )
                     point_rows, seed_rows = np.divmod(trials, len(seeds))
                     rows = np.searchsorted(group.indices, point_rows)
@@ -207,15 +207,15 @@ def _is_int(value: Any) -> bool:
 
 
 def _check_metrics(
-    groups: list[Group], traced: list[Trial], points: Points, objective: Objective
+    groups: list[Group], traced: list[TracedTrain], points: Points, objective: Objective
 ) -> Metrics:
     """All groups must return the same metrics and read, together, every axis."""
     metrics = traced[0].metrics
-    for group, trial in zip(groups, traced, strict=True):
-        for name in metrics.keys() | trial.metrics.keys():
+    for group, one in zip(groups, traced, strict=True):
+        for name in metrics.keys() | one.metrics.keys():
             shapes = [
                 f"{m[name].dtype}{list(m[name].shape)}" if name in m else "no such metric"
-                for m in (metrics, trial.metrics)
+                for m in (metrics, one.metrics)
             ]
             if shapes[0] != shapes[1]:
                 raise ValueError(
@@ -223,7 +223,7 @@ def _check_metrics(
                     f"{groups[0].structure}, {shapes[1]} with {group.structure}. Return the same "
                     "names, shapes and dtypes for all."
                 )
-    read = set().union(*(trial.read for trial in traced))
+    read = set().union(*(one.read for one in traced))
     if unread := [name for name in points.names if name not in read]:
         raise ValueError(
             f"train never reads the axis {', '.join(map(repr, unread))}: it would repeat the same "
