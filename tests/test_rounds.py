@@ -11,6 +11,20 @@ from rmsprop_jax._sweep.processes import Processes
 from tests.test_sweep import POINTS, alone, make_train
 
 
+@pytest.fixture
+def programs(monkeypatch):
+    """All that the test's sweeps compile."""
+    made = []
+
+    class Noted(rounds.Program):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            made.append(self)
+
+    monkeypatch.setattr("rmsprop_jax._sweep.sweep.Program", Noted)
+    return made
+
+
 @pytest.mark.parametrize("batch_size", [2, 5, 1000])
 @pytest.mark.parametrize("devices", [1, 2])
 def test_a_batch_gives_the_same_within_rounding(batch_size, devices):
@@ -26,19 +40,11 @@ def test_a_batch_gives_the_same_within_rounding(batch_size, devices):
 
 
 @pytest.mark.parametrize("batch_size", [2, 5])
-def test_the_batch_size_is_obeyed(batch_size, monkeypatch):
-    sizes = []
-
-    class Noted(rounds.Program):
-        def __init__(self, *args, **options):
-            super().__init__(*args, **options)
-            sizes.append((options["batch_size"], self.round_size))
-
-    monkeypatch.setattr("rmsprop_jax._sweep.sweep.Program", Noted)
+def test_the_batch_size_is_obeyed(batch_size, programs):
     train = lambda hp, key: {"loss": hp["x"]}
     rj.sweep(train, rj.grid(x=np.arange(30.0)), batch_size=batch_size, progress=False)
-    assert sizes[0] == (batch_size, batch_size * jax.device_count())
-    assert {size for size, _ in sizes} == {batch_size}
+    assert programs[0].round_size == batch_size * jax.device_count()
+    assert {program.batch_size for program in programs} == {batch_size}
 
 
 def test_a_nan_stays_its_own_in_a_batch():
@@ -145,22 +151,14 @@ def test_auto_is_1_on_a_cpu():
     assert go("cpu")[0] == "compile 1"
 
 
-def test_the_memory_of_a_real_program_grows_with_its_batch(monkeypatch):
+def test_the_memory_of_a_real_program_grows_with_its_batch(monkeypatch, programs):
     """`auto` on real programs: a device that pretends to have a certain amount of memory."""
-    programs = []
-
-    class Noted(rounds.Program):
-        def __init__(self, *args, **options):
-            super().__init__(*args, **options)
-            programs.append((options["batch_size"], self.memory))
-
-    monkeypatch.setattr("rmsprop_jax._sweep.sweep.Program", Noted)
     monkeypatch.setattr(rounds, "free_memory", lambda devices: 20_000)
     points = rj.grid(learning_rate=np.linspace(0.01, 0.1, 64), decay=[0.9], centered=[False])
     result = rj.sweep(make_train(steps=100), points, progress=False)
     unbatched = rj.sweep(make_train(steps=100), points, batch_size=1, progress=False)
-    (largest, needed), (taken, memory) = programs[0], programs[1]
-    assert largest == 64 // jax.device_count()
-    assert needed > 20_000 >= memory
-    assert 1 < taken < largest
+    largest, taken = programs[:2]
+    assert largest.batch_size == 64 // jax.device_count()
+    assert largest.memory > 20_000 >= taken.memory
+    assert 1 < taken.batch_size < largest.batch_size
     np.testing.assert_allclose(result.objective, unbatched.objective, rtol=1e-4)

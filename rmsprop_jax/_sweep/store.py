@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from rmsprop_jax._sweep.points import Points
-from rmsprop_jax._sweep.program import Group, TracedTrain, kept_steps
+from rmsprop_jax._sweep.program import kept_steps
+from rmsprop_jax._sweep.tracing import Group, TracedTrain
 
 FORMAT = 1
 MANIFEST = "manifest.json"

@@ -14,18 +14,11 @@ import numpy as np
 from rmsprop_jax._sweep.ledger import Ledger, Objective
 from rmsprop_jax._sweep.points import Points
 from rmsprop_jax._sweep.processes import Processes
-from rmsprop_jax._sweep.program import (
-    Group,
-    Metrics,
-    Program,
-    TracedTrain,
-    Train,
-    group_points,
-    trace,
-)
+from rmsprop_jax._sweep.program import Program
 from rmsprop_jax._sweep.results import SweepResult
 from rmsprop_jax._sweep.rounds import run_rounds
 from rmsprop_jax._sweep.store import Plan, Store, Trials, fingerprint
+from rmsprop_jax._sweep.tracing import Group, Metrics, TracedTrain, Train, group_points, trace
 
 
 class SweepInterrupted(KeyboardInterrupt):
