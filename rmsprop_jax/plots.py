@@ -213,7 +213,8 @@ def contour(
     Args:
       f: takes two arrays of one shape, the parameters, and returns an array of that shape.
       paths: for each label an array of shape (steps + 1, 2).
-      x, y: the window, (low, high).
+      x: the window of θ₁, (low, high).
+      y: the window of θ₂, (low, high).
       minima: points to mark.
       colors: one for each path; Okabe and Ito's, which the colour-blind tell apart, by default.
       levels: how many contours.
@@ -224,7 +225,7 @@ def contour(
         that is not elementwise or nowhere finite.
       ImportError: without matplotlib, which the extra `plot` installs.
 
-    Example:
+    Examples:
       >>> import numpy as np, rmsprop_jax as rj
       >>> path = 0.5 ** np.arange(9)[:, None] * [1.0, -1.0]
       >>> ax = rj.plots.contour(lambda a, b: a**2 + 9 * b**2, {"halving": path}, (-1, 2), (-2, 1))
@@ -293,7 +294,7 @@ def effective_step(
         length, a negative ε, too few colours.
       ImportError: without matplotlib, which the extra `plot` installs.
 
-    Example:
+    Examples:
       >>> import numpy as np, rmsprop_jax as rj
       >>> nu = {"settles": 1 - 0.9 ** np.arange(1, 100)}
       >>> ax = rj.plots.effective_step(nu, 1e-3)

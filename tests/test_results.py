@@ -118,6 +118,11 @@ def test_levels_are_values_in_order_and_eighths_of_many():
     assert sorted(np.concatenate([level.points for level in found])) == list(range(100))
     assert all(a.values[-1] < b.values[0] for a, b in itertools.pairwise(found))
     assert all(" … " in level.label for level in found)
+    near_1 = rj.sample({"x": rj.one_minus(rj.log_uniform(1e-3, 0.5))}, 100)
+    labels = [level.label for level in levels(near_1, "x")]
+    assert labels[0].startswith("0.5")
+    assert labels[-1].endswith("0.999")
+    assert len(set(labels)) == 8
     with pytest.raises(ValueError, match="no axis 'y'"):
         levels(many, "y")
 

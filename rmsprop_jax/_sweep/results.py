@@ -160,7 +160,8 @@ class SweepResult:
         batches, and their difference spreads less than either.
 
         Args:
-          a, b: records, or points as they stand in `points`.
+          a: a record, or a point as it stands in `points`.
+          b: another.
 
         Raises:
           ValueError: for a point that was not tried, or two that share no whole seed.

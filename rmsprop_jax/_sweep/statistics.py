@@ -78,7 +78,7 @@ def levels(points: Points, name: str) -> list[Level]:
         values = numbers[part].tolist() if parts < len(numbers) else [column[at[0]]]
         label = value_label(values[0])
         if len(values) > 1:
-            label = f"{values[0]:.2g} … {values[-1]:.2g}"
+            label = " … ".join(f"{x:.{4 if 0.9 < x < 1 else 2}g}" for x in (values[0], values[-1]))
         found.append(Level(label, values, at))
     others: list[Level] = []
     for i in np.flatnonzero(~where_number):
