@@ -77,7 +77,11 @@ def heatmap(
 
 
 def curves(
-    result: "SweepResult", metric: str, *, smooth: int = 1, ax: "Axes | None" = None
+    result: "SweepResult",
+    metric: str | None = None,
+    *,
+    smooth: int = 1,
+    ax: "Axes | None" = None,
 ) -> "Axes":
     """A per-step metric of every point, the mean over its seeds; the colour is the objective.
 
@@ -86,7 +90,7 @@ def curves(
 
     Args:
       result: a sweep whose `train` returned `metric` with one value a step.
-      metric: its name.
+      metric: its name; by default the objective, or else the first metric with one value a step.
       smooth: values in the running mean; 1 draws them as they are.
       ax: where to draw; a new figure by default.
 
@@ -95,12 +99,13 @@ def curves(
       ImportError: without matplotlib, which the extra `plot` installs.
     """
     plt = _pyplot()
-    values = result.metrics.get(metric)
-    if values is None or values.ndim != 2:
+    if metric is None:
+        metric = next((n for n in (result.objective_name, *result.steps) if n in result.steps), "")
+    if metric not in result.steps:
         raise ValueError(
             f"{metric!r} is no metric with one value a step; these are: {list(result.steps)}."
         )
-    steps = result.steps[metric]
+    steps, values = result.steps[metric], result.metrics[metric]
     if not 1 <= smooth <= len(steps):
         raise ValueError(f"smooth must be between 1 and the {len(steps)} steps, got {smooth}.")
     kernel = np.full(smooth, 1 / smooth)

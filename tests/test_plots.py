@@ -81,7 +81,17 @@ def test_curves_have_a_band_over_the_seeds_of_the_best(sampled):
     ]  # fmt: skip
 
 
-def test_curves_stand_at_the_steps_that_were_kept(sampled):
+def test_curves_of_no_named_metric_are_the_objectives(result):
+    assert rj.plots.curves(result).get_ylabel() == "curve"  # the objective has no steps
+    train = lambda hp, key: {"b": hp["x"] * jnp.ones(3), "a": jnp.ones(3), "loss": hp["x"]}
+    swept = rj.sweep(train, rj.grid(x=[1.0]), objective="b", progress=False)
+    assert rj.plots.curves(swept).get_ylabel() == "b"
+    swept = rj.sweep(lambda hp, key: {"loss": hp["x"]}, rj.grid(x=[1.0]), progress=False)
+    with pytest.raises(ValueError, match="no metric with one value a step"):
+        rj.plots.curves(swept)
+
+
+def test_curves_stand_at_the_steps_that_were_kept():
     train = lambda hp, key: {"loss": hp["x"] * jnp.arange(1.0, 11.0)}
     result = rj.sweep(train, rj.grid(x=[1.0, 2.0]), every=4, progress=False)
     axes = rj.plots.curves(result, "loss")
