@@ -255,6 +255,26 @@ def test_a_damaged_round_is_refused_until_it_is_moved_away(damage, tmp_path):
     same(run(tmp_path), whole)
 
 
+def test_a_round_moved_away_from_the_middle_costs_no_other(tmp_path):
+    one = {"devices": jax.devices()[:1]}
+    whole = run(tmp_path, **one)
+    first, *others = sorted(tmp_path.glob("round-*"))
+    kept = {file: file.read_bytes() for file in others}
+    first.unlink()
+    same(run(tmp_path, **one), whole)
+    assert {file: file.read_bytes() for file in others} == kept
+    same(rj.SweepResult.load(tmp_path), whole)
+
+
+def test_a_damaged_round_is_found_before_anything_is_written(tmp_path):
+    run(tmp_path, X[:1])
+    next(tmp_path.glob("round-*")).write_bytes(b"")
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match="is damaged"):
+        run(tmp_path)  # with more points
+    assert contents(tmp_path) == before
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 99}'])
 def test_a_damaged_manifest_is_refused(text, tmp_path):
     run(tmp_path)

@@ -80,15 +80,15 @@ def levels(points: Points, name: str) -> list[Level]:
         if len(values) > 1:
             label = " … ".join(f"{x:.{4 if 0.9 < x < 1 else 2}g}" for x in (values[0], values[-1]))
         found.append(Level(label, values, at))
-    others: list[Level] = []
-    for i in np.flatnonzero(~where_number):
-        same = [k for k, level in enumerate(others) if level.values[0] == column[i]]
-        if same:
-            old = others[same[0]]
-            others[same[0]] = old._replace(points=np.append(old.points, i))
+    others: list[tuple[Any, list[int]]] = []
+    for i in np.flatnonzero(~where_number).tolist():
+        for value, at in others:
+            if value == column[i]:
+                at.append(i)
+                break
         else:
-            others.append(Level(value_label(column[i]), [column[i]], np.array([i])))
-    return found + others
+            others.append((column[i], [i]))
+    return found + [Level(value_label(value), [value], np.array(at)) for value, at in others]
 
 
 def value_label(value: Any) -> str:

@@ -105,6 +105,9 @@ class Store:
       plan: what is asked. A folder that holds a sweep must have been asked for the same, or for
         fewer points and seeds.
 
+    Attributes:
+      finished: what the folder held of the plan when it was opened.
+
     Raises:
       ValueError: for a folder of another sweep, or a damaged one.
       RuntimeError: where another process writes it.
@@ -134,20 +137,18 @@ class Store:
                     f"{self._path} has files but no {MANIFEST}, so it is no sweep's folder: give "
                     "another path, of a new folder or an empty one."
                 )
-            self._write(MANIFEST, lambda file: file.write(json.dumps(manifest).encode()))
             place = {key: i for i, key in enumerate(_keys(manifest["points"]))}
             self._places = np.array([place[key] for key in _keys(map(_encode, plan.points))])
-            self._count = len(_round_files(self._path))
+            self.finished = _read_rounds(self._path, plan, self._places)
+            last = max(map(_round_number, _round_files(self._path)), default=-1)
+            self._next = last + 1  # not their count: one may have been moved away
+            self._write(MANIFEST, lambda file: file.write(json.dumps(manifest).encode()))
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
         self._lock.release()
-
-    def finished(self) -> Trials:
-        """What the folder holds of the plan."""
-        return _read_rounds(self._path, self._plan, self._places)
 
     def write(self, trials: Trials) -> None:
         """Write one round, whole or not at all."""
@@ -159,8 +160,8 @@ class Store:
             "seconds": trials.seconds,
             **{"metric " + name: x for name, x in trials.metrics.items()},
         }
-        self._write(f"round-{self._count:06d}.npz", lambda file: np.savez(file, **arrays))
-        self._count += 1
+        self._write(f"round-{self._next:06d}.npz", lambda file: np.savez(file, **arrays))
+        self._next += 1
 
     def _write(self, name: str, write: Callable[[Any], Any]) -> None:
         temporary = self._path / f".{name}.tmp"
@@ -280,7 +281,11 @@ def _extend(asked: dict[str, Any], before: dict[str, Any], path: Path) -> None:
 
 
 def _round_files(path: Path) -> list[Path]:
-    return sorted(path.glob("round-*.npz"))
+    return sorted(file for file in path.glob("round-*.npz") if file.stem[6:].isdigit())
+
+
+def _round_number(file: Path) -> int:
+    return int(file.stem[6:])
 
 
 def _read_rounds(path: Path, plan: Plan, places: np.ndarray) -> Trials:

@@ -158,11 +158,8 @@ def _open(
     if path is None:
         return None, plan.no_trials(0)
 
-    def on_first():
-        store = stack.enter_context(contextlib.closing(Store(path, plan)))
-        return store, store.finished()
-
-    store, stored = processes.on_first(on_first) or (None, plan.no_trials(0))
+    store = processes.on_first(lambda: stack.enter_context(contextlib.closing(Store(path, plan))))
+    stored = store.finished if store else plan.no_trials(0)
     count = int(processes.from_first(np.asarray(len(stored.number))))
     if not processes.first:
         stored = plan.no_trials(count)
