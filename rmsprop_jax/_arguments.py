@@ -8,9 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from rmsprop_jax._precision import to_float
+
 
 def scalar(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> Any:
-    """`value` as a Python float or, traced, as a scalar of at least float32; else ValueError."""
+    """`value` as a Python float or, traced, as a scalar of at least float32; else ValueError.
+
+    Below a `high` of 1, a JAX (or narrow NumPy) scalar of exactly 1 counts as the largest number
+    below 1 of its dtype: a number close to 1 was rounded to it, by `inject_hyperparams` with
+    bfloat16 parameters, say, or in a sweep. So traced and concrete values do the same.
+    """
     wanted = f"a number in [{low:g}, {high:g})" if low > -math.inf else "a finite number"
     if isinstance(value, bool | np.bool_ | str) or value is None:
         raise ValueError(f"{name} must be {wanted}, got {value!r}.")
@@ -24,22 +31,33 @@ def scalar(name: str, value: Any, low: float = -math.inf, high: float = math.inf
             "jax.vmap over them or use rmsprop_jax.sweep."
         )
     if isinstance(value, Tracer):
-        half = jnp.issubdtype(value.dtype, jnp.floating) and jnp.finfo(value.dtype).bits < 32
-        return value.astype(jnp.float32) if half else value
+        if not jnp.issubdtype(value.dtype, jnp.floating):
+            value = to_float(value)
+        below = jnp.asarray(_below_one(value.dtype), value.dtype)
+        value = jnp.where(value == 1, below, value) if high == 1.0 else value
+        return value.astype(jnp.float32) if jnp.finfo(value.dtype).bits < 32 else value
     try:
         number = float(value)
+        if number == high == 1.0 and _is_narrow(value):
+            number = _below_one(value.dtype)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} must be {wanted}, got {value!r}.") from error
     if not (low <= number < high and math.isfinite(number)):
-        hint = ""
-        if isinstance(value, jax.Array) and value.dtype.itemsize < 4:
-            hint = (
-                f" It came as {value.dtype}, which may have rounded it there; under "
-                "optax.inject_hyperparams pass hyperparam_dtype=jnp.float32."
-            )
-        raise ValueError(f"{name} must be {wanted}, got {number}.{hint}")
+        raise ValueError(f"{name} must be {wanted}, got {number}.")
     limit = float(jnp.finfo(jnp.result_type(float)).max)  # beyond it, JAX would make it infinite
     return min(max(number, -limit), limit)
+
+
+def _is_narrow(value: Any) -> bool:
+    """Whether 1 may be what a smaller number was rounded to."""
+    if isinstance(value, jax.Array):
+        return jnp.issubdtype(value.dtype, jnp.floating)
+    return isinstance(value, np.generic | np.ndarray) and value.dtype.itemsize < 8
+
+
+def _below_one(dtype) -> float:
+    """The largest number below 1."""
+    return 1.0 - float(jnp.finfo(dtype).epsneg)
 
 
 def flag(name: str, value: Any) -> bool:
@@ -51,8 +69,44 @@ def flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def check_gradient(g: jax.Array, mu: jax.Array | None, nu: jax.Array) -> None:
+def check_mask(mask: Any) -> Any:
+    """`mask`, or, for one bool, a function that refuses it for a tree of several parameters."""
+    one = isinstance(mask, bool | np.bool_) or (
+        isinstance(mask, jax.Array | np.ndarray) and mask.shape == () and mask.dtype == bool
+    )
+    if not one:
+        return mask
+
+    def of(tree):
+        if (leaves := len(jax.tree.leaves(tree))) != 1 or isinstance(mask, jax.Array):
+            raise ValueError(
+                f"mask is one bool, {mask}, for {leaves} parameters; wanted a tree of bools, or a "
+                "function that gives one. optax.inject_hyperparams calls a mask function as if it "
+                'were a schedule, and this is what it returned: pass static_args=("mask",).'
+            )
+        return bool(mask)
+
+    return of
+
+
+def check_state(state: Any, centered: bool, bias_correction: bool) -> None:
+    """Refuse the state of other flags, whose averages are of something else."""
+    flags = {"centered": (centered, state.mu), "bias_correction": (bias_correction, state.step)}
+    for name, (on, field) in flags.items():
+        if on == (field is None) and jax.tree.leaves(state.nu):
+            raise ValueError(
+                f"the state was made with {name}={not on}, and this optimiser has {name}={on}: "
+                "call init of the optimiser that you update with."
+            )
+
+
+def check_gradient(g: jax.Array, mu: jax.Array | None, nu: jax.Array | None) -> None:
     """Refuse a gradient that NumPy's rules would broadcast against its state, or make real."""
+    if nu is None:
+        raise ValueError(
+            f"there is a gradient of shape {g.shape}, but no state for it, because init got None "
+            "(or a key) in its place: call init with the parameters that you train."
+        )
     if g.shape != nu.shape:
         raise ValueError(
             f"a gradient has shape {g.shape}, but the state was made for a parameter of shape "

@@ -68,13 +68,30 @@ def step_leaf(g, mu, nu, scalars: Scalars, eps_in_sqrt: bool, bounded: bool):
     # The smallest normal number gives 0/0 an answer, and the root a finite derivative, at s = 0.
     # With ε inside the root, ε is at least as much.
     tiny = float(jnp.finfo(dtype).tiny)
-    denominator = jnp.sqrt(v + eps) if eps_in_sqrt else jnp.sqrt(v + tiny) + eps
+    denominator = _root(v + eps) if eps_in_sqrt else _root(v + tiny) + eps
     us = [x / denominator for x in gs]
     if bounded:  # leaves a momentum buffer room to add up g/ε, which a centred step can be
         us = [clip(u, largest_square(dtype) / 1e8) for u in us]
     if factor is not None:
         us = [factor * u for u in us]
     return join(us), mu, nu
+
+
+@jax.custom_jvp
+def _root(x):
+    """√x for x of at least the smallest normal number.
+
+    Its derivative is 0 there, where s = ε = 0: a centred step g/0 is bounded by that number alone,
+    and what it is differentiated by would overflow, to NaN in the end.
+    """
+    return jnp.sqrt(x)
+
+
+@_root.defjvp
+def _root_jvp(primals, tangents):
+    (x,), (tangent,) = primals, tangents
+    root = jnp.sqrt(x)
+    return root, jnp.where(x > jnp.finfo(x.dtype).tiny, 0.5 / root, 0) * tangent
 
 
 def largest_square(dtype) -> float:

@@ -1,33 +1,19 @@
-"""RMSProp: the state, `scale_by_rms`, `rmsprop`.
+"""RMSProp for people: `rmsprop` and `scale_by_rms`.
 
-Read `step_leaf` in `_formula.py` first; what is here prepares its scalars and chains it.
+Read `step_leaf` in `_formula.py` first, then `scaling` in `_scaling.py`, which carries its state,
+and `chain` in `_chain.py`, which puts momentum, learning rate and weight decay around it.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from rmsprop_jax._arguments import check_gradient, flag, scalar
-from rmsprop_jax._formula import Scalars, largest_square, step_leaf
-from rmsprop_jax._precision import in_full_precision, one_minus_power, to_float
+from rmsprop_jax._boundary import in_full_precision
+from rmsprop_jax._chain import chain
+from rmsprop_jax._scaling import ScaleByRmsState, scaling
 
-
-class ScaleByRmsState(NamedTuple):
-    """State of `scale_by_rms`. A field that the settings do not use is `None`.
-
-    Each leaf has the shape of its parameter and at least float32: float64 for float64 (and
-    complex128) parameters, float32 for every other; `mu` is complex where the parameter is.
-    """
-
-    step: jax.Array | None
-    """Steps taken, int32 scalar. With `bias_correction` only."""
-    mu: Any
-    """Centred: the weighted mean of the gradient. Else `None`."""
-    nu: Any
-    """The weighted mean of |g|²; centred: the weighted variance of g, which is never negative."""
+__all__ = ["ScaleByRmsState", "rmsprop", "scale_by_rms"]
 
 
 def scale_by_rms(
@@ -74,7 +60,7 @@ def scale_by_rms(
       Networks](https://arxiv.org/abs/1308.0850), 2013, eq. 38–45.
     """
     return in_full_precision(
-        _scale_by_rms(decay, eps, initial_scale, eps_in_sqrt, bias_correction, centered)
+        scaling(decay, eps, initial_scale, eps_in_sqrt, bias_correction, centered)
     )
 
 
@@ -159,134 +145,19 @@ def rmsprop(
       2012. Centred: Graves, [Generating Sequences With Recurrent Neural
       Networks](https://arxiv.org/abs/1308.0850), 2013. Arguments: `optax.rmsprop`, Optax 0.2.8.
     """
-    if not callable(learning_rate):
-        learning_rate = scalar("learning_rate", learning_rate)
-    buffer = decay_weights = optax.identity()
-    nesterov, lr_in_momentum = flag("nesterov", nesterov), flag("lr_in_momentum", lr_in_momentum)
-    if momentum is not None:
-        buffer = optax.trace(scalar("momentum", momentum, 0.0, 1.0), nesterov)
-    elif nesterov:
-        raise ValueError(
-            "nesterov=True needs a momentum, got momentum=None: pass momentum=0.9 or the like, "
-            "or nesterov=False."
-        )
-    decoupled = flag("decoupled_weight_decay", decoupled_weight_decay) and weight_decay is not None
-    if weight_decay is not None:
-        decay_weights = optax.add_decayed_weights(scalar("weight_decay", weight_decay, 0.0), mask)
-
-    # A number goes into the leaf's own formula: one operation less to trace for each leaf.
-    factor, rate = None, optax.scale_by_learning_rate(learning_rate)
-    follows = (momentum is None or lr_in_momentum) and not decoupled
-    if follows and not callable(learning_rate):
-        factor, rate = -learning_rate, optax.identity()
-    scaling = _scale_by_rms(
+    parts = chain(
+        learning_rate,
         decay,
         eps,
         initial_scale,
         eps_in_sqrt,
-        bias_correction,
         centered,
-        bounded=momentum is not None,
-        factor=factor,
+        momentum,
+        nesterov,
+        bias_correction,
+        lr_in_momentum,
+        weight_decay,
+        decoupled_weight_decay,
+        mask,
     )
-    if not decoupled:
-        parts = [decay_weights, scaling, *([rate, buffer] if lr_in_momentum else [buffer, rate])]
-    elif lr_in_momentum and momentum is not None:
-        parts = [scaling, _rate_then_buffer(rate, buffer, decay_weights)]
-    else:
-        parts = [scaling, buffer, decay_weights, rate]
-    return in_full_precision(optax.chain(*parts))
-
-
-def _rate_then_buffer(
-    rate: optax.GradientTransformation,
-    buffer: optax.GradientTransformation,
-    decay_weights: optax.GradientTransformation,
-) -> optax.GradientTransformation:
-    """η u enters the buffer, η λ θ passes it by; one η, and one count, serves both."""
-
-    def init_fn(params):
-        return rate.init(params), buffer.init(params), decay_weights.init(params)
-
-    def update_fn(updates, state, params=None):
-        rate_state, buffer_state, decay_state = state
-        zeros = jax.tree.map(jnp.zeros_like, updates)
-        decayed, decay_state = decay_weights.update(zeros, decay_state, params)
-        scaled: Any
-        scaled, rate_state = rate.update((updates, decayed), rate_state)
-        updates, decayed = scaled
-        updates, buffer_state = buffer.update(updates, buffer_state)
-        updates = jax.tree.map(jnp.add, updates, decayed)
-        return updates, (rate_state, buffer_state, decay_state)
-
-    return optax.GradientTransformation(init_fn, update_fn)
-
-
-def _scale_by_rms(
-    decay: ArrayLike,
-    eps: ArrayLike,
-    initial_scale: ArrayLike,
-    eps_in_sqrt: bool,
-    bias_correction: bool,
-    centered: bool,
-    bounded: bool = False,
-    factor: Any = None,
-) -> optax.GradientTransformation:
-    """`scale_by_rms` for gradients of at least float32, times a number `factor`.
-
-    `bounded`: a centred step is at most 1e30.
-    """
-    decay = scalar("decay", decay, 0.0, 1.0)
-    eps = scalar("eps", eps, 0.0)
-    initial_scale = scalar("initial_scale", initial_scale, 0.0)
-    eps_in_sqrt = flag("eps_in_sqrt", eps_in_sqrt)
-    bias_correction = flag("bias_correction", bias_correction)
-    centered = flag("centered", centered)
-
-    def init_fn(params: optax.Params) -> Any:
-        def nu_like(p):
-            dtype = jnp.finfo(p.dtype).dtype  # the real dtype of a complex one
-            s0 = jnp.minimum(to_float(initial_scale), largest_square(dtype))
-            # A sum, so that no two leaves share a buffer.
-            return jnp.zeros_like(p, dtype) + s0.astype(dtype)
-
-        return ScaleByRmsState(
-            step=jnp.zeros([], jnp.int32) if bias_correction else None,
-            mu=jax.tree.map(jnp.zeros_like, params) if centered else None,
-            nu=jax.tree.map(nu_like, params),
-        )
-
-    def update_fn(updates, state, params=None) -> Any:
-        del params
-        step: Any = optax.safe_increment(state.step) if bias_correction else None
-        scalars = _scalars(step)
-
-        leaves, treedef = jax.tree.flatten(updates)
-        nus = treedef.flatten_up_to(state.nu)
-        mus = treedef.flatten_up_to(state.mu) if centered else [None] * len(leaves)
-        in_dtype = {dtype: scalars.astype(dtype) for dtype in {nu.dtype for nu in nus}}
-        out = []
-        for g, mu, nu in zip(leaves, mus, nus, strict=True):
-            check_gradient(g, mu, nu)
-            out.append(step_leaf(g, mu, nu, in_dtype[nu.dtype], eps_in_sqrt, bounded and centered))
-        us, mus, nus = ([leaf[i] for leaf in out] for i in range(3))
-        state = ScaleByRmsState(
-            step=step,
-            mu=treedef.unflatten(mus) if centered else None,
-            nu=treedef.unflatten(nus),
-        )
-        return treedef.unflatten(us), state
-
-    def _scalars(step: Any) -> Scalars:
-        rho, w = to_float(decay), to_float(1 - decay)  # 1 − ρ before it is rounded
-        total = s0 = None
-        if bias_correction:
-            total = one_minus_power(w, step)  # the weight 1 − ρᵗ of all gradients so far
-            if centered:  # the recurrence whose weight is (1 − ρ)/(1 − ρᵗ); it forgets s₀
-                s0 = to_float(initial_scale) * (1 - total) / total
-                rho, w = rho * one_minus_power(w, step - 1) / total, w / total
-        ratio = w / jnp.where(rho == 0, jnp.inf, rho) if centered else None
-        eta = None if factor is None else to_float(factor)
-        return Scalars(rho, w, ratio, to_float(eps), total, s0, eta)
-
-    return optax.GradientTransformation(init_fn, update_fn)
+    return in_full_precision(parts, reads_params=weight_decay is not None)

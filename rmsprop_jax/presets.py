@@ -9,14 +9,20 @@ Every preset raises ValueError, like `rmsprop`, for a concrete number out of ran
 names the argument of `rmsprop` that received it.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax as ox  # `optax` is a preset here
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
+from rmsprop_jax._arguments import flag, scalar
+from rmsprop_jax._boundary import in_full_precision
+from rmsprop_jax._chain import chain
+from rmsprop_jax._precision import to_float
 from rmsprop_jax._rmsprop import rmsprop
 
 __all__ = [
@@ -37,6 +43,26 @@ __all__ = [
 
 _Rate = ox.ScalarOrSchedule
 _Transformation = ox.GradientTransformationExtraArgs
+
+
+class _Nothing:
+    """A default of 0 that is structure: no buffer, no term.
+
+    It prints, hashes and compares as 0, but is no float, so that `optax.inject_hyperparams`, which
+    makes an array of every number, leaves it alone.
+    """
+
+    def __repr__(self) -> str:
+        return "0"
+
+    def __eq__(self, other: object) -> bool:
+        return other == 0
+
+    def __hash__(self) -> int:
+        return hash(0)
+
+
+_NONE: Any = _Nothing()
 
 
 def optax(
@@ -74,8 +100,8 @@ def torch(
     lr: _Rate = 1e-2,
     alpha: ArrayLike = 0.99,
     eps: ArrayLike = 1e-8,
-    weight_decay: ArrayLike = 0,
-    momentum: ArrayLike = 0,
+    weight_decay: ArrayLike = _NONE,
+    momentum: ArrayLike = _NONE,
     centered: bool = False,
     capturable: bool = False,
     foreach: bool | None = None,
@@ -92,23 +118,23 @@ def torch(
     `differentiable` choose between PyTorch's kernels and change no number; here they do nothing.
     """
     del capturable, foreach, differentiable
-    inner = rmsprop(
+    return _transformation(
         lr,
-        alpha,
-        eps,
+        decay=alpha,
+        eps=eps,
         centered=centered,
-        momentum=_unless_zero(momentum),
+        momentum=momentum,
         lr_in_momentum=False,
-        weight_decay=_unless_zero(weight_decay),
+        weight_decay=weight_decay,
+        before=[ox.scale(-1.0)] if flag("maximize", maximize) else [],
+        around=ox.contrib.split_real_and_imaginary,
     )
-    inner = ox.contrib.split_real_and_imaginary(inner)
-    return ox.with_extra_args_support(ox.chain(ox.scale(-1.0), inner) if maximize else inner)
 
 
 def keras(
     learning_rate: _Rate = 0.001,
     rho: ArrayLike = 0.9,
-    momentum: ArrayLike = 0.0,
+    momentum: ArrayLike = _NONE,
     epsilon: ArrayLike = 1e-7,
     centered: bool = False,
     weight_decay: ArrayLike | None = None,
@@ -135,7 +161,7 @@ def keras(
       ValueError: for what is refused, and for more than one way to clip.
     """
     del ema_momentum, ema_overwrite_frequency, name
-    if use_ema:
+    if flag("use_ema", use_ema):
         raise ValueError(
             "use_ema=True replaces the parameters by an average, which a transformation of "
             "gradients cannot: keep optax.ema over your parameters in the training loop."
@@ -150,27 +176,27 @@ def keras(
             f"gradient_accumulation_steps={gradient_accumulation_steps} skips steps: wrap the "
             f"optimiser in optax.MultiSteps(..., {gradient_accumulation_steps})."
         )
-    inner = rmsprop(
-        learning_rate,
-        rho,
-        epsilon,
-        eps_in_sqrt=True,
-        centered=centered,
-        momentum=_unless_zero(momentum),
-        weight_decay=weight_decay,
-        decoupled_weight_decay=True,
-    )
     clips = {"clipnorm": clipnorm, "clipvalue": clipvalue, "global_clipnorm": global_clipnorm}
     given = {name: value for name, value in clips.items() if value is not None}
     if len(given) > 1:
         raise ValueError(f"give one of clipnorm, clipvalue, global_clipnorm, got {given}.")
-    return _clipped(inner, **clips)
+    return _transformation(
+        learning_rate,
+        decay=rho,
+        eps=epsilon,
+        eps_in_sqrt=True,
+        centered=centered,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        decoupled_weight_decay=True,
+        before=_clipping(**clips),
+    )
 
 
 def tensorflow_v1(
     learning_rate: _Rate,
     decay: ArrayLike = 0.9,
-    momentum: ArrayLike = 0.0,
+    momentum: ArrayLike = _NONE,
     epsilon: ArrayLike = 1e-10,
     use_locking: bool = False,
     centered: bool = False,
@@ -185,21 +211,21 @@ def tensorflow_v1(
     and `name` change no number; here they do nothing.
     """
     del use_locking, name
-    return rmsprop(
+    return _transformation(
         learning_rate,
-        decay,
-        epsilon,
+        decay=decay,
+        eps=epsilon,
         initial_scale=1.0,
         eps_in_sqrt=True,
         centered=centered,
-        momentum=_unless_zero(momentum),
+        momentum=momentum,
     )
 
 
 def tf_keras_legacy(
     learning_rate: _Rate = 0.001,
     rho: ArrayLike = 0.9,
-    momentum: ArrayLike = 0.0,
+    momentum: ArrayLike = _NONE,
     epsilon: ArrayLike = 1e-7,
     centered: bool = False,
     name: str = "RMSprop",
@@ -218,24 +244,26 @@ def tf_keras_legacy(
     `decay` is not taken: η/(1 + decay·t) is a schedule.
     """
     del name
-    buffer = _unless_zero(momentum)
-    inner = rmsprop(
+    epsilon = scalar("epsilon", epsilon, 0.0)
+    if isinstance(epsilon, Tracer):
+        epsilon = jnp.where(epsilon == 0, jnp.asarray(1e-7, epsilon.dtype), epsilon)
+    return _transformation(
         learning_rate,
-        rho,
-        1e-7 if isinstance(epsilon, int | float) and epsilon == 0 else epsilon,
-        eps_in_sqrt=buffer is not None,
+        decay=rho,
+        eps=epsilon if isinstance(epsilon, Tracer) else epsilon or 1e-7,
+        eps_in_sqrt=_WITH_MOMENTUM,
         centered=centered,
-        momentum=buffer,
+        momentum=momentum,
+        before=_clipping(clipnorm, clipvalue),
     )
-    return _clipped(inner, clipnorm, clipvalue)
 
 
 def timm(
     lr: _Rate = 1e-2,
     alpha: ArrayLike = 0.9,
     eps: ArrayLike = 1e-10,
-    weight_decay: ArrayLike = 0,
-    momentum: ArrayLike = 0.0,
+    weight_decay: ArrayLike = _NONE,
+    momentum: ArrayLike = _NONE,
     centered: bool = False,
     decoupled_decay: bool = False,
     corrected_weight_decay: bool = False,
@@ -257,28 +285,29 @@ def timm(
       ValueError: for what is refused.
     """
     del foreach
-    if corrected_weight_decay and decoupled_decay and callable(lr):
+    flag("corrected_weight_decay", corrected_weight_decay)
+    if corrected_weight_decay and flag("decoupled_decay", decoupled_decay) and callable(lr):
         raise ValueError(
             "corrected_weight_decay=True needs the largest learning rate of the run, which a "
             "schedule does not tell: leave the decay out here and chain "
             "optax.add_decayed_weights with a schedule of your own after."
         )
-    if caution:
+    if flag("caution", caution):
         raise ValueError(
             "caution=True masks the step by the gradient's sign, which is another optimiser "
             "(Cautious Optimizers, arXiv:2411.16085): leave it out, or write that mask as a "
             "transformation of your own."
         )
-    return rmsprop(
+    return _transformation(
         lr,
-        alpha,
-        eps,
+        decay=alpha,
+        eps=eps,
         initial_scale=1.0,
         eps_in_sqrt=True,
         centered=centered,
-        momentum=_unless_zero(momentum),
+        momentum=momentum,
         lr_in_momentum=lr_in_momentum,
-        weight_decay=_unless_zero(weight_decay),
+        weight_decay=weight_decay,
         decoupled_weight_decay=decoupled_decay,
     )
 
@@ -287,8 +316,8 @@ def stable_baselines3(
     lr: _Rate = 1e-2,
     alpha: ArrayLike = 0.99,
     eps: ArrayLike = 1e-8,
-    weight_decay: ArrayLike = 0,
-    momentum: ArrayLike = 0,
+    weight_decay: ArrayLike = _NONE,
+    momentum: ArrayLike = _NONE,
     centered: bool = False,
 ) -> _Transformation:
     """`RMSpropTFLike` of Stable-Baselines3 2.9 (`common/sb2_compat/rmsprop_tf_like.py`).
@@ -321,7 +350,9 @@ def graves2013(
 
     Unlike `rmsprop`'s defaults: centred, with momentum, ε inside the root.
     """
-    return rmsprop(lr, alpha, eps, eps_in_sqrt=True, centered=True, momentum=_unless_zero(momentum))
+    return _transformation(
+        lr, decay=alpha, eps=eps, eps_in_sqrt=True, centered=True, momentum=momentum
+    )
 
 
 def dqn2015(
@@ -342,17 +373,9 @@ def dqn2015(
     Raises:
       ValueError: for two decays that differ: s − m² would be no variance, and could be negative.
     """
-    decays = gradient_momentum, squared_gradient_momentum
-    concrete = not any(isinstance(decay, Tracer) for decay in decays)
-    if decays[0] is not decays[1] and not (concrete and decays[0] == decays[1]):
-        raise ValueError(
-            "gradient_momentum and squared_gradient_momentum must be equal, got "
-            f"{gradient_momentum} and {squared_gradient_momentum}: with other weights s − m² is no "
-            "variance and may be negative."
-        )
     return rmsprop(
         learning_rate,
-        squared_gradient_momentum,
+        _one_decay(gradient_momentum, squared_gradient_momentum),
         min_squared_gradient,
         eps_in_sqrt=True,
         centered=True,
@@ -376,7 +399,7 @@ def a3c2016(
 def impala2018(
     learning_rate: _Rate = 4.8e-4,
     decay: ArrayLike = 0.99,
-    momentum: ArrayLike = 0.0,
+    momentum: ArrayLike = _NONE,
     epsilon: ArrayLike = 0.1,
 ) -> _Transformation:
     """Espeholt et al., [IMPALA](https://arxiv.org/abs/1802.01561), 2018: the flags of its
@@ -400,26 +423,136 @@ def pymarl(
     return torch(lr, optim_alpha, optim_eps)
 
 
-def _unless_zero(number: Any) -> Any:
-    """None for a concrete 0: no momentum buffer; no λθ, so that `update` needs no params."""
-    return None if isinstance(number, int | float) and number == 0 else number
+_WITH_MOMENTUM: Any = object()  # a flag that is True where there is a momentum buffer
 
 
-def _clipped(inner, clipnorm=None, clipvalue=None, global_clipnorm=None) -> _Transformation:
-    """`inner` after Keras' clipping of the gradients."""
+def _transformation(
+    learning_rate: _Rate,
+    *,
+    momentum: Any,
+    weight_decay: Any = None,
+    eps_in_sqrt: Any = False,
+    before: Sequence[ox.GradientTransformation] = (),
+    around: Callable[[ox.GradientTransformation], ox.GradientTransformation] = lambda inner: inner,
+    **settings: Any,
+) -> _Transformation:
+    """`rmsprop`, where a momentum of 0 is no buffer and a weight decay of 0 no term.
+
+    What comes `before` and `around` it is done in full precision, too.
+    """
+    decay = None if _is_zero(weight_decay) else weight_decay
+
+    def make(momentum):
+        inside = momentum is not None if eps_in_sqrt is _WITH_MOMENTUM else eps_in_sqrt
+        inner = chain(
+            learning_rate,
+            momentum=momentum,
+            weight_decay=decay,
+            eps_in_sqrt=inside,
+            **settings,
+        )
+        return in_full_precision(around(ox.chain(*before, inner)), reads_params=decay is not None)
+
+    if isinstance(momentum, jax.Array):
+        return _by_momentum(make, momentum)
+    return make(None if _is_zero(momentum) else momentum)
+
+
+def _by_momentum(make: Callable[[Any], _Transformation], momentum: jax.Array) -> _Transformation:
+    """`make(None)` where the momentum is 0, else `make(momentum)`.
+
+    Of a traced one that is not known; then, after `init`, the state says which. So
+    `inject_hyperparams` may have an array of 0 in `init` and a traced one in `update`.
+    """
+    buffered, plain = make(momentum), make(None)
+
+    def init_fn(params):
+        return (plain if _is_zero(momentum) else buffered).init(params)
+
+    def update_fn(updates, state, params=None, **extra_args):
+        is_trace = lambda x: isinstance(x, ox.TraceState)
+        if any(map(is_trace, jax.tree.leaves(state, is_leaf=is_trace))):
+            return buffered.update(updates, state, params, **extra_args)
+        if not isinstance(momentum, Tracer) and not _is_zero(momentum):
+            raise ValueError(
+                f"the momentum is {float(momentum):g}, but the state was made with a momentum of "
+                "0, which has no buffer: call init again, with a momentum that is not 0."
+            )
+        new, state = plain.update(updates, state, params, **extra_args)
+        if isinstance(momentum, Tracer):  # it cannot raise, and must not pass in silence either
+            new = jax.tree.map(lambda u: jnp.where(momentum == 0, u, jnp.nan).astype(u.dtype), new)
+        return new, state
+
+    return ox.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _is_zero(number: Any) -> bool:
+    """Whether this is a concrete 0, of any kind of number."""
+    if isinstance(number, jax.Array | np.ndarray | np.generic):
+        concrete = not isinstance(number, Tracer) and number.shape == () and number.dtype != bool
+        return concrete and bool(number == 0)
+    return isinstance(number, int | float | _Nothing) and number is not False and number == 0
+
+
+def _one_decay(mean: Any, square: Any) -> Any:
+    """The decay that both averages have; ValueError where they differ, NaN where that is traced."""
+    if mean is square:
+        return mean
+    traced = [isinstance(decay, Tracer) for decay in (mean, square)]
+    if all(traced):
+        return jnp.where(mean == square, square, jnp.nan)
+    if any(traced) or mean != square:
+        said = ["a traced value" if t else x for t, x in zip(traced, (mean, square), strict=True)]
+        raise ValueError(
+            f"gradient_momentum and squared_gradient_momentum must be equal, got {said[0]} and "
+            f"{said[1]}: with other weights s − m² is no variance and may be negative. Pass both, "
+            "the same."
+        )
+    return square
+
+
+def _clipping(
+    clipnorm: Any = None, clipvalue: Any = None, global_clipnorm: Any = None
+) -> list[ox.GradientTransformation]:
+    """Keras' clipping of the gradients: each array's norm, the norm of all, each number.
+
+    As there, a limit of 0 or less does not clip.
+    """
+
+    def by_norm(limit, norm):
+        limit = jnp.asarray(limit, norm.dtype)
+        return jnp.where(limit > 0, limit / jnp.maximum(norm, limit), 1)
+
+    def each(limit):
+        return lambda g: g * by_norm(limit, _norm([g])).astype(g.dtype)
+
+    def by_value(limit):
+        def one(g):
+            high = jnp.where(limit > 0, limit, jnp.finfo(g.dtype).max).astype(g.dtype)
+            return jnp.clip(g, -high, high)
+
+        return one
+
+    def all_(limit, updates):
+        factor = by_norm(limit, _norm(jax.tree.leaves(updates)))
+        return jax.tree.map(lambda g: g * factor.astype(g.dtype), updates)
+
     parts = []
-    if clipnorm:
-        parts.append(ox.stateless(lambda updates, _: jax.tree.map(_clip_norm(clipnorm), updates)))
-    if global_clipnorm:
-        parts.append(ox.clip_by_global_norm(global_clipnorm))
-    if clipvalue:
-        parts.append(ox.clip(clipvalue))
-    return ox.chain(*parts, inner) if parts else inner
+    for name, limit, clip in (
+        ("clipnorm", clipnorm, lambda limit, gs: jax.tree.map(each(limit), gs)),
+        ("global_clipnorm", global_clipnorm, all_),
+        ("clipvalue", clipvalue, lambda limit, gs: jax.tree.map(by_value(limit), gs)),
+    ):
+        if limit is None:
+            continue
+        limit = scalar(name, limit)
+        if isinstance(limit, Tracer) or limit > 0:
+            parts.append(ox.stateless(lambda gs, _, clip=clip, limit=limit: clip(limit, gs)))
+        else:  # a part all the same: traced, it would be one
+            parts.append(ox.identity())
+    return parts
 
 
-def _clip_norm(limit: float):
-    def clip(g):
-        norm = jnp.linalg.norm(g.ravel().astype(jnp.promote_types(g.dtype, jnp.float32)))
-        return g * (limit / jnp.maximum(norm, limit)).astype(g.dtype)
-
-    return clip
+def _norm(arrays: Sequence[jax.Array]) -> jax.Array:
+    """The Euclidean norm of all numbers; no reshape, so that they may be sharded anyhow."""
+    return jnp.sqrt(to_float(sum(to_float(jnp.sum(jnp.square(jnp.abs(g)))) for g in arrays)))

@@ -4,6 +4,7 @@ import importlib.util
 import inspect
 import json
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -174,3 +175,201 @@ def test_torch_keeps_half_precision_state_in_float32():
     assert updates.dtype == jnp.bfloat16
     assert optax.tree_utils.tree_get(state, "nu").dtype == jnp.float32
     assert (updates > 0).all()
+
+
+# Under `optax.inject_hyperparams`, which makes arrays of numbers, with no `static_args`.
+
+GRADS = {"w": jnp.array([0.1, -2.0]), "b": jnp.array([[1e-4, 0.0]])}
+PARAMS = {"w": jnp.array([1.0, -0.5]), "b": jnp.array([[2.0, 0.3]])}
+ZEROS = {
+    "torch": {"momentum": 0, "weight_decay": 0}, "keras": {"momentum": 0},
+    "tensorflow_v1": {"momentum": 0}, "tf_keras_legacy": {"momentum": 0},
+    "timm": {"momentum": 0, "weight_decay": 0}, "impala2018": {"momentum": 0},
+    "stable_baselines3": {"momentum": 0, "weight_decay": 0},
+}  # fmt: skip
+
+
+def three_steps(solver, params=PARAMS, init=lambda f: f, update=lambda f: f, give=True):
+    grads = jax.tree.map(lambda g, p: g.astype(p.dtype), GRADS, params)
+    state, take = init(solver.init)(params), update(solver.update)
+    for _ in range(3):
+        updates, state = take(grads, state, *([params] if give else []))
+    return updates, state
+
+
+def structure(state):
+    return jax.tree.structure(state), [x.shape for x in jax.tree.leaves(state)]
+
+
+JITS = {"no": (lambda f: f,) * 2, "update": (lambda f: f, jax.jit), "both": (jax.jit, jax.jit),
+        "init": (jax.jit, lambda f: f)}  # fmt: skip
+
+
+@pytest.mark.parametrize("jitted", JITS)
+@pytest.mark.parametrize("name", rj.presets.__all__)
+def test_injected_with_its_defaults_it_is_the_plain_call(name, jitted):
+    """Numbers, buffers, and whether params are needed."""
+    make = getattr(rj.presets, name)
+    plain, injected = make(0.1), optax.inject_hyperparams(make)(0.1)
+    expected, state = three_steps(plain, give=False)
+    got, wrapped = three_steps(injected, init=JITS[jitted][0], update=JITS[jitted][1], give=False)
+    for leaf, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(leaf, other, rtol=1e-5)
+    assert structure(wrapped.inner_state) == structure(state)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("name", rj.presets.__all__)
+def test_injected_in_half_precision_it_differs_by_one_rounding(name, dtype):
+    """Of its numbers, to that dtype; not where asked for float32."""
+    make = getattr(rj.presets, name)
+    params = jax.tree.map(lambda p: p.astype(dtype), PARAMS)
+    defaults = {
+        p.name: p.default
+        for p in inspect.signature(make).parameters.values()
+        if isinstance(p.default, float)
+    } | {RATE_NAME[name]: 0.1}
+    round_ = lambda x: float(jnp.asarray(x, dtype))
+    rounded = make(**{key: round_(value) for key, value in defaults.items()})
+    for injected, plain in (
+        (optax.inject_hyperparams(make)(0.1), rounded),
+        (optax.inject_hyperparams(make, hyperparam_dtype=jnp.float32)(0.1), make(0.1)),
+    ):
+        got, expected = three_steps(injected, params)[0], three_steps(plain, params)[0]
+        for leaf, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+            assert leaf.dtype == dtype
+            leaf, other = leaf.astype(jnp.float32), other.astype(jnp.float32)
+            np.testing.assert_allclose(leaf, other, rtol=2 * float(jnp.finfo(dtype).eps), atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ZEROS)
+@pytest.mark.parametrize("zero", [0, 0.0, -0.0, np.float32(0), np.zeros(()), jnp.float32(0)])
+def test_a_zero_of_any_kind_is_no_buffer_and_no_term(name, zero):
+    make = getattr(rj.presets, name)
+    expected, state = three_steps(make(0.1), give=False)
+    got, same = three_steps(make(0.1, **dict.fromkeys(ZEROS[name], zero)), give=False)
+    chex.assert_trees_all_equal(got, expected)
+    assert structure(same) == structure(state)
+
+
+@pytest.mark.parametrize("jitted", JITS)
+@pytest.mark.parametrize("name", [*ZEROS, "graves2013"])
+def test_an_injected_momentum_of_zero_says_the_same_jitted_or_not(name, jitted):
+    """`init` may see an array of 0 and `update` a traced one, or the other way round."""
+    make = getattr(rj.presets, name)
+    expected, _ = three_steps(make(0.1, momentum=0.0), give=False)
+    injected = optax.inject_hyperparams(make)(0.1, momentum=0.0)
+    init, update = JITS[jitted]
+    got, _ = three_steps(injected, init=init, update=update, give=False)
+    if name == "tf_keras_legacy" and jitted in ("both", "init"):
+        # A traced momentum counts as one there, and moves ε.
+        expected, _ = three_steps(make(0.1, momentum=1e-30), give=False)
+    for leaf, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(leaf, other, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", [*ZEROS, "graves2013"])
+def test_a_momentum_that_came_too_late_does_not_pass_in_silence(name):
+    """The state was made without a buffer."""
+    injected = optax.inject_hyperparams(getattr(rj.presets, name))(0.1, momentum=0.0)
+    _, state = three_steps(injected)
+    state.hyperparams["momentum"] = jnp.float32(0.9)
+    with pytest.raises(ValueError, match=r"momentum is 0\.9.*no buffer"):
+        injected.update(GRADS, state, PARAMS)
+    updates, _ = jax.jit(injected.update)(GRADS, state, PARAMS)
+    assert all(np.isnan(u).all() for u in jax.tree.leaves(updates))
+
+
+def test_dqn_takes_two_traced_decays_and_shows_where_they_differ():
+    both = lambda a, b: rj.presets.dqn2015(0.1, gradient_momentum=a, squared_gradient_momentum=b)
+    step = lambda a, b: three_steps(both(a, b))[0]["w"]
+    np.testing.assert_allclose(jax.jit(step)(0.9, 0.9), step(0.9, 0.9), rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(lambda a: step(a, a))(0.9), step(0.9, 0.9), rtol=1e-6)
+    assert np.isnan(jax.jit(step)(0.9, 0.95)).all()
+    with pytest.raises(ValueError, match=r"got a traced value and 0\.95.*Pass both"):
+        jax.jit(lambda a: rj.presets.dqn2015(0.1, a))(0.9)
+
+
+CLIPS = ["clipnorm", "clipvalue", "global_clipnorm"]
+
+
+@pytest.mark.parametrize("name", ["keras", "tf_keras_legacy"])
+@pytest.mark.parametrize("clip", CLIPS)
+@pytest.mark.parametrize("limit", [0.5, 100.0, 0.0, -1.0])
+def test_clipping_traces(name, clip, limit):
+    """As the equations have it, with a number, traced, and injected; 0 or less does not clip."""
+    make = getattr(rj.presets, name)
+    if clip not in inspect.signature(make).parameters:
+        return
+    leaves = {k: np.asarray(g, np.float64) for k, g in GRADS.items()}
+    total = np.sqrt(sum((g**2).sum() for g in leaves.values()))
+    clipped = {
+        "clipnorm": lambda g: g * min(1, limit / np.sqrt((g**2).sum())),
+        "global_clipnorm": lambda g: g * min(1, limit / total),
+        "clipvalue": lambda g: np.clip(g, -limit, limit),
+    }[clip]
+    grads = leaves if limit <= 0 else {k: clipped(g) for k, g in leaves.items()}
+    plain = make(0.1, epsilon=1.0)  # so that the size of a gradient shows
+    grads = jax.tree.map(jnp.float32, grads)
+    expected, _ = plain.update(grads, plain.init(PARAMS), PARAMS)
+
+    def step(limit):
+        solver = make(0.1, epsilon=1.0, **{clip: limit})
+        return solver.update(GRADS, solver.init(PARAMS), PARAMS)[0]
+
+    injected = optax.inject_hyperparams(make)(0.1, epsilon=1.0, **{clip: limit})
+    update = jax.jit(injected.update)
+    for got in (step(limit), jax.jit(step)(limit), update(GRADS, injected.init(PARAMS), PARAMS)[0]):
+        for leaf, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(leaf, other, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("strict")
+@pytest.mark.parametrize("name", ["keras", "tf_keras_legacy"])
+@pytest.mark.parametrize("clip", CLIPS)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_clipping_under_strict_promotion(name, clip, dtype, x64):
+    make = getattr(rj.presets, name)
+    if clip not in inspect.signature(make).parameters:
+        return
+    params = {"w": jnp.ones(2, dtype), "wide": jnp.ones(2)}
+    solver = make(0.1, **{clip: 0.5})
+    updates, _ = jax.jit(solver.update)(params, solver.init(params), params)
+    assert updates["w"].dtype == dtype
+
+
+@pytest.mark.parametrize("axis_type", ["Auto", "Explicit"])
+@pytest.mark.parametrize("clip", CLIPS)
+def test_clipping_of_sharded_gradients_costs_one_reduction(axis_type, clip):
+    kind = getattr(jax.sharding.AxisType, axis_type)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(kind,))
+    split = jax.NamedSharding(mesh, jax.P(None, "data"))
+    g = jax.device_put(jnp.arange(8.0).reshape(4, 2), split)
+    solver = rj.presets.keras(0.1, **{clip: 0.5})
+    with jax.set_mesh(mesh):
+        state = solver.init(g)
+        compiled = jax.jit(solver.update).lower(g, state, g).compile()
+        updates, _ = compiled(g, state, g)
+    whole, _ = solver.update(np.asarray(g), solver.init(np.asarray(g)))
+    np.testing.assert_allclose(updates, whole, rtol=1e-6)
+    text = compiled.as_text()
+    assert text.count(" all-reduce(") + text.count(" all-reduce-start(") == (clip != "clipvalue")
+    assert "all-gather" not in text
+
+
+def test_preset_flags_are_bools():
+    for name, flags in {
+        "torch": ["maximize"], "keras": ["use_ema"],
+        "timm": ["caution", "corrected_weight_decay"],
+    }.items():  # fmt: skip
+        for flag in flags:
+            with pytest.raises(ValueError, match=rf"{flag} must be True or False"):
+                getattr(rj.presets, name)(0.1, **{flag: 1})
+
+
+def test_defaults_of_nothing_print_hash_and_compare_as_zero():
+    default = inspect.signature(rj.presets.torch).parameters["momentum"].default
+    assert repr(default) == "0"
+    assert default == 0.0
+    assert {default: "same"}[0] == "same"
+    assert not isinstance(default, int | float)

@@ -123,7 +123,7 @@ DTYPES = [*itertools.product(REAL, REAL), ("complex64", "complex64"), ("complex1
 @variants
 @pytest.mark.parametrize(("param", "grad"), DTYPES)
 def test_dtypes_of_parameters_and_gradients(x64, param, grad, flags):
-    """Updates have the gradient's dtype; the state keeps its own, of the parameter, from `init`."""
+    """Updates are as wide as gradient and parameter; the state keeps its dtypes from `init`."""
     params, g = jnp.ones(2, param), jnp.ones(2, grad)
     solver = rj.rmsprop(0.1, **flags)
     state = solver.init(params)
@@ -143,7 +143,7 @@ def test_dtypes_of_parameters_and_gradients(x64, param, grad, flags):
         return updates, state
 
     updates, new_state = jax.eval_shape(train, state, g)
-    assert updates.dtype == g.dtype
+    assert updates.dtype == max(g.dtype, params.dtype, key=lambda dtype: jnp.finfo(dtype).bits)
     chex.assert_trees_all_equal_shapes_and_dtypes(new_state, jax.eval_shape(lambda: state))
 
 
@@ -349,12 +349,46 @@ def test_derivatives_through_fifty_steps(x64, eps_in_sqrt, centered, bias_correc
 
     late = np.where(np.arange(50)[:, None] < 3, 0.0, grads)
     for eps, decay, zeros in itertools.product((0.05, 0.0), (0.8, 0.0), (0 * late, late)):
-        if centered and eps == decay == 0 and zeros.any():
-            continue  # no variance and no ε: g/0 has no derivative
         numbers = {**x[0], "eps": eps, "decay": decay, "initial_scale": 0.0}
         numbers = jax.tree.map(jnp.float64, numbers)
         # From params of 0, so that no weight decay hides that g is 0.
         chex.assert_tree_all_finite(all_derivatives(numbers, jnp.asarray(zeros), 0 * params))
+
+
+@pytest.mark.parametrize("eps", [1e-8, 0.0])
+@pytest.mark.parametrize("eps_in_sqrt", [False, True])
+@pytest.mark.parametrize("bias_correction", [False, True])
+@pytest.mark.parametrize("momentum", [None, 0.9])
+def test_derivatives_under_a_constant_gradient(eps, eps_in_sqrt, bias_correction, momentum):
+    """Centred, its variance is 0, and with ε = 0 so is the denominator."""
+    names = ("learning_rate", "decay", "eps", "initial_scale", "momentum")
+    values = (0.1, 0.9, eps, 0.0, momentum)
+    numbers = {k: jnp.float32(v) for k, v in zip(names, values, strict=True) if v is not None}
+
+    def f(numbers):
+        solver = rj.rmsprop(
+            **numbers, centered=True, eps_in_sqrt=eps_in_sqrt, bias_correction=bias_correction
+        )
+        return jnp.sum(scan(solver, jnp.ones(10))[1])
+
+    chex.assert_tree_all_finite((jax.grad(f)(numbers), jax.jacfwd(f)(numbers)))
+
+
+# JAX's debugging flags: nothing on the way is NaN or infinite either.
+
+
+@pytest.mark.parametrize("flags", [{"decay": 0.0}, {"bias_correction": True}, {}], ids=str)
+@pytest.mark.parametrize("centered", [False, True])
+@pytest.mark.parametrize("eps_in_sqrt", [False, True])
+def test_debug_infs_and_debug_nans_have_nothing_to_say(flags, centered, eps_in_sqrt):
+    solver = rj.rmsprop(0.1, eps=0.0, centered=centered, eps_in_sqrt=eps_in_sqrt, **flags)
+    with jax.debug_infs(True), jax.debug_nans(True):
+        for update in (solver.update, jax.jit(solver.update)):
+            for g in (jnp.zeros(2), jnp.array([1.0, -1e19]), jnp.ones(2, jnp.bfloat16)):
+                state = solver.init(g)
+                for _ in range(2):
+                    updates, state = update(g, state)
+                    jax.block_until_ready(updates)
 
 
 # Half precision.
@@ -632,6 +666,35 @@ def test_traced_values_are_not_checked():
     assert jax.jit(step)(jnp.float32(-2.0)).shape == (2,)
     with pytest.raises(ValueError, match=r"learning_rate.*shape \(2,\)"):  # a shape is known
         jax.jit(step)(jnp.ones(2) * 0.5)
+
+
+NARROW = ["bfloat16", "float16", "float32"]
+
+
+@pytest.mark.parametrize("argument", ["decay", "momentum"])
+@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize("kind", ["traced", "jax", "numpy"])
+def test_a_one_counts_as_the_largest_number_below_one(argument, dtype, kind):
+    """It is what .999 (bfloat16) or .99999999 (float32) was rounded to; jitted or not."""
+    one = jnp.asarray(1.0, dtype) if kind != "numpy" else np.ones((), jnp.dtype(dtype))
+    below = float(np.nextafter(np.ones((), jnp.dtype(dtype)), np.zeros((), jnp.dtype(dtype))))
+    settings = lambda x: {"momentum": 0.5} | {argument: x}
+    step = lambda x: scan(rj.rmsprop(0.1, **settings(x)), jnp.ones((200, 2)))[1]
+    got = jax.jit(step)(one) if kind == "traced" else step(one)
+    np.testing.assert_allclose(got, step(below), rtol=1e-4)
+    if argument == "decay":
+        assert abs(got[0] / 0.1).max() <= (1 + 1e-4) / np.sqrt(1 - below)
+    with pytest.raises(ValueError, match=argument):  # a Python number is what it says
+        step(1.0)
+
+
+def test_a_sweep_of_decays_that_float32_rounds_to_one_stays_bounded():
+    def train(hp, key):
+        solver = rj.scale_by_rms(hp["decay"])
+        return {"loss": jnp.max(abs(scan(solver, jnp.ones((500, 2)))[1]))}
+
+    result = rj.sweep(train, rj.grid(decay=[0.9, 0.99999999]), progress=False)
+    assert (result.objective <= np.sqrt(1 / (1 - np.array([0.9, 1 - 2.0**-24]))) * 1.001).all()
 
 
 @pytest.mark.parametrize("settings", [{"centered": True}, {"momentum": 0.9}], ids=str)

@@ -1,0 +1,106 @@
+"""The state, and the formula over all leaves of a tree."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+from rmsprop_jax._arguments import check_gradient, check_state, flag, scalar
+from rmsprop_jax._boundary import is_none
+from rmsprop_jax._formula import Scalars, largest_square, step_leaf
+from rmsprop_jax._precision import one_minus_power, to_float
+
+
+class ScaleByRmsState(NamedTuple):
+    """State of `scale_by_rms`. A field that the settings do not use is `None`.
+
+    Each leaf has the shape of its parameter and at least float32: float64 for float64 (and
+    complex128) parameters, float32 for every other; `mu` is complex where the parameter is.
+    """
+
+    step: jax.Array | None
+    """Steps taken, int32 scalar. With `bias_correction` only."""
+    mu: Any
+    """Centred: the weighted mean of the gradient. Else `None`."""
+    nu: Any
+    """The weighted mean of |g|²; centred: the weighted variance of g, which is never negative."""
+
+
+def scaling(
+    decay: ArrayLike,
+    eps: ArrayLike,
+    initial_scale: ArrayLike,
+    eps_in_sqrt: bool,
+    bias_correction: bool,
+    centered: bool,
+    bounded: bool = False,
+    factor: Any = None,
+) -> optax.GradientTransformation:
+    """`scale_by_rms` for gradients of at least float32, times a number `factor`.
+
+    `bounded`: a centred step is at most 1e30.
+    """
+    decay = scalar("decay", decay, 0.0, 1.0)
+    eps = scalar("eps", eps, 0.0)
+    initial_scale = scalar("initial_scale", initial_scale, 0.0)
+    eps_in_sqrt = flag("eps_in_sqrt", eps_in_sqrt)
+    bias_correction = flag("bias_correction", bias_correction)
+    centered = flag("centered", centered)
+
+    def init_fn(params: optax.Params) -> Any:
+        def nu_like(p):
+            dtype = jnp.finfo(p.dtype).dtype  # the real dtype of a complex one
+            s0 = jnp.minimum(to_float(initial_scale), largest_square(dtype))
+            # A sum, so that no two leaves share a buffer.
+            return jnp.zeros_like(p, dtype) + s0.astype(dtype)
+
+        return ScaleByRmsState(
+            step=jnp.zeros([], jnp.int32) if bias_correction else None,
+            mu=jax.tree.map(jnp.zeros_like, params) if centered else None,
+            nu=jax.tree.map(nu_like, params),
+        )
+
+    def update_fn(updates, state, params=None) -> Any:
+        del params
+        check_state(state, centered, bias_correction)
+        step: Any = optax.safe_increment(state.step) if bias_correction else None
+        scalars = _scalars(step)
+
+        leaves, treedef = jax.tree.flatten(updates, is_leaf=is_none)
+        nus = treedef.flatten_up_to(state.nu)
+        mus = treedef.flatten_up_to(state.mu) if centered else [None] * len(leaves)
+        in_dtype: dict[Any, Scalars] = {}
+        out = []
+        for g, mu, nu in zip(leaves, mus, nus, strict=True):
+            if g is None:  # not trained in this step
+                out.append((None, mu, nu))
+                continue
+            check_gradient(g, mu, nu)
+            if nu.dtype not in in_dtype:
+                in_dtype[nu.dtype] = scalars.astype(nu.dtype)
+            out.append(step_leaf(g, mu, nu, in_dtype[nu.dtype], eps_in_sqrt, bounded and centered))
+        us, mus, nus = ([leaf[i] for leaf in out] for i in range(3))
+        state = ScaleByRmsState(
+            step=step,
+            mu=treedef.unflatten(mus) if centered else None,
+            nu=treedef.unflatten(nus),
+        )
+        return treedef.unflatten(us), state
+
+    def _scalars(step: Any) -> Scalars:
+        rho, w = to_float(decay), to_float(1 - decay)  # 1 − ρ before it is rounded
+        total = s0 = None
+        if bias_correction:
+            total = one_minus_power(w, step)  # the weight 1 − ρᵗ of all gradients so far
+            if centered:  # the recurrence whose weight is (1 − ρ)/(1 − ρᵗ); it forgets s₀
+                s0 = to_float(initial_scale) * (1 - total) / total
+                rho, w = rho * one_minus_power(w, step - 1) / total, w / total
+        ratio = None
+        if centered:
+            ratio = jnp.where(rho == 0, 0, w / jnp.where(rho == 0, 1, rho))
+        eta = None if factor is None else to_float(factor)
+        return Scalars(rho, w, ratio, to_float(eps), total, s0, eta)
+
+    return optax.GradientTransformation(init_fn, update_fn)
