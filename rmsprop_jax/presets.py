@@ -1,9 +1,14 @@
 """Other frameworks' RMSProps: their argument names, order and defaults, as calls of `rmsprop`.
 
 Paste the call, leave out the parameter list. Every learning rate may also be a schedule
-(step → η, from step 0). A momentum of exactly 0 has no buffer, as in those frameworks; a traced
-one has a buffer. Each update below is for one parameter θ with gradient g; s and m start at 0
-unless said. What a framework does that a gradient transformation cannot do is refused.
+(step → η, from step 0). A momentum of exactly 0 has no buffer, as in those frameworks, and a weight
+decay of 0 no term; a traced one has. Each update below is for one parameter θ with gradient g; s
+and m start at 0 unless said. What a framework does that a gradient transformation cannot do is
+refused.
+
+**A large ε is tied to the scale of the loss.** Of a mean over n instead of a sum the gradient is n
+times smaller, and with the same ε the steps are shorter: divide ε by n² where it is inside the
+root, by n where it is outside, s₀ by n², what clips by n, a coupled λ by n.
 
 Every preset raises ValueError, like `rmsprop`, for a concrete number out of range; the message
 names the argument of `rmsprop` that received it.
@@ -348,6 +353,8 @@ def graves2013(
 
     s ← α s + (1−α) g²;  m ← α m + (1−α) g;  b ← μ b + lr g / √(s − m² + ε);  θ ← θ − b.
 
+    ε = 1e-4 is .01 in units of the gradient of a loss that is **summed** over a sequence (eq. 6).
+
     Unlike `rmsprop`'s defaults: centred, with momentum, ε inside the root.
     """
     return _transformation(
@@ -370,8 +377,13 @@ def dqn2015(
     `NeuralQLearner.lua`); no step is accumulated. Unlike `rmsprop`'s defaults: centred, ρ = .95,
     ε inside the root.
 
+    ε = .01 belongs to a loss that is **summed** over the 32 transitions of a batch, as in that
+    code. With a mean the steps are 1.2 to 32 times too short; give
+    `min_squared_gradient=0.01 / 32**2` then, as DQN Zoo does.
+
     Raises:
       ValueError: for two decays that differ: s − m² would be no variance, and could be negative.
+        Where both are traced and differ, the updates are NaN.
     """
     return rmsprop(
         learning_rate,
@@ -390,7 +402,11 @@ def a3c2016(
 
     s ← α s + (1−α) g²;  θ ← θ − η g / √(s + ε).
 
-    The paper drew η log-uniformly from 1e-4 to 1e-2; 7e-4 is what implementations settled on.
+    The paper gives α, drew η log-uniformly from 1e-4 to 1e-2, and does not say ε. 7e-4 and ε = .1
+    are what its first author wrote to Yasuhiro Fujita (the [wiki of
+    async-rl](https://github.com/muupan/async-rl/wiki)), with η falling linearly to 0: pass
+    `optax.linear_schedule(7e-4, 0.0, steps)`. The gradient is that of π's and V's losses **summed**
+    over five steps; with a mean over them take ε = .1/25.
     Unlike `rmsprop`'s defaults: α = .99, ε = .1 inside the root.
     """
     return rmsprop(learning_rate, alpha, epsilon, eps_in_sqrt=True)
@@ -406,7 +422,9 @@ def impala2018(
     `experiment.py`, given to `tensorflow_v1`, so s starts at 1.
 
     s₀ = 1;  s ← ρ s + (1−ρ) g²;  b ← μ b + η g / √(s + ε);  θ ← θ − b. There η falls linearly to
-    0 over the training: pass `optax.linear_schedule(4.8e-4, 0.0, steps)`.
+    0 over the training: pass `optax.linear_schedule(4.8e-4, 0.0, steps)`. ε = .1 and s₀ = 1 belong
+    to a loss that is **summed** over time and batch, as there; for a mean over n = steps × batch
+    write `rj.rmsprop(4.8e-4, 0.99, 0.1 / n**2, initial_scale=1 / n**2, eps_in_sqrt=True)`.
     """
     return tensorflow_v1(learning_rate, decay, momentum, epsilon)
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import itertools
 import json
 
 import chex
@@ -373,3 +374,50 @@ def test_defaults_of_nothing_print_hash_and_compare_as_zero():
     assert default == 0.0
     assert {default: "same"}[0] == "same"
     assert not isinstance(default, int | float)
+
+
+# The scale of the loss: docs/pages/porting.md.
+
+
+@pytest.mark.parametrize("name", rj.presets.__all__)
+@pytest.mark.parametrize("n", [32.0, 0.25])
+def test_what_has_the_gradients_unit_is_divided_with_it(name, n, x64):
+    """ε/n² inside the root, ε/n outside, s₀/n², a clip's threshold /n, a coupled λ /n."""
+    plain = {
+        "decay": 0.9, "eps": 0.02, "initial_scale": 0.3, "momentum": 0.8, "weight_decay": 0.1,
+    }  # fmt: skip
+    for inside, centered, decoupled in itertools.product([False, True], repeat=3):
+        flags = {"eps_in_sqrt": inside, "centered": centered, "decoupled_weight_decay": decoupled}
+        scaled = plain | {
+            "eps": 0.02 / (n**2 if inside else n),
+            "initial_scale": 0.3 / n**2,
+            "weight_decay": 0.1 if decoupled else 0.1 / n,
+        }
+        chain = lambda clip, settings, f=flags: optax.chain(
+            optax.clip_by_global_norm(clip), rj.rmsprop(0.1, **settings, **f)
+        )
+        same_steps(chain(1.5, plain), chain(1.5 / n, scaled), n)
+    make = getattr(rj.presets, name)
+    names = inspect.signature(make).parameters
+    eps = next(e for e in ("eps", "epsilon", "optim_eps", "min_squared_gradient") if e in names)
+    inside = name not in ("torch", "mlx", "pymarl", "tf_keras_legacy")
+    starts_at_one = name in ("tensorflow_v1", "timm", "stable_baselines3", "impala2018")
+    value = names[eps].default
+    if starts_at_one:  # a preset's s₀ is fixed: its equal by rmsprop has it divided
+        return
+    same_steps(make(0.1), make(0.1, **{eps: value / (n**2 if inside else n)}), n)
+
+
+def same_steps(of_sum, of_mean, n):
+    grads = jnp.asarray(np.random.default_rng(0).normal(size=(30, 4)))
+
+    def run(solver, grads):
+        def step(carry, g):
+            params, state = carry
+            updates, state = solver.update(g, state, params)
+            return (optax.apply_updates(params, updates), state), updates
+
+        params = jnp.arange(4.0)
+        return jax.lax.scan(step, (params, solver.init(params)), grads)[1]
+
+    np.testing.assert_allclose(run(of_sum, grads), run(of_mean, grads / n), rtol=1e-9)

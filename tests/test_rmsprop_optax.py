@@ -2,7 +2,10 @@
 
 import inspect
 import itertools
+import re
+from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -255,3 +258,70 @@ def test_masked_and_multi_transform_reach_only_their_leaves():
     updates = updates_of(solver, grads)
     assert_follows(updates["a"], learning_rate=0.1)
     assert_follows(updates["b"], grads["b"], learning_rate=0.001, momentum=0.9)
+
+
+# From Optax's state to ours and back: the code of docs/pages/porting.md.
+
+
+@pytest.fixture(scope="module")
+def migration():
+    page = Path(__file__).parents[1] / "docs" / "pages" / "porting.md"
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.S | re.M)
+    names = {}
+    exec("import jax, jax.numpy as jnp, optax\n" + blocks[1].split("\nparams =")[0], names)
+    return names
+
+
+MOVED = [
+    {"centered": centered, "bias_correction": corrected, **momentum, **rate}
+    for centered, corrected, momentum, rate in itertools.product(
+        [False, True],
+        [False, True],
+        [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}],
+        [{}, {"learning_rate": optax.linear_schedule(0.1, 0.01, 30)}],
+    )
+]
+
+
+@pytest.mark.parametrize("flags", MOVED, ids=str)
+@pytest.mark.parametrize("before", [0, 1, 20])
+def test_a_run_moves_between_optax_and_here(migration, x64, flags, before):
+    numbers = {"decay": 0.95, "initial_scale": 0.25}
+    settings = {"learning_rate": 0.1, "eps": 1e-3, "eps_in_sqrt": True, **numbers, **flags}
+    solvers = {"optax": optax.rmsprop(**settings), "ours": rj.rmsprop(**settings)}
+    rng = np.random.default_rng(0)
+    grads = {"w": jnp.asarray(rng.normal(size=(40, 3))), "none": None, "b": jnp.ones((40, 1))}
+    grads["b"] = grads["b"] + 0.5 * jnp.asarray(rng.normal(size=(40, 1)))
+    at = lambda rows: jax.tree.map(lambda g: g[rows], grads)
+
+    def run(name, state, rows):
+        step = lambda state, g: solvers[name].update(g, state)[::-1]
+        return jax.lax.scan(step, state, at(rows))
+
+    fresh = {name: solver.init(at(0)) for name, solver in solvers.items()}
+    early, late = slice(0, before), slice(before, None)
+    for there, here, move in (
+        ("optax", "ours", migration["from_optax"]),
+        ("ours", "optax", migration["to_optax"]),
+    ):
+        state, _ = run(there, fresh[there], early)
+        moved = move(state, fresh[here], **numbers)
+        chex.assert_trees_all_equal_shapes_and_dtypes(moved, fresh[here])
+        _, expected = run(there, state, late)
+        _, got = run(here, moved, late)
+        for leaf, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+            assert_same_travel(leaf, other, 1e-12)
+
+
+def test_copying_optax_raw_moment_as_ours_is_wrong():
+    """What the test above would not forgive."""
+    settings = {"learning_rate": 0.1, "decay": 0.95, "centered": True, "eps_in_sqrt": True}
+    theirs, ours = optax.rmsprop(**settings), rj.rmsprop(**settings)
+    g = jnp.array([1.0, -2.0])
+    state = theirs.init(g)
+    for _ in range(20):
+        expected, state = theirs.update(g, state)
+    scaled = ours.init(g)[1]._replace(nu=state[0].nu, mu=state[0].mu)
+    got, _ = ours.update(g, (optax.EmptyState(), scaled, *state[1:]))
+    expected, _ = theirs.update(g, state)
+    assert (got / expected < 0.9).all()
