@@ -62,10 +62,14 @@ def _below_one(dtype) -> float:
 
 def flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool | np.bool_):
-        raise ValueError(
-            f"{name} must be True or False, got {value!r}: a flag is structure and is not traced; "
-            "in a sweep, give its axis as rmsprop_jax.static([False, True])."
-        )
+        hint = ""
+        if isinstance(value, Tracer):
+            hint = (
+                ": a flag is structure and is not traced. A jax.jit of your own traces the bools "
+                "that it gets, unless static_argnames has them; in a sweep an axis of bools is "
+                "structure, and one of numbers is with rmsprop_jax.static([...])"
+            )
+        raise ValueError(f"{name} must be True or False, got {value!r}{hint}.")
     return bool(value)
 
 

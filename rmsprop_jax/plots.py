@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rmsprop_jax._sweep.statistics import levels, mean_spread_interval, value_label
+from rmsprop_jax._sweep.statistics import levels, mean_spread_interval
+from rmsprop_jax._sweep.values import is_number
+from rmsprop_jax._sweep.values import label as value_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,7 +70,7 @@ def heatmap(
         i, j = np.unravel_index(flat, cells.shape)
         axes.add_patch(plt.Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, ec="#d62728", lw=2.5))
         axes.figure.colorbar(image, ax=axes, label=result.objective_name)
-    slanted = {"rotation": 30, "ha": "right"} if any("…" in c.label for c in columns) else {}
+    slanted = {"rotation": 30, "ha": "right"} if any(len(c.label) > 12 for c in columns) else {}
     axes.set_xticks(range(len(columns)), [level.label for level in columns], **slanted)
     axes.set_yticks(range(len(rows)), [level.label for level in rows])
     axes.set(xlabel=x, ylabel=y)
@@ -114,7 +116,7 @@ def curves(
 
     axes, means = _axes(ax), result.means()
     whole = means[np.isfinite(means)]
-    best = result.best().point if len(whole) else {}
+    best = int(result.ranked()[0]) if len(whole) else -1
     norm = plt.Normalize(*((whole.min(), whole.max()) if len(whole) else ()))
     colours = plt.get_cmap("viridis" if result.mode == "max" else "viridis_r")
     axes.plot(at, lines[result.failed].T, color="0.6", ls=":", lw=0.9)
@@ -122,8 +124,9 @@ def curves(
         mine = lines[(result.point_index == i) & ~result.failed]
         if not len(mine):
             continue
-        if result.points[i] == best:
-            label = "best: " + ", ".join(f"{k} {value_label(v)}" for k, v in best.items())
+        if i == best:
+            point = result.points[i]
+            label = "best: " + ", ".join(f"{k} {value_label(v)}" for k, v in point.items())
             axes.plot(at, mine.mean(0), color="#d62728", lw=2.5, zorder=3, label=label)
             if len(mine) > 1:
                 label = f"its {len(mine)} seeds, lowest to highest"
@@ -131,7 +134,7 @@ def curves(
                 axes.fill_between(at, *ends, color="#d62728", alpha=0.2, lw=0, label=label)
         else:
             axes.plot(at, mine.mean(0), color=colours(norm(mean)), lw=0.9)
-    if best:
+    if best >= 0:
         scale = plt.cm.ScalarMappable(norm, colours)
         axes.figure.colorbar(scale, ax=axes, label=result.objective_name)
         axes.legend(fontsize="small")
@@ -146,7 +149,8 @@ def sensitivity(result: "SweepResult", name: str, *, ax: "Axes | None" = None) -
     faint dot, its mean over the seeds; a cross at the edge is a point whose every seed failed.
     Values stand evenly spaced, in order. More than 12 numbers stand where they belong, on a
     logarithmic axis where they span a factor of 30 (a logit axis for fractions close to 1), and the
-    line joins the best of each eighth of them.
+    line joins the best of each eighth of them; beside other values (`None`, say) each eighth has
+    one place.
 
     Args:
       result: a sweep.
@@ -161,7 +165,8 @@ def sensitivity(result: "SweepResult", name: str, *, ax: "Axes | None" = None) -
     best, _ = result.best_of(groups)
     table, means = result.by_point(), result.means()
     axes = _axes(ax)
-    if any("…" in group.label for group in groups):
+    numeric = all(is_number(value) for group in groups for value in group.values)
+    if numeric and any(len(group.values) > 1 for group in groups):
         place = np.array([point[name] for point in result.points], float)
         low, high = place.min(), place.max()
         if low > 0 and 0.9 < high < 1:

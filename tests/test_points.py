@@ -24,8 +24,6 @@ def test_points_are_immutable_and_behave_as_a_sequence():
     assert [p["a"] for p in points.filter(lambda p: p["a"] != 2)] == [1, 3]
     assert points[:1] + points[1:] == points
     assert len(points.filter(lambda p: False)) == 0
-    with pytest.raises(ValueError, match="same names"):
-        points + rj.grid(b=[1])
 
 
 def test_only_the_non_numbers_of_a_mixed_axis_are_structure():

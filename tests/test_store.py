@@ -136,7 +136,10 @@ def test_a_new_structure_may_be_added(tmp_path):
 
 def test_save_and_load_and_go_on(tmp_path):
     points = rj.grid(x=[1.0, float("inf")], n=rj.static([(1, (2,)), [3], None, "a", True, 2]))
-    f = lambda hp, key: {"loss": hp["x"] + len(str(hp["n"])), "c": jnp.bfloat16(hp["x"])}
+    f = lambda hp, key: {
+        "loss": hp["x"] + len(str(hp["n"])) * jax.random.uniform(key),
+        "c": jnp.bfloat16(hp["x"]),
+    }
     result = run(None, points, f, seeds=[4, -2])
     result.save(tmp_path / "a")
     loaded = rj.SweepResult.load(tmp_path / "a")
@@ -166,7 +169,7 @@ def test_ctrl_c_leaves_a_folder_that_goes_on(tmp_path):
     with pytest.raises(rj.SweepInterrupted) as caught:
         run(tmp_path, objective=objective, devices=jax.devices()[:1])
     assert len(caught.value.result) == 2
-    same(rj.SweepResult.load(tmp_path), caught.value.result)
+    same(rj.SweepResult.load(tmp_path, objective=objective), caught.value.result)
     same(run(tmp_path, objective=objective), run(None, objective=objective))
 
 
@@ -178,8 +181,6 @@ def test_seconds_add_up_over_the_calls(tmp_path):
 
 
 OTHERS = {
-    "objective": ({"objective": "twice"}, "another objective: loss there, twice here"),
-    "mode": ({"mode": "max"}, "another mode"),
     "every": ({"every": 2}, "another every"),
     "args": ({"args": (jnp.float32(2.0),)}, "other args"),
     "points": ({"points": X[:2]}, r"not among these .* \{'x': 3.0\} for one"),
@@ -202,12 +203,69 @@ def test_another_sweep_is_refused_and_nothing_changed(case, tmp_path):
     same(run(tmp_path), run(None))
 
 
-def test_data_that_train_closes_over_is_part_of_it(tmp_path):
-    closing = lambda data: lambda hp, key: {"loss": hp["x"] * jnp.sum(data)}
-    run(tmp_path, f=closing(jnp.arange(1000.0)))
-    run(tmp_path, f=closing(np.arange(1000.0, dtype=np.float32)))
-    with pytest.raises(ValueError, match="data that it closes over"):
-        run(tmp_path, f=closing(jnp.arange(1000.0).at[500].set(0)))
+def test_another_objective_or_mode_reads_the_same_folder(tmp_path):
+    """Metrics are stored; what is looked for is computed from them."""
+    run(tmp_path, mode="max")
+    before = contents(tmp_path)
+    again = run(tmp_path, objective="twice")
+    assert again.objective.tolist() == [2.0, 4.0, 6.0]
+    first, last = (lambda m: float(m["loss"][0]), lambda m: float(m["loss"][-1]))
+    for objective in (first, last):
+        expected = [objective({"loss": x}) for x in again.metrics["loss"]]
+        for result in (
+            run(tmp_path, objective=objective, mode="max"),
+            rj.SweepResult.load(tmp_path, objective=objective, mode="max"),
+            again.rescored(objective, "max"),
+        ):
+            assert result.objective.tolist() == expected
+            assert result.mode == "max"
+            assert result.best().point == {"x": 3.0}
+        assert again.best(by=objective, mode="min").objective == min(expected)
+    rounds = lambda files: {n: x for n, x in files.items() if n != store.MANIFEST}
+    assert rounds(contents(tmp_path)) == rounds(before)
+    with pytest.raises(ValueError, match=r"was a function \(objective\).*load\(path, objective="):
+        rj.SweepResult.load(tmp_path)
+    run(tmp_path, objective="twice", mode="max")
+    assert rj.SweepResult.load(tmp_path).best().point == {"x": 3.0}
+    with pytest.raises(ValueError, match=r"'accuracy'.*'loss', 'twice'"):
+        rj.SweepResult.load(tmp_path, objective="accuracy")
+    with pytest.raises(ValueError, match="without by"):
+        again.best(mode="max")
+
+
+@pytest.mark.parametrize("hoisted", ["0", "1"])
+def test_data_that_train_closes_over_is_part_of_it(hoisted, tmp_path):
+    """Also where JAX leaves constants out of a program's text."""
+    code = """
+import numpy as np
+closing = lambda data: lambda hp, key: {"loss": hp["x"] * jnp.sum(data)}
+run(folder, f=closing(jnp.arange(1000.0)))
+run(folder, f=closing(np.arange(1000.0, dtype=np.float32)))
+try:
+    run(folder, f=closing(jnp.arange(1000.0).at[500].set(0)))
+except ValueError as error:
+    assert "data that" in str(error) and "closes over" in str(error), error
+else:
+    raise AssertionError("another data set went on")
+"""
+    code, words = child(code, tmp_path, JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS=hoisted)
+    assert code == 0, words
+
+
+def test_another_version_of_jax_is_said_first(tmp_path, monkeypatch):
+    run(tmp_path)
+    monkeypatch.setattr(jax, "__version__", "99.1")
+    with pytest.raises(ValueError, match=r"another version of jax: \S+ there, 99\.1 here.*load"):
+        run(tmp_path, f=lambda hp, key: train(hp, key, 3.0))
+    same(rj.SweepResult.load(tmp_path), run(None))
+
+
+def test_what_numpy_draws_while_it_is_traced_is_named_as_a_cause(tmp_path):
+    drawn = np.random.default_rng(0)
+    f = lambda hp, key: {"loss": hp["x"] * drawn.uniform()}
+    run(tmp_path, f=f)
+    with pytest.raises(ValueError, match=r"another train.*np\.random"):
+        run(tmp_path, f=f)
 
 
 def test_args_with_keys_and_python_numbers_have_a_fingerprint(tmp_path):
@@ -306,8 +364,9 @@ def test_what_a_killed_writer_left_is_cleared_away(tmp_path):
 
 def test_a_second_writer_is_refused(tmp_path):
     def objective(metrics):
-        with pytest.raises(RuntimeError, match=r"another sweep.*is writing"):
-            run(tmp_path, objective=lambda m: 0.0)
+        if metrics["twice"]:  # not when it is tried on zeros
+            with pytest.raises(RuntimeError, match=r"another sweep.*is writing"):
+                run(tmp_path, objective=lambda m: 0.0)
         return 0.0
 
     run(tmp_path, objective=objective)
@@ -330,10 +389,12 @@ def test_objects_in_an_axis_are_refused_before_anything_is_written(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def child(code, folder):
+def child(code, folder, **environment):
     """Runs code with `run` and this module at hand; its last words."""
     text = f"from tests.test_store import *\nfolder = {str(folder)!r}\n{code}"
-    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", text], capture_output=True, text=True, env=os.environ | environment
+    )
     return done.returncode, done.stderr.strip().split("\n")
 
 
@@ -374,4 +435,8 @@ def test_an_objective_that_raises_loses_nothing():
 
     with pytest.raises(ZeroDivisionError) as caught:
         run(None, objective=objective, devices=jax.devices()[:1])
-    assert len(caught.value.result) == 1
+    result = caught.value.result
+    assert len(result) == 2
+    assert result.objective[0] == 1.0
+    assert np.isnan(result.objective[1])
+    assert result.metrics["twice"].tolist() == [2.0, 4.0]

@@ -1,16 +1,15 @@
 """The finished trials of a sweep that runs."""
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
 
 import numpy as np
 from tqdm import tqdm
 
+from rmsprop_jax._sweep.objective import Aim
+from rmsprop_jax._sweep.plan import Plan, Trials
 from rmsprop_jax._sweep.results import SweepResult
-from rmsprop_jax._sweep.store import Plan, Trials
-
-Objective: TypeAlias = str | Callable[[dict[str, np.ndarray]], float]
 
 
 class Ledger:
@@ -18,7 +17,8 @@ class Ledger:
 
     Args:
       plan: what is asked.
-      objective: a metric's name or a function.
+      aim: what is looked for.
+      train: for the result, to train a point again.
       stored: what was finished before.
       write: writes a round, or None.
       start: when the sweep began, by `time.perf_counter`; until now it traced.
@@ -27,48 +27,56 @@ class Ledger:
     def __init__(
         self,
         plan: Plan,
-        objective: Objective,
+        aim: Aim,
+        train: Callable,
         stored: Trials,
         write: Callable[[Trials], None] | None,
         start: float,
     ):
-        self._plan, self._objective, self._write = plan, objective, write
+        self._plan, self._aim, self._train, self._write = plan, aim, train, write
         self._trials = plan.no_trials(len(plan.points) * len(plan.seeds))
         self._done = np.zeros(len(self._trials.number), bool)
+        self._judged = np.zeros(len(self._done), bool)
+        self._objective = np.full(len(self._done), np.nan)
         self._failed, self._best = 0, np.nan
-        self._enter(stored.number, stored.metrics)
+        self._enter(stored)
+        self._judge(stored)
         self._trials.seconds[:] = stored.seconds
         self._since, self._tracing = start, time.perf_counter() - start
 
     def unfinished(self, points: Sequence[int]) -> np.ndarray:
         """The trials of these points that are not finished: places in points × seeds."""
-        seeds = len(self._plan.seeds)
-        trials = (np.asarray(points)[:, None] * seeds + np.arange(seeds)).reshape(-1)
+        trials = self._plan.trials_of(points)
         return trials[~self._done[trials]]
 
     def record(
         self, trials: np.ndarray, metrics: dict[str, np.ndarray], compile_seconds: float
     ) -> None:
-        """Enter a finished round."""
-        values = self._enter(trials, metrics)
+        """Enter a finished round. It is kept before the objective, which may raise, sees it."""
         now = time.perf_counter()
         compiling, self._tracing = self._tracing + compile_seconds, 0.0
         seconds = np.array([compiling, now - self._since - compiling])
         self._since = now
         self._trials.seconds[:] += seconds
+        new = Trials(trials, metrics, seconds)
+        self._enter(new)
         if self._write:
-            self._write(Trials(trials, metrics, values, seconds))
+            self._write(new)
+        self._judge(new)
 
-    def _enter(self, trials: np.ndarray, metrics: dict[str, np.ndarray]) -> np.ndarray:
-        for name, x in metrics.items():
-            self._trials.metrics[name][trials] = x
-        values = self._trials.objective[trials] = _objectives(self._objective, metrics)
-        self._done[trials] = True
+    def _enter(self, new: Trials) -> None:
+        for name, x in new.metrics.items():
+            into = self._trials.metrics[name]
+            into[(new.number, *map(slice, x.shape[1:]))] = x
+        self._done[new.number] = True
+
+    def _judge(self, new: Trials) -> None:
+        values = self._objective[new.number] = self._aim.values(self._plan, new)
+        self._judged[new.number] = True
         whole = values[np.isfinite(values)]
         self._failed += len(values) - len(whole)
-        pick = np.fmin if self._plan.mode == "min" else np.fmax
+        pick = np.fmin if self._aim.mode == "min" else np.fmax
         self._best = pick.reduce(whole, initial=self._best)
-        return values
 
     def bar(self, progress: bool) -> tqdm:
         bar = tqdm(
@@ -85,17 +93,12 @@ class Ledger:
         return f"failed {self._failed}, best {best}"
 
     def result(self) -> SweepResult:
+        """What is finished. Where the objective raised, it counts as NaN."""
+        if (late := np.flatnonzero(self._done & ~self._judged)).size:  # Ctrl-C came in between
+            metrics = {name: x[late] for name, x in self._trials.metrics.items()}
+            with contextlib.suppress(Exception, KeyboardInterrupt):
+                self._judge(Trials(late, metrics, np.zeros(2)))
         number = np.flatnonzero(self._done)
-        _, metrics, objective, seconds = self._trials
-        metrics = {name: x[number] for name, x in metrics.items()}
-        return SweepResult(self._plan, Trials(number, metrics, objective[number], seconds.copy()))
-
-
-def _objectives(objective: Objective, metrics: dict[str, np.ndarray]) -> np.ndarray:
-    """The objective of each trial of a round, float64."""
-    if isinstance(objective, str):
-        values = metrics[objective]
-        return (values if values.ndim == 1 else values[:, -1]).astype(float)
-    trials = len(next(iter(metrics.values())))
-    each = ({name: array[j] for name, array in metrics.items()} for j in range(trials))
-    return np.array([float(objective(one)) for one in each])
+        metrics = {name: x[number] for name, x in self._trials.metrics.items()}
+        trials = Trials(number, metrics, self._trials.seconds.copy())
+        return SweepResult(self._plan, trials, self._aim, self._objective[number], self._train)

@@ -2,21 +2,30 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
+
+from rmsprop_jax._sweep.values import identity, is_key, is_number
 
 RESERVED = frozenset({"seed", "objective", "failed"})
 
 
 class static(tuple):  # noqa: N801 (reads as a function where it is called)
-    """Mark an axis as structure: `train` gets its values as the Python objects they are.
+    """Mark an axis, or a distribution, as structure: `train` gets the Python objects themselves.
 
     One program is compiled for each combination of static values. Bools, strings and `None` are
     structure without this mark; shapes, layer counts and optimisers' names need it.
+
+    Args:
+      values: a list, tuple, range or 1-D array, or a distribution for `sample`.
+
+    Raises:
+      ValueError: for a string, a dict, a set or a single value.
 
     Examples:
       >>> import rmsprop_jax as rj
@@ -25,32 +34,51 @@ class static(tuple):  # noqa: N801 (reads as a function where it is called)
       frozenset({'hidden'})
     """
 
+    def __new__(cls, values: Any):
+        if hasattr(values, "as_static"):
+            return values.as_static()
+        if isinstance(values, str | bytes | dict | set | frozenset) or not isinstance(
+            values, Iterable
+        ):
+            raise ValueError(
+                f"static needs the values of an axis, got {values!r}: static([{values!r}]) has it "
+                "as its one value."
+            )
+        return super().__new__(cls, values)
+
 
 class Points(Sequence[dict[str, Any]]):
     """An immutable sequence of settings with the same names, and which names are static.
 
-    An index gives a dict, a slice or `filter` gives `Points`, `+` joins two of the same names.
+    An index gives a dict, a slice or `filter` gives `Points`. `+` joins two; where a name stands in
+    one only, it is an axis of those points alone (`momentum` where the optimiser has one), and
+    `train` finds it in `hp` there and not elsewhere. `*` combines each point of one with each of
+    the other, which has other names.
 
     Args:
-      points: mappings from name to value. Numbers (of any NumPy or JAX scalar type) are traced, all
-        else is structure.
+      points: mappings from name to value, all with the same names. Numbers (of any NumPy or JAX
+        scalar type) are traced, all else is structure.
       static: the names whose numbers are structure too.
 
     Raises:
-      ValueError: for settings whose names differ, a reserved name (`seed`, `objective`,
-        `failed`), a NaN or an integer beyond int32.
+      ValueError: for settings that are no mappings or whose names differ, a reserved name (`seed`,
+        `objective`, `failed`), a NaN, an integer beyond int32 or a float beyond float32.
     """
 
     def __init__(self, points: Iterable[Mapping[str, Any]], static: Iterable[str] = ()):
-        rows = [dict(point) for point in points]
-        self.static = frozenset(static)
-        self.names: tuple[str, ...] = tuple(rows[0]) if rows else ()
+        rows = _rows(points)
         for i, row in enumerate(rows):
-            if set(row) != set(self.names):
+            if set(row) != set(rows[0]):
                 raise ValueError(
-                    f"all points need the same names: point 0 has {sorted(self.names)}, "
-                    f"point {i} has {sorted(row)}."
+                    f"all points need the same names: point 0 has {sorted(rows[0])}, point {i} has "
+                    f"{sorted(row)}. For an axis that only some have, join: Points([...]) + "
+                    "Points([...])."
                 )
+        self._set(rows, static)
+
+    def _set(self, rows: Sequence[Mapping[str, Any]], static: Iterable[str]) -> None:
+        self.static = frozenset(static)
+        self.names: tuple[str, ...] = tuple(dict.fromkeys(name for row in rows for name in row))
         if rows and (unknown := self.static - set(self.names)):
             raise ValueError(f"static names {sorted(unknown)}, but the points have {self.names}.")
         if clash := RESERVED & set(self.names):
@@ -58,9 +86,22 @@ class Points(Sequence[dict[str, Any]]):
                 f"{sorted(clash)} cannot name a hyperparameter: results have columns of that name."
             )
         self._points = tuple(
-            {name: _plain(name, row[name], name in self.static) for name in self.names}
+            {
+                name: plain(name, row[name], name in self.static)
+                for name in self.names
+                if name in row
+            }
             for row in rows
         )
+        self._dtypes: dict[str, Any] = {}
+
+    @classmethod
+    def of(cls, rows: Sequence[Mapping[str, Any]], static: Iterable[str]) -> "Points":
+        """Points whose names may differ."""
+        made = cls.__new__(cls)
+        names = {name for row in rows for name in row}
+        made._set(rows, names & set(static))
+        return made
 
     @overload
     def __getitem__(self, index: int) -> dict[str, Any]: ...
@@ -68,7 +109,7 @@ class Points(Sequence[dict[str, Any]]):
     def __getitem__(self, index: slice) -> "Points": ...
     def __getitem__(self, index):
         if isinstance(index, slice):
-            return Points(self._points[index], self.static if self._points[index] else ())
+            return Points.of(self._points[index], self.static)
         return dict(self._points[index])
 
     def __len__(self) -> int:
@@ -77,15 +118,31 @@ class Points(Sequence[dict[str, Any]]):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (dict(point) for point in self._points)
 
-    def __add__(self, other: "Points") -> "Points":
+    def __add__(self, other: Any) -> "Points":
+        if not isinstance(other, Points):
+            if not isinstance(other, Sequence) or isinstance(other, str):
+                return NotImplemented
+            other = Points(other)
+        return Points.of(self._points + other._points, self.static | other.static)
+
+    def __radd__(self, other: Any) -> "Points":
+        if not isinstance(other, Sequence) or isinstance(other, str):
+            return NotImplemented
+        return Points(other) + self
+
+    def __mul__(self, other: "Points") -> "Points":
         if not isinstance(other, Points):
             return NotImplemented
-        return Points(self._points + other._points, self.static | other.static)
+        if both := set(self.names) & set(other.names):
+            raise ValueError(f"both Points have {sorted(both)}: a product needs other names.")
+        rows = [a | b for a, b in itertools.product(self._points, other._points)]
+        return Points.of(rows, self.static | other.static)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Points):
             return NotImplemented
-        return self._points == other._points and self.static == other.static
+        alike = self.static == other.static and len(self) == len(other)
+        return alike and self.keys() == other.keys()
 
     __hash__ = None  # type: ignore[assignment]  # values need not be hashable
 
@@ -94,16 +151,16 @@ class Points(Sequence[dict[str, Any]]):
 
     def filter(self, keep: Callable[[dict[str, Any]], bool]) -> "Points":
         """The points for which `keep(point)` is true."""
-        rows = [point for point in self if keep(point)]
-        return Points(rows, self.static if rows else ())
+        return Points.of([point for point in self if keep(point)], self.static)
 
     def to_dataframe(self):
-        """A pandas DataFrame with a row a point and a column a hyperparameter.
+        """A pandas DataFrame with a row a point and a column a hyperparameter; `None` where a point
+        has no such hyperparameter.
 
         Raises:
           ImportError: without pandas, which the extra `data` installs.
         """
-        return dataframe({name: [point[name] for point in self] for name in self.names})
+        return dataframe({name: [point.get(name) for point in self] for name in self.names})
 
     def is_traced(self, name: str, value: Any) -> bool:
         """Whether `train` gets this value as a traced number, not as a Python object."""
@@ -111,13 +168,42 @@ class Points(Sequence[dict[str, Any]]):
 
     def dtype(self, name: str) -> Any:
         """The dtype in which an axis' numbers are traced: int32, or JAX's default float."""
-        numbers = [p[name] for p in self._points if self.is_traced(name, p[name])]
-        if all(isinstance(x, int) for x in numbers):
-            return np.dtype(np.int32)
-        return np.dtype(np.float64 if jax.config.read("jax_enable_x64") else np.float32)
+        if name not in self._dtypes:
+            numbers = (p[name] for p in self._points if self.is_traced(name, p.get(name)))
+            self._dtypes[name] = all(isinstance(x, int) for x in numbers)
+        return np.dtype(np.int32) if self._dtypes[name] else _float()
+
+    def key(self, point: Mapping[str, Any]) -> Hashable:
+        """Equal for two settings that train the same here: numbers by what is traced of them, all
+        else by type and content."""
+        return frozenset((name, self.value_key(name, value)) for name, value in point.items())
+
+    def value_key(self, name: str, value: Any) -> Hashable:
+        """Equal for two values of an axis that train the same."""
+        if self.is_traced(name, value):
+            return "number", identity(float(value) if self.dtype(name).kind == "f" else value)
+        return identity(value)
+
+    def keys(self) -> list[Hashable]:
+        """The key of each point."""
+        return [self.key(point) for point in self._points]
+
+    def index_of(self, point: Mapping[str, Any]) -> int:
+        """The first place of a setting.
+
+        Raises:
+          ValueError: for one that is not among these.
+        """
+        if isinstance(point, Mapping):
+            plainly = {name: plain(name, x, name in self.static) for name, x in point.items()}
+            wanted = self.key(plainly)
+            for i, one in enumerate(self._points):
+                if self.key(one) == wanted:
+                    return i
+        raise ValueError(f"{point!r} is not among the points of this sweep, {self}.")
 
 
-def grid(**axes: Any) -> Points:
+def grid(*values: Any, **axes: Any) -> Points:
     """Every combination of the axes' values, the last axis fastest.
 
     Args:
@@ -126,7 +212,8 @@ def grid(**axes: Any) -> Points:
         one of ints as int32. Bools, strings, `None` and other objects are structure.
 
     Raises:
-      ValueError: without an axis, for an empty axis, a scalar or an array that is not 1-D.
+      ValueError: without an axis, for an empty axis, a scalar or an array that is not 1-D, or two
+        numbers that are one in the axis' dtype.
 
     Examples:
       >>> import rmsprop_jax as rj
@@ -134,23 +221,53 @@ def grid(**axes: Any) -> Points:
       >>> len(points), points[1]
       (4, {'learning_rate': 0.001, 'decay': 0.99})
     """
+    if values:
+        star = "**" if isinstance(values[0], Mapping) else "learning_rate="
+        raise ValueError(f"grid takes its axes by name: grid({star}{values[0]!r}).")
     if not axes:
         raise ValueError("grid() needs at least one axis, e.g. grid(learning_rate=[1e-3, 1e-2]).")
-    values = {}
-    for name, axis in axes.items():
-        if isinstance(axis, np.ndarray | jax.Array) and axis.ndim == 1:
-            axis = np.asarray(axis).tolist()
-        if not isinstance(axis, list | tuple | range):
-            shape = f" of shape {np.shape(axis)}" if hasattr(axis, "shape") else ""
-            raise ValueError(
-                f"axis {name!r} is {type(axis).__name__}{shape}, wanted a list, tuple or 1-D array "
-                f"of values: {name}=[...]."
-            )
-        if len(axis) == 0:
-            raise ValueError(f"axis {name!r} is empty: the grid would have no points.")
-        values[name] = list(axis)
-    rows = [dict(zip(values, row, strict=True)) for row in itertools.product(*values.values())]
-    return Points(rows, (name for name, axis in axes.items() if isinstance(axis, static)))
+    listed = {name: _axis(name, axis) for name, axis in axes.items()}
+    rows = [dict(zip(listed, row, strict=True)) for row in itertools.product(*listed.values())]
+    points = Points(rows, (name for name, axis in axes.items() if isinstance(axis, static)))
+    for name, axis in listed.items():
+        _refuse_merged(points, name, axis)
+    return points
+
+
+def _axis(name: str, axis: Any) -> list[Any]:
+    listed = isinstance(axis, list | tuple) and not isinstance(axis, static)
+    if is_key(axis) or (listed and any(map(is_key, axis))):
+        raise ValueError(
+            f"axis {name!r} has PRNG keys: give integers, and make the key in train, "
+            f"jax.random.key(hp[{name!r}]). For repetitions there is sweep(..., seeds=n)."
+        )
+    if isinstance(axis, np.ndarray | jax.Array) and axis.ndim == 1:
+        axis = np.asarray(axis).tolist()
+    if not isinstance(axis, list | tuple | range):
+        kind = type(axis).__name__ if not isinstance(axis, jax.Array) else "an array"
+        shape = f" of shape {np.shape(axis)}" if hasattr(axis, "shape") else ""
+        hint = ": rj.sample draws from distributions" if hasattr(axis, "quantile") else ""
+        raise ValueError(
+            f"axis {name!r} is {kind}{shape}, wanted a list, tuple or 1-D array "
+            f"of values: {name}=[...]{hint}."
+        )
+    if len(axis) == 0:
+        raise ValueError(f"axis {name!r} is empty: the grid would have no points.")
+    return list(axis)
+
+
+def _refuse_merged(points: Points, name: str, axis: list[Any]) -> None:
+    """ValueError for two numbers of an axis that its dtype rounds to one: they train alike."""
+    dtype, seen = points.dtype(name), {}
+    for value in axis:
+        value = plain(name, value, name in points.static)
+        if points.is_traced(name, value):
+            other = seen.setdefault(dtype.type(value).item(), value)
+            if float(other) != float(value):
+                raise ValueError(
+                    f"axis {name!r} has {other!r} and {value!r}, which are one number in {dtype}: "
+                    "leave one out, or enable JAX's x64."
+                )
 
 
 def hyperparameters(points: Points, index: int) -> dict[str, Any]:
@@ -170,14 +287,17 @@ def dataframe(columns: dict[str, Any]):
     return pd.DataFrame(columns)
 
 
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _plain(name: str, value: Any, is_static: bool) -> Any:
+def plain(name: str, value: Any, is_static: bool) -> Any:
     """NumPy and JAX scalars as Python numbers; static values as they are."""
+    if isinstance(value, Tracer):
+        raise ValueError(
+            f"{name!r} has a traced value: points are made, and swept, outside jax.jit, vmap and "
+            "grad, and outside another sweep's train."
+        )
     if is_static:
         return value
+    if is_key(value):
+        _axis(name, value)
     if isinstance(value, np.generic) or (
         isinstance(value, np.ndarray | jax.Array) and value.ndim == 0
     ):
@@ -187,8 +307,36 @@ def _plain(name: str, value: Any, is_static: bool) -> Any:
             f"{name!r} has an array of shape {value.shape} as one value, wanted a number; "
             f"mark the axis with static if an array is meant."
         )
-    if is_number(value) and math.isnan(value):
+    if not is_number(value):
+        return value
+    if math.isnan(value):
         raise ValueError(f"{name!r} has the value NaN: leave that point out.")
-    if isinstance(value, int) and not isinstance(value, bool) and not -(2**31) <= value < 2**31:
+    if isinstance(value, int) and not -(2**31) <= value < 2**31:
         raise ValueError(f"{name!r} has the integer {value}, beyond int32: write it as a float.")
+    if isinstance(value, float) and math.isfinite(value) and _float().itemsize < 8:
+        if abs(value) > float(np.finfo(np.float32).max):
+            raise ValueError(f"{name!r} has {value}, infinite in float32: enable JAX's x64.")
+        if value != 0 and np.float32(value) == 0:
+            raise ValueError(f"{name!r} has {value}, 0 in float32: write 0, or enable JAX's x64.")
     return value
+
+
+def _rows(points: Any) -> list[dict[str, Any]]:
+    if isinstance(points, Mapping):
+        raise ValueError(
+            f"points are one dict, {points!r}, wanted a list of dicts: for every combination of "
+            "the values of its axes write rj.grid(**points)."
+        )
+    rows = list(points)
+    for i, row in enumerate(rows):
+        if not isinstance(row, Mapping) or not all(isinstance(name, str) for name in row):
+            raise ValueError(
+                f"point {i} is {row!r}, wanted a dict from names to values, "
+                "such as {'learning_rate': 1e-3}."
+            )
+    return [dict(row) for row in rows]
+
+
+def _float() -> Any:
+    """JAX's default: float32, or float64 under x64."""
+    return np.dtype(jnp.result_type(float))

@@ -1,130 +1,197 @@
-"""The compiled program of a group: rounds of its trials, on every device."""
+"""The compiled program of a piece of a training: rounds of jobs, on every device."""
 
 import functools
-import time
-from collections.abc import Sequence
-from typing import Any
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import jaxpr_as_fun
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from rmsprop_jax._sweep.deadlock import refuse_deadlock
-from rmsprop_jax._sweep.points import Points
+from rmsprop_jax._sweep.fingerprint import hash_of_arrays
 from rmsprop_jax._sweep.processes import Processes
-from rmsprop_jax._sweep.tracing import Group, TracedTrain
+from rmsprop_jax._sweep.tracing import constants, equations
+
+BUFFER_BYTES = 16 * 2**20  # on each device, for what the jobs that share a call give
+MOST_BATCHES = 4096  # in one call on each device
+KEPT_PROGRAMS = 32  # compiled ones that are kept for the next call of sweep
+
+SPLIT, WHOLE = PartitionSpec("trial"), PartitionSpec()
 
 
-def kept_steps(steps: int, every: int) -> np.ndarray:
-    """Which of `steps` steps are kept, counted from 1: each `every`-th, and the last."""
-    return np.union1d(np.arange(every, steps + 1, every), [steps])
+class Piece(NamedTuple):
+    """A pure function that one job runs for one trial, and its abstract arguments."""
+
+    call: Callable[[Any, Any], Any]
+    """`call(job, args) -> out`, the job and what it gives trees of arrays."""
+    job: Any
 
 
 class Program:
-    """The compiled program of one group: it runs rounds of trials on every device.
+    """One compiled program for all rounds of a piece.
 
-    Each device runs `batches` batches one after the other, each of `batch_size` trials under one
-    `vmap`. With a `batch_size` of 1 `train` runs as it is, and a trial's numbers are bit for bit
-    those of `jax.jit(train)`.
+    Each device runs some batches one after the other, each of `batch_size` jobs under one `vmap`.
+    With a `batch_size` of 1 the piece runs as it is, and its numbers are bit for bit those of
+    `jax.jit`. How many batches a device runs is an argument, from none to `capacity`: a short round
+    runs nothing more, and one program serves rounds of every length.
 
     Args:
-      train, group: what `trace` and `group_points` gave.
-      points, seeds: of the sweep.
-      args: placed on the devices.
+      piece: what runs.
+      args: placed on the devices, the same for all jobs.
       processes: where to run.
-      batch_size, batches: at least 1.
-      every: of a metric with one value a step, keep each `every`-th and the last.
+      batch_size: at least 1.
+      jobs: how many there are in all; capacity beyond is no use.
 
     Attributes:
       batch_size: as given.
-      round_size: how many trials a round has room for.
-      compile_seconds: what lowering and compiling took.
-      memory: bytes that two rounds in flight need on each device, besides `args`.
+      capacity: how many batches fit a call on each device.
     """
 
     def __init__(
-        self,
-        train: TracedTrain,
-        group: Group,
-        points: Points,
-        seeds: Sequence[int],
-        args: Any,
-        processes: Processes,
-        *,
-        batch_size: int = 1,
-        batches: int = 1,
-        every: int = 1,
+        self, piece: Piece, args: Any, processes: Processes, *, batch_size: int, jobs: int
     ):
-        start = time.perf_counter()
-        self.round_size = processes.mesh.size * batches * batch_size
-        self.batch_size, self._processes, self._args = batch_size, processes, args
-        self._columns = {
-            name: np.asarray([points[i][name] for i in group.indices], dtype)
-            for name, dtype in group.dtypes.items()
-        }
-        keys = jnp.stack([jax.random.key(seed) for seed in seeds])
-        self._key_data, impl = np.asarray(jax.random.key_data(keys)), jax.random.key_impl(keys)
-        run = jaxpr_as_fun(train.traced.jaxpr)
-        names = sorted(train.metrics)  # as JAX flattens a dict
+        self.batch_size, self._processes = batch_size, processes
+        devices = processes.mesh.size
 
-        def one_trial(trial, args):
-            numbers, key_data = trial
-            key = jax.random.wrap_key_data(key_data, impl=impl)
-            values = map(jnp.asarray, run(*jax.tree.leaves((numbers, key, args))))
-            metrics = dict(zip(names, values, strict=True))
-            if every == 1:
-                return metrics
-            kept = lambda x: x[kept_steps(len(x), every) - 1] if x.ndim else x
-            return jax.tree.map(kept, metrics)
-
-        def one_batch(trials, args):
+        def one_batch(batch, args):
             if batch_size == 1:
-                only = jax.tree.map(lambda x: x[0], trials)
-                return jax.tree.map(lambda x: x[None], one_trial(only, args))
-            return jax.vmap(one_trial, (0, None))(trials, args)
+                only = jax.tree.map(lambda x: x[0], batch)
+                return jax.tree.map(lambda x: x[None], piece.call(only, args))
+            return jax.vmap(piece.call, (0, None))(batch, args)
+
+        stack = lambda tree, *n: jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((*n, *x.shape), x.dtype), tree
+        )
+        out = jax.eval_shape(one_batch, stack(piece.job, batch_size), args)
+        size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(out))
+        most = -(-jobs // (batch_size * devices))
+        self.capacity = max(1, min(most, MOST_BATCHES, BUFFER_BYTES // max(size, 1)))
 
         @functools.partial(
             jax.shard_map,
             mesh=processes.mesh,
-            in_specs=(PartitionSpec("trial"), PartitionSpec()),
-            out_specs=PartitionSpec("trial"),
+            in_specs=(SPLIT, SPLIT, WHOLE),
+            out_specs=SPLIT,
             check_vma=False,
         )
-        def one_round(trials: Any, args: Any) -> Any:
-            if batches == 1:
-                return one_batch(trials, args)
-            cut = lambda x: x.reshape(batches, batch_size, *x.shape[1:])
-            join = lambda x: x.reshape(batches * batch_size, *x.shape[2:])
-            out = jax.lax.map(lambda batch: one_batch(batch, args), jax.tree.map(cut, trials))
-            return jax.tree.map(join, out)
+        def one_round(batches: Any, jobs: Any, args: Any) -> Any:
+            def body(i, done):
+                one = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, 0, False), jobs)
+                put = lambda x, y: jax.lax.dynamic_update_index_in_dim(x, y, i, 0)
+                return jax.tree.map(put, done, one_batch(one, args))
 
-        nothing = np.zeros(1, int)
-        traced = jax.jit(one_round).trace(self._inputs(nothing, nothing), args)
+            nothing = jax.tree.map(lambda x: jnp.zeros((self.capacity, *x.shape), x.dtype), out)
+            return jax.lax.fori_loop(0, batches[0], body, nothing)
+
+        split = NamedSharding(processes.mesh, SPLIT)
+        on_mesh = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split)
+        count = on_mesh(jax.ShapeDtypeStruct((devices,), np.int32))
+        all_jobs = stack(piece.job, devices * self.capacity, batch_size)
+        traced = jax.jit(one_round, out_shardings=split).trace(
+            count, jax.tree.map(on_mesh, all_jobs), args
+        )
         refuse_deadlock(traced.jaxpr, processes.mesh.devices.tolist())
-        self._compiled = traced.lower().compile()
-        analysis = self._compiled.memory_analysis()
-        self.memory = 0
-        if analysis is not None:
-            self.memory = analysis.temp_size_in_bytes + 2 * analysis.output_size_in_bytes
-        self.compile_seconds = time.perf_counter() - start
+        self._lowered: Any = traced.lower()
+        self._key = _key(traced, self._lowered, processes)
+        self._compiled: Any = None
+        self._error: Exception | None = None
 
-    def _inputs(self, rows: np.ndarray, seeds: np.ndarray):
-        pad = (0, self.round_size - len(rows))
-        rows, seeds = np.pad(rows, pad, "edge"), np.pad(seeds, pad, "edge")
-        numbers = {name: column[rows] for name, column in self._columns.items()}
-        return self._processes.place((numbers, self._key_data[seeds]), "trial")
+    def compile(self) -> "Program":
+        """Compile, in any thread; what an earlier sweep of this process compiled is found."""
+        if self._error is not None:
+            raise self._error
+        if self._compiled is None:
+            try:
+                self._compiled = _compiled(self._key, self._lowered)
+            except Exception as error:  # to say it again where the program is wanted
+                self._error = error
+                raise
+            self._lowered = None
+        return self
 
-    def start(self, rows: np.ndarray, seeds: np.ndarray) -> dict[str, jax.Array]:
-        """Start a round of up to `round_size` trials: its metrics, on the devices, for `fetch`.
+    @property
+    def memory(self) -> int:
+        """Bytes that two rounds in flight need on each device, besides `args`."""
+        analysis = self.compile()._compiled.memory_analysis()
+        if analysis is None:
+            return 0
+        return analysis.temp_size_in_bytes + 2 * analysis.output_size_in_bytes
+
+    def round_size(self, batches: int) -> int:
+        """How many jobs a round of so many batches on each device has room for."""
+        return self._processes.mesh.size * batches * self.batch_size
+
+    def start(self, jobs: Any, count: int, args: Any) -> Any:
+        """Start a round: what its jobs give, on the devices, for `fetch`.
 
         Args:
-          rows: int array, the place of each trial's point in the group.
-          seeds: int array, the place of each trial's seed in the seeds.
+          jobs: a tree of NumPy arrays with a leading axis over the jobs.
+          count: how many; at most `round_size(capacity)`. The lanes of a batch that is not full
+            run its last job again.
+          args: as placed.
         """
-        return self._compiled(self._inputs(rows, seeds), self._args)
+        place, batches = self._places(count)
+        size = self._processes.mesh.size * self.capacity, self.batch_size
+        fill = np.zeros(size, np.intp)  # which job each lane runs
+        fill.reshape(-1)[place] = np.arange(count)
+        short = -count % self.batch_size
+        if short:
+            fill.reshape(-1)[place[-1] + 1 : place[-1] + 1 + short] = count - 1
+        laid = jax.tree.map(lambda x: np.asarray(x)[fill], jobs)
+        placed = self._processes.place((batches.astype(np.int32), laid), "trial")
+        return self._compiled(*placed, args)
 
-    def fetch(self, metrics: dict[str, jax.Array], trials: int) -> dict[str, np.ndarray]:
-        """Wait for a round: the metrics of its trials, each with a leading axis over them."""
-        return {name: self._processes.gather(x)[:trials] for name, x in metrics.items()}
+    def fetch(self, out: Any, count: int) -> Any:
+        """Wait for a round: what its jobs gave, each array with a leading axis over them."""
+        place, _ = self._places(count)
+        flat = lambda x: x.reshape(-1, *x.shape[2:])[place]
+        return jax.tree.map(lambda x: flat(self._processes.gather(x)), out)
+
+    def _places(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """For each job its lane in all batches of all devices; for each device its batches.
+
+        The first batch goes to the first device, the second to the second, and so on round.
+        """
+        devices = self._processes.mesh.size
+        batch, lane = np.divmod(np.arange(count), self.batch_size)
+        row, device = np.divmod(batch, devices)
+        place = (device * self.capacity + row) * self.batch_size + lane
+        all_batches = -(-count // self.batch_size)
+        return place, (all_batches + devices - 1 - np.arange(devices)) // devices
+
+
+_KEPT: OrderedDict[str, Any] = OrderedDict()
+_LOCK = threading.Lock()
+
+
+def _compiled(key: str | None, lowered: Any) -> Any:
+    """The compiled program, of this process' memory where it has it."""
+    with _LOCK:
+        if key in _KEPT:
+            _KEPT.move_to_end(key)
+            return _KEPT[key]
+    compiled = lowered.compile()
+    if key is not None:
+        with _LOCK:
+            _KEPT[key] = compiled
+            while len(_KEPT) > KEPT_PROGRAMS:
+                _KEPT.popitem(last=False)
+    return compiled
+
+
+def _key(traced: Any, lowered: Any, processes: Processes) -> str | None:
+    """Equal for programs that may stand for each other; None for one that calls back into Python,
+    whose text does not say what it calls."""
+    if any("callback" in equation.primitive.name for equation in equations(traced.jaxpr)):
+        return None
+    settings = [getattr(jax.config, name) for name in ("jax_debug_nans", "jax_debug_infs")]
+    where = [(device.platform, device.id) for device in processes.mesh.devices.tolist()]
+    digest = hashlib.sha256(lowered.as_text().encode())
+    digest.update(repr((settings, where)).encode())
+    digest.update(hash_of_arrays(list(constants(traced.jaxpr))).encode())
+    return digest.hexdigest()

@@ -1,31 +1,44 @@
 """Settings drawn from distributions: `sample`, and what it draws from."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
+import jax
 import numpy as np
 
 from rmsprop_jax._sweep.points import Points, static
+from rmsprop_jax._sweep.values import is_number
 
 METHODS = ("sobol", "latin_hypercube", "random")
 
 
-class Distribution(NamedTuple):
-    """How one hyperparameter is drawn: its quantiles, a function from u in [0, 1)."""
+@dataclasses.dataclass(frozen=True, repr=False)
+class Distribution:
+    """How one hyperparameter is drawn."""
 
     text: str
     quantile: Callable[[float], Any]
+    """From u in [0, 1) to a value."""
     is_static: bool = False
+    is_numeric: bool = True
 
     def __repr__(self) -> str:
-        return self.text
+        return f"static({self.text})" if self.is_static else self.text
+
+    def as_static(self) -> "Distribution":
+        """The same, its values structure."""
+        return dataclasses.replace(self, is_static=True)
 
 
 def uniform(low: float, high: float) -> Distribution:
-    """Any number in [low, high), all alike."""
+    """Any number in [low, high), all alike; below `high` in float32, too."""
     low, high = _bounds("uniform", low, high)
-    return Distribution(f"uniform({low:g}, {high:g})", lambda u: low + (high - low) * u)
+    last = _below(low, high)
+    # Not low + (high − low) u: the difference may be infinite.
+    draw = lambda u: min(max(low * (1 - u) + high * u, low), last)
+    return Distribution(f"uniform({low:g}, {high:g})", draw)
 
 
 def log_uniform(low: float, high: float) -> Distribution:
@@ -37,40 +50,56 @@ def log_uniform(low: float, high: float) -> Distribution:
     low, high = _bounds("log_uniform", low, high)
     if low <= 0:
         raise ValueError(f"log_uniform needs low > 0, got {low}: zero has no logarithm.")
-    ratio = math.log(high) - math.log(low)
-    return Distribution(
-        f"log_uniform({low:g}, {high:g})", lambda u: min(low * math.exp(ratio * u), high)
-    )
+    logs, last = (math.log(low), math.log(high)), _below(low, high)
+    draw = lambda u: min(max(math.exp(logs[0] * (1 - u) + logs[1] * u), low), last)
+    return Distribution(f"log_uniform({low:g}, {high:g})", draw)
 
 
 def one_minus(distribution: Distribution) -> Distribution:
-    """1 − x for x from `distribution`: for a decay ρ, whose memory is about 1/(1 − ρ) steps."""
-    if not isinstance(distribution, Distribution):
+    """1 − x for x from `distribution`: for a decay ρ, whose memory is about 1/(1 − ρ) steps.
+
+    Where x > 0 it is below 1, in float32 too.
+
+    Raises:
+      ValueError: for anything but a distribution of numbers.
+    """
+    if not isinstance(distribution, Distribution) or not distribution.is_numeric:
         raise ValueError(
-            f"one_minus needs a distribution, got {distribution!r}: "
+            f"one_minus needs a distribution of numbers, got {distribution!r}: "
             "one_minus(log_uniform(1e-3, 1e-1))."
         )
-    return Distribution(f"one_minus({distribution})", lambda u: 1 - distribution.quantile(u))
+
+    def draw(u):
+        x = distribution.quantile(u)
+        return min(1 - x, _below(0.0, 1.0)) if x > 0 else 1 - x
+
+    return Distribution(f"one_minus({distribution.text})", draw, distribution.is_static)
 
 
 def integers(low: int, high: int) -> Distribution:
-    """Any of low, low + 1, …, high; both ends count."""
+    """Any of low, low + 1, …, high; both ends count. `static(integers(...))` for shapes."""
     for name, value in {"low": low, "high": high}.items():
         if not isinstance(value, int | np.integer) or isinstance(value, bool):
             raise ValueError(f"integers needs whole numbers, got {name}={value!r}.")
     if low > high:
         raise ValueError(f"integers needs low ≤ high, got {low} and {high}.")
     low, count = int(low), int(high) - int(low) + 1
-    return Distribution(f"integers({low}, {high})", lambda u: low + int(u * count))
+    draw = lambda u: low + min(int(u * count), count - 1)
+    return Distribution(f"integers({low}, {high})", draw)
 
 
 def choice(values: Sequence[Any]) -> Distribution:
     """Any of `values`, all alike; `choice(static([...]))` marks them as structure."""
+    if isinstance(values, np.ndarray | jax.Array) and values.ndim == 1:
+        values = np.asarray(values).tolist()
     if not isinstance(values, list | tuple | range) or not len(values):
         raise ValueError(f"choice needs a list or tuple of at least one value, got {values!r}.")
     kept = list(values)
     return Distribution(
-        f"choice({kept})", lambda u: kept[int(u * len(kept))], isinstance(values, static)
+        f"choice({kept})",
+        lambda u: kept[int(u * len(kept))],
+        isinstance(values, static),
+        all(map(is_number, kept)),
     )
 
 
@@ -170,3 +199,12 @@ def _bounds(name: str, low: Any, high: Any) -> tuple[float, float]:
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(f"{name} needs finite numbers, got {low} and {high}.")
     return float(low), float(high)
+
+
+def _below(low: float, high: float) -> float:
+    """The largest float32 below `high`, or `low` where that is larger."""
+    with np.errstate(over="ignore"):
+        last = np.float32(high)
+    if float(last) >= high:
+        last = np.nextafter(last, np.float32(-np.inf))
+    return max(low, float(last))

@@ -1,14 +1,26 @@
 """How sure a mean over seeds is, how two points compare, which points share a value."""
 
 import math
+from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from rmsprop_jax._sweep.points import Points, is_number
+from rmsprop_jax._sweep.points import Points
+from rmsprop_jax._sweep.values import is_number, label
 
 MOST_LEVELS = 12  # an axis of more numbers is cut into PARTS
 PARTS = 8
+
+
+class _Absent:
+    """The value of a hyperparameter that a point has not."""
+
+    def __repr__(self) -> str:
+        return "–"
+
+
+ABSENT = _Absent()
 
 
 class Comparison(NamedTuple):
@@ -60,37 +72,27 @@ def paired(differences: np.ndarray) -> Comparison:
 
 
 def levels(points: Points, name: str) -> list[Level]:
-    """The points by their value of a hyperparameter, numbers in order, then the rest; more than
-    12 numbers by eighths of them.
+    """The points by their value of a hyperparameter, numbers in order, then the rest, and those
+    that have none; more than 12 numbers by eighths of them.
 
     Raises:
       ValueError: for a name that the points have not.
     """
     if name not in points.names:
         raise ValueError(f"the sweep has no axis {name!r}; it has {list(points.names)}.")
-    column = [point[name] for point in points]
-    where_number = np.array([is_number(value) for value in column])
-    numbers, of = np.unique([x for x in column if is_number(x)], return_inverse=True)
+    alike: dict[Hashable, tuple[Any, list[int]]] = {}
+    for i, point in enumerate(points):
+        value = point.get(name, ABSENT)
+        alike.setdefault(points.value_key(name, value), (value, []))[1].append(i)
+    numbers = sorted((x for x in alike.values() if is_number(x[0])), key=lambda x: float(x[0]))
     parts = len(numbers) if len(numbers) <= MOST_LEVELS else PARTS
     found = []
     for part in np.array_split(np.arange(len(numbers)), parts) if parts else ():
-        at = np.flatnonzero(where_number)[np.isin(of, part)]
-        values = numbers[part].tolist() if parts < len(numbers) else [column[at[0]]]
-        label = value_label(values[0])
+        some = [numbers[i] for i in part]
+        values = [value for value, _ in some]
+        text = label(values[0])
         if len(values) > 1:
-            label = " … ".join(f"{x:.{4 if 0.9 < x < 1 else 2}g}" for x in (values[0], values[-1]))
-        found.append(Level(label, values, at))
-    others: list[tuple[Any, list[int]]] = []
-    for i in np.flatnonzero(~where_number).tolist():
-        for value, at in others:
-            if value == column[i]:
-                at.append(i)
-                break
-        else:
-            others.append((column[i], [i]))
-    return found + [Level(value_label(value), [value], np.array(at)) for value, at in others]
-
-
-def value_label(value: Any) -> str:
-    """A hyperparameter's value as tables and pictures show it."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+            text = " … ".join(f"{x:.{4 if 0.9 < x < 1 else 2}g}" for x in (values[0], values[-1]))
+        found.append(Level(text, values, np.sort(np.concatenate([at for _, at in some]))))
+    others = [x for x in alike.values() if not is_number(x[0])]
+    return found + [Level(label(value), [value], np.array(at)) for value, at in others]

@@ -1,31 +1,44 @@
-"""`sweep`: check every group, compile it once, run its trials in rounds."""
+"""`sweep`: check every structure, compile each once, run its trials in rounds."""
 
 import contextlib
-import functools
 import os
+import sys
 import time
+import warnings
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
-from rmsprop_jax._sweep.ledger import Ledger, Objective
+from rmsprop_jax._sweep.compiling import compiled_ahead, maker
+from rmsprop_jax._sweep.fingerprint import Fingerprint
+from rmsprop_jax._sweep.ledger import Ledger
+from rmsprop_jax._sweep.objective import Objective, checked
+from rmsprop_jax._sweep.pieces import jobs_of, whole
+from rmsprop_jax._sweep.plan import Plan, Trials
 from rmsprop_jax._sweep.points import Points
 from rmsprop_jax._sweep.processes import Processes
-from rmsprop_jax._sweep.program import Program
 from rmsprop_jax._sweep.results import SweepResult
 from rmsprop_jax._sweep.rounds import run_rounds
-from rmsprop_jax._sweep.store import Plan, Store, Trials, fingerprint
-from rmsprop_jax._sweep.tracing import Group, Metrics, TracedTrain, Train, group_points, trace
+from rmsprop_jax._sweep.seeds import checked_seeds, is_int
+from rmsprop_jax._sweep.store import Store
+from rmsprop_jax._sweep.tracing import Group, TracedTrain, Train, group_points, trace
+
+LONG_PROGRAM = 20_000  # equations: a Python loop was unrolled, and compiles for minutes
 
 
 class SweepInterrupted(KeyboardInterrupt):
     """Ctrl-C during a sweep; `result` holds the trials that were finished."""
 
     def __init__(self, result: SweepResult):
-        super().__init__(f"interrupted; .result holds what is finished: {result!r}")
+        super().__init__(
+            f"interrupted; .result holds what is finished: {result!r}. What JAX has begun (a "
+            "round, a compile) it brings to its end before this process can end."
+        )
         self.result = result
 
 
@@ -100,46 +113,78 @@ def sweep(
       0.01
     """
     start = time.perf_counter()
+    with _own_settings():
+        return _sweep(
+            train, points, seeds, objective, mode, args, batch_size, devices, path, progress, every,
+            start,
+        )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _own_settings() -> Iterator[None]:
+    """A mesh, `disable_jit` and a transfer guard of the caller's are for code of another kind."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(jax.set_mesh(jax.sharding.Mesh(np.empty((), object), ())))
+        except ValueError as error:  # JAX traces
+            raise ValueError(
+                "sweep was called inside jax.jit, grad or vmap, or inside another sweep's train: "
+                "call it outside; it compiles by itself."
+            ) from error
+        stack.enter_context(jax.disable_jit(False))
+        stack.enter_context(jax.transfer_guard("allow"))
+        yield
+
+
+def _sweep(
+    train, points, seeds, objective, mode, args, batch_size, devices, path, progress, every, start
+) -> SweepResult:
     if not isinstance(points, Points):
         points = Points(points)
     if not len(points):
         raise ValueError("sweep needs at least one point, got none.")
-    seeds = _seeds(seeds)
-    if mode not in ("min", "max"):
-        raise ValueError(f'mode must be "min" or "max", got {mode!r}.')
+    seeds = checked_seeds(seeds)
     if not isinstance(args, tuple):
         raise ValueError(f"args must be a tuple, got {type(args).__name__}: write args=(data,).")
     if batch_size != "auto":
         batch_size = _count("batch_size", batch_size, ' or "auto"')
-    every = _count("every", every)
-    devices = jax.devices() if devices is None else list(devices)
-    if not devices:
-        raise ValueError("devices is empty: leave it out to use all.")
-    processes = Processes(devices)
+    processes = Processes(_devices(devices))
 
     groups = group_points(points)
     traced = [trace(train, group, points, args) for group in groups]
-    metrics = _check_metrics(groups, traced, points, objective)
-    name = objective if isinstance(objective, str) else getattr(objective, "__name__", "function")
-    hashes = functools.partial(fingerprint, groups, traced, args)
-    plan = Plan(points, seeds, name, mode, every, metrics, hashes)
-    processes.refuse_different("points, seeds or options", _digest(plan, batch_size, path))
+    _check_metrics(groups, traced, points)
+    metrics = [one.metrics for one in traced]
+    every = _every(every, metrics, objective)
+    fingerprint = Fingerprint(groups, traced, args, needed=path is not None)
+    plan = Plan(points, seeds, every, groups, metrics, fingerprint)
+    aim = checked(objective, mode, plan)
+    _warn(traced, seeds)
+    processes.refuse_different(
+        "points, seeds or options", _digest(plan, aim.name, mode, batch_size, path)
+    )
+    if progress and processes.first and devices is None:
+        _say_idle_cores(processes)
     with contextlib.ExitStack() as stack:
-        store, stored = _open(processes, plan, path, stack)
-        ledger = Ledger(plan, objective, stored, store.write if store else None, start)
+        store, stored = _open(processes, plan, (aim.name, mode), path, stack)
+        ledger = Ledger(plan, aim, train, stored, store.write if store else None, start)
         try:
             with ledger.bar(progress and processes.first) as bar:
                 placed = processes.place(args)
-                for group, traced_train in zip(groups, traced, strict=True):
-                    if not len(trials := ledger.unfinished(group.indices)):
-                        continue
-                    compile_ = functools.partial(
-                        Program, traced_train, group, points, seeds, placed, processes, every=every
-                    )
-                    point_rows, seed_rows = np.divmod(trials, len(seeds))
-                    rows = np.searchsorted(group.indices, point_rows)
-                    for one in run_rounds(compile_, rows, seed_rows, processes, batch_size):
-                        ledger.record(trials[one.at], one.metrics, one.compile_seconds)
+                todo = [
+                    (i, trials)
+                    for i, group in enumerate(groups)
+                    if len(trials := ledger.unfinished(group.indices))
+                ]
+                makers = [
+                    maker(whole(traced[i], plan, i), placed, processes, batch_size, len(trials))
+                    for i, trials in todo
+                ]
+                programs = stack.enter_context(contextlib.closing(compiled_ahead(makers)))
+                for (i, trials), (program, seconds) in zip(todo, programs, strict=True):
+                    jobs = jobs_of(plan, groups[i], trials)
+                    for one in run_rounds(program, jobs, len(trials), placed, processes):
+                        ledger.record(trials[one.at], one.out, seconds)
+                        seconds = 0.0
                         bar.set_postfix_str(ledger.summary(), refresh=False)
                         bar.update(one.at.stop - one.at.start)
         except KeyboardInterrupt as interrupt:
@@ -152,13 +197,15 @@ def sweep(
 
 
 def _open(
-    processes: Processes, plan: Plan, path: Any, stack: contextlib.ExitStack
+    processes: Processes, plan: Plan, aim: tuple[str, str], path: Any, stack: contextlib.ExitStack
 ) -> tuple[Store | None, Trials]:
     """The folder, for the first process to write, and what is finished in it, for all."""
     if path is None:
         return None, plan.no_trials(0)
 
-    store = processes.on_first(lambda: stack.enter_context(contextlib.closing(Store(path, plan))))
+    store = processes.on_first(
+        lambda: stack.enter_context(contextlib.closing(Store(path, plan, aim)))
+    )
     stored = store.finished if store else plan.no_trials(0)
     count = int(processes.from_first(np.asarray(len(stored.number))))
     if not processes.first:
@@ -169,49 +216,103 @@ def _open(
 def _digest(plan: Plan, *options: Any) -> int:
     """Of what all processes must have alike; objects in an axis count by their type."""
     plain = lambda x: x if isinstance(x, int | float | str) else type(x).__name__
-    rows = [[plain(value) for value in point.values()] for point in plan.points]
-    return zlib.crc32(repr((rows, plan[1:-1], list(map(str, options)))).encode())
+    rows = [[(name, plain(x)) for name, x in point.items()] for point in plan.points]
+    said = (rows, plan.seeds, plan.every, plan.metrics, list(map(str, options)))
+    return zlib.crc32(repr(said).encode())
 
 
-def _seeds(seeds: Any) -> tuple[int, ...]:
-    if _is_int(seeds):
-        if seeds < 1:
-            raise ValueError(f"seeds must be at least 1, got {seeds}.")
-        return tuple(range(int(seeds)))
-    listed = list(seeds) if isinstance(seeds, Iterable) and not isinstance(seeds, str) else None
-    if not listed or not all(map(_is_int, listed)):
-        raise ValueError(f"seeds must be a count or a sequence of ints, got {seeds!r}.")
+def _devices(devices: Any) -> list[Any]:
+    if devices is None:
+        return jax.devices()
+    listed = list(devices) if isinstance(devices, Iterable) else [devices]
+    if not listed:
+        raise ValueError("devices is empty: leave it out to use all.")
+    if not all(isinstance(device, jax.Device) for device in listed):
+        raise ValueError(
+            f"devices must be JAX devices, got {devices!r}: jax.devices({devices!r})."
+            if isinstance(devices, str)
+            else f"devices must be JAX devices, got {devices!r}: some of jax.devices()."
+        )
     if len(set(listed)) < len(listed):
-        raise ValueError(f"seeds must differ from one another, got {listed}.")
-    return tuple(map(int, listed))
+        raise ValueError(f"devices must differ from one another, got {listed}.")
+    return listed
+
+
+def _every(every: Any, metrics: list[dict[str, Any]], objective: Any) -> dict[str, int]:
+    """Of which metrics each so-manieth step is kept."""
+    has_steps = {
+        name: max(one[name].shape[0] for one in metrics)
+        for name, metric in metrics[0].items()
+        if metric.shape
+    }
+    if isinstance(every, Mapping):
+        if unknown := set(every) - set(has_steps):
+            raise ValueError(
+                f"every names {sorted(unknown)}, but the metrics with one value a step are "
+                f"{sorted(has_steps)}."
+            )
+        return {name: k for name, x in every.items() if (k := _count(f"every[{name!r}]", x)) > 1}
+    every = _count("every", every)
+    if every == 1 or not has_steps:
+        return {}
+    # Another 1-D metric may be no series of steps: parameters, or the evaluations beside them.
+    by_objective = has_steps.get(objective) if isinstance(objective, str) else None
+    steps = by_objective or max(has_steps.values())
+    return {name: every for name, length in has_steps.items() if length == steps}
+
+
+def _warn(traced: list[TracedTrain], seeds: tuple[int, ...]) -> None:
+    if len(seeds) > 1 and not any(one.reads_key for one in traced):
+        warnings.warn(
+            f"train never reads its key, so its {len(seeds)} seeds are {len(seeds)} times the same "
+            "trial, with a spread of 0: use the key, or leave seeds out.",
+            stacklevel=5,
+        )
+    if (longest := max(one.equations for one in traced)) > LONG_PROGRAM:
+        warnings.warn(
+            f"train is a program of {longest:,} equations, and may compile for minutes: a Python "
+            "loop over steps or batches was unrolled. jax.lax.scan or jax.lax.fori_loop has its "
+            "body once.",
+            stacklevel=5,
+        )
+
+
+def _say_idle_cores(processes: Processes) -> None:
+    mine = [d for d in processes.mesh.devices.tolist() if d.process_index == jax.process_index()]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if mine[0].platform == "cpu" and len(mine) == 1 and (cores or 1) > 1:
+        tqdm.write(
+            f"sweep: 1 CPU device on {cores} cores. To use all, before JAX is first used: "
+            f'jax.config.update("jax_num_cpu_devices", {cores})',
+            file=sys.stderr,
+        )
 
 
 def _count(name: str, value: Any, other: str = "") -> int:
-    if not _is_int(value) or value < 1:
+    if not is_int(value) or value < 1:
         raise ValueError(f"{name} must be an int of at least 1{other}, got {value!r}.")
     return int(value)
 
 
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
-def _check_metrics(
-    groups: list[Group], traced: list[TracedTrain], points: Points, objective: Objective
-) -> Metrics:
-    """All groups must return the same metrics and read, together, every axis."""
+def _check_metrics(groups: list[Group], traced: list[TracedTrain], points: Points) -> None:
+    """All groups must return the same metrics, and read, together, every axis."""
     metrics = traced[0].metrics
     for group, one in zip(groups, traced, strict=True):
         for name in metrics.keys() | one.metrics.keys():
-            shapes = [
+            said = [
                 f"{m[name].dtype}{list(m[name].shape)}" if name in m else "no such metric"
                 for m in (metrics, one.metrics)
             ]
-            if shapes[0] != shapes[1]:
+            both = [m[name] for m in (metrics, one.metrics) if name in m]
+            alike = len(both) == 2 and both[0].dtype == both[1].dtype
+            alike = alike and len(both[0].shape) == len(both[1].shape)
+            padded = alike and jnp.issubdtype(both[0].dtype, jnp.floating)  # with NaN
+            if said[0] != said[1] and not padded:
                 raise ValueError(
-                    f"metric {name!r} differs between structures: {shapes[0]} with "
-                    f"{groups[0].structure}, {shapes[1]} with {group.structure}. Return the same "
-                    "names, shapes and dtypes for all."
+                    f"metric {name!r} differs between structures: {said[0]} with "
+                    f"{groups[0].structure}, {said[1]} with {group.structure}. Return the same "
+                    "names, ranks and dtypes for all, and integers of the same length (floats may "
+                    "differ in length: NaN follows the last)."
                 )
     read = set().union(*(one.read for one in traced))
     if unread := [name for name in points.names if name not in read]:
@@ -219,14 +320,3 @@ def _check_metrics(
             f"train never reads the axis {', '.join(map(repr, unread))}: it would repeat the same "
             "trials. Read it from hp, or leave it out."
         )
-    if isinstance(objective, str):
-        if objective not in metrics:
-            raise ValueError(
-                f"the objective is {objective!r}, but train returned {sorted(metrics)}: pass "
-                "objective=... one of these, or a function of the metrics."
-            )
-    elif not callable(objective):
-        raise ValueError(
-            f"objective must be a metric's name or a function, got {type(objective).__name__}."
-        )
-    return metrics

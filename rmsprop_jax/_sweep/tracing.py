@@ -1,13 +1,17 @@
 """`train` under an abstract trace: the groups of points that share one, and what it refuses."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
+from rmsprop_jax._sweep.blame import explain
 from rmsprop_jax._sweep.points import RESERVED, Points
+from rmsprop_jax._sweep.values import is_number
 
 Train = Callable[..., dict[str, jax.Array]]
 Metrics = dict[str, jax.ShapeDtypeStruct]
@@ -26,22 +30,13 @@ class Group(NamedTuple):
 
 def group_points(points: Points) -> list[Group]:
     """Points by structure, in order of appearance."""
-    dtypes = {name: points.dtype(name) for name in points.names}
-    groups: list[Group] = []
+    groups: dict[Hashable, Group] = {}
     for i, point in enumerate(points):
-        traced = {n: dtypes[n] for n, value in point.items() if points.is_traced(n, value)}
+        traced = {n: points.dtype(n) for n, value in point.items() if points.is_traced(n, value)}
         structure = {n: value for n, value in point.items() if n not in traced}
-        for group in groups:
-            if group.dtypes.keys() == traced.keys() and _same(group.structure, structure):
-                group.indices.append(i)
-                break
-        else:
-            groups.append(Group(structure, traced, [i]))
-    return groups
-
-
-def _same(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    return all(x is b[n] or (type(x) is type(b[n]) and np.all(x == b[n])) for n, x in a.items())
+        key = frozenset(traced), points.key(structure)
+        groups.setdefault(key, Group(structure, traced, [])).indices.append(i)
+    return list(groups.values())
 
 
 class _Recorded(dict):
@@ -49,42 +44,81 @@ class _Recorded(dict):
 
     def __init__(self, values, names, read: set[str]):
         super().__init__(values)
-        self.names, self.read = names, read
+        self._names, self._read = names, read
+
+    def _all_read(self):
+        self._read.update(super().keys())
+        return self
 
     def __getitem__(self, name):
-        self.read.add(name)
+        self._read.add(name)
         return super().__getitem__(name)
 
     def __missing__(self, name):
         raise ValueError(
-            f"train read hp[{name!r}], but no axis gives it: the points have {list(self.names)}. "
-            f"Add the axis, or use hp.get({name!r}, default)."
+            f"train read hp[{name!r}], but no axis gives it: this point has {list(self)}, all "
+            f"points together {list(self._names)}. Add the axis, or use hp.get({name!r}, default)."
         )
+
+    def __getattr__(self, name):
+        if not name.startswith("_"):
+            raise AttributeError(f"hp is a dict: write hp[{name!r}] instead of hp.{name}.")
+        raise AttributeError(name)
 
     def get(self, name, default=None):
         return self[name] if name in self else default  # noqa: SIM401 (get would call itself)
 
     def pop(self, name, *default):
-        self.read.add(name)
+        self._read.add(name)
         return super().pop(name, *default)
 
+    def popitem(self):
+        name, value = super().popitem()
+        self._read.add(name)
+        return name, value
+
+    def setdefault(self, name, default=None):
+        self._read.add(name)
+        return super().setdefault(name, default)
+
     def __iter__(self):  # also reached by {**hp} and dict(hp)
-        self.read.update(super().keys())
+        self._all_read()
         return super().__iter__()
 
     def items(self):
-        self.read.update(super().keys())
-        return super().items()
+        return super(_Recorded, self._all_read()).items()
 
     def values(self):
-        self.read.update(super().keys())
-        return super().values()
+        return super(_Recorded, self._all_read()).values()
+
+    def copy(self):
+        return super(_Recorded, self._all_read()).copy()
+
+    def __or__(self, other):
+        return super(_Recorded, self._all_read()).__or__(other)
+
+    def __ror__(self, other):
+        return super(_Recorded, self._all_read()).__ror__(other)
+
+    def __eq__(self, other):
+        return super(_Recorded, self._all_read()).__eq__(other)
+
+    __hash__ = None  # type: ignore[assignment]  # as of any dict
+
+    def __repr__(self):
+        return super(_Recorded, self._all_read()).__repr__()
+
+    def __copy__(self):
+        return self.copy()
+
+    def __deepcopy__(self, memo):
+        return self.copy()  # tracers are immutable
 
 
 def _flatten(hp: _Recorded):
     names = tuple(sorted(dict.keys(hp)))
-    hp.read.update(names)
-    return [dict.__getitem__(hp, name) for name in names], (names, hp.names)
+    hp._read.update(names)
+    return [dict.__getitem__(hp, name) for name in names], (names, hp._names)
 
 
 # So that train may hand hp to jax.tree.map or carry it through a scan, as it may a dict.
@@ -102,26 +136,75 @@ class TracedTrain(NamedTuple):
     metrics: Metrics
     read: set[str]
     """The names that `train` read."""
+    reads_key: bool
+
+    @property
+    def equations(self) -> int:
+        """How long the program is."""
+        return sum(1 for _ in equations(self.traced.jaxpr))
 
 
 def trace(train: Train, group: Group, points: Points, args: tuple[Any, ...]) -> TracedTrain:
     """Trace `train` on abstract numbers; ValueError for what a sweep cannot run."""
+    check_call(train, args)
     read: set[str] = set()
     recorded = lambda numbers: _Recorded(group.structure | numbers, points.names, read)
     try:
         traced = _traced(train, recorded, group.dtypes, args)
-    except (jax.errors.ConcretizationTypeError, TypeError, IndexError) as error:
-        point = points[group.indices[0]]
-        if culprits := _concrete_remedy(train, group, point, args):
-            axes = " and ".join(map(repr, culprits))
+    except Exception as error:
+        if hasattr(train, "lower") and group.structure:  # of jax.jit: it traces what it gets
             raise ValueError(
-                f"train used {axes} as a shape, an index, a bool or a Python number, but the "
-                "numbers of an axis are traced, so that one program serves all of them. Mark the "
-                f"axis as structure, {culprits[0]}=rmsprop_jax.static([...]), or use jnp.where or "
-                "jax.lax.cond."
+                f"train is jitted by itself, and so its jax.jit traces the structure too, "
+                f"{group.structure}. Give the function that you jitted (train.__wrapped__): the "
+                "sweep compiles it."
             ) from error
+        point = points[group.indices[0]]
+        numbers = _python_numbers(args)
+        trace_with = lambda names: _with_numbers(train, group, point, args, names)
+        if better := explain(error, trace_with, [*group.dtypes, *numbers], "train"):
+            raise better from error
         raise
-    return TracedTrain(traced, _checked_metrics(traced.out_info, points), read)
+    key = traced.jaxpr.jaxpr.invars[len(group.dtypes)]
+    used = any(key is v for e in traced.jaxpr.jaxpr.eqns for v in e.invars)
+    reads_key = used or any(key is v for v in traced.jaxpr.jaxpr.outvars)
+    return TracedTrain(traced, _checked_metrics(traced.out_info, points), read, reads_key)
+
+
+def check_call(train: Train, args: tuple[Any, ...]) -> None:
+    """ValueError where `train` cannot be called so, or an argument is no array."""
+    if not callable(train):
+        raise ValueError(f"train must be a function train(hp, key, *args), got {train!r}.")
+    try:
+        signature = inspect.signature(train)
+    except (TypeError, ValueError):
+        signature = None
+    if signature is not None:
+        try:
+            signature.bind(None, None, *args)
+        except TypeError as error:
+            raise ValueError(
+                f"sweep calls train(hp, key, *args) with {len(args)} args, but its signature is "
+                f"train{signature}: {error}."
+            ) from None
+    for path, leaf in jax.tree_util.tree_flatten_with_path(args)[0]:
+        place = f"args{jax.tree_util.keystr(path)}"
+        if isinstance(leaf, Tracer):
+            raise ValueError(
+                f"{place} is traced: sweep was called inside jax.jit, vmap or grad, or inside "
+                "another sweep's train. Call it outside; it compiles by itself."
+            )
+        try:
+            jax.eval_shape(lambda leaf=leaf: leaf)
+        except TypeError:
+            raise ValueError(
+                f"{place} is {leaf!r}, a {type(leaf).__name__}, wanted an array or a number: let "
+                "train close over it, or make it a static axis."
+            ) from None
+
+
+def _python_numbers(args: Any) -> list[str]:
+    leaves = jax.tree_util.tree_flatten_with_path(args)[0]
+    return [f"args{jax.tree_util.keystr(path)}" for path, x in leaves if is_number(x)]
 
 
 def _traced(train: Train, make_hp: Callable, dtypes: dict[str, Any], args) -> jax.stages.Traced:
@@ -133,27 +216,54 @@ def _traced(train: Train, make_hp: Callable, dtypes: dict[str, Any], args) -> ja
     return trial.trace(numbers, key, jax.tree.map(anywhere, jax.eval_shape(lambda: args)))
 
 
-def _concrete_remedy(train: Train, group: Group, point: dict[str, Any], args) -> list[str]:
-    """The names that, given as Python numbers, make this error go away or change."""
+def _with_numbers(
+    train: Train, group: Group, point: dict[str, Any], args: Any, names: Sequence[str]
+) -> None:
+    """Trace `train`, the named numbers of hp and args as Python numbers."""
+    structure = group.structure | {n: point[n] for n in names if n in group.dtypes}
+    dtypes = {n: dtype for n, dtype in group.dtypes.items() if n not in names}
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(args)
+    known = [x if f"args{jax.tree_util.keystr(path)}" in names else None for path, x in leaves]
+    others = [x for x, python in zip([x for _, x in leaves], known, strict=True) if python is None]
 
-    def outcome(names):
-        structure = group.structure | {n: point[n] for n in names}
-        dtypes = {n: dtype for n, dtype in group.dtypes.items() if n not in names}
-        try:
-            _traced(train, lambda numbers: structure | numbers, dtypes, args)
-        except Exception as other:
-            return str(other)
-        return None
+    def call(hp, key, *others):
+        rest = iter(others)
+        return train(hp, key, *treedef.unflatten(next(rest) if x is None else x for x in known))
 
-    before = outcome(())
-    return [name for name in group.dtypes if outcome((name,)) != before]
+    _traced(call, lambda numbers: structure | numbers, dtypes, tuple(others))
+
+
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """Every equation of a program, of the programs inside it too."""
+    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        yield equation
+        for inner in inner_programs(equation):
+            yield from equations(inner)
+
+
+def inner_programs(equation: Any) -> Iterator[Any]:
+    """The programs that an equation runs: a scan's body, a branch, a jitted function."""
+    for value in equation.params.values():
+        for inner in value if isinstance(value, tuple | list) else (value,):
+            if hasattr(getattr(inner, "jaxpr", inner), "eqns"):
+                yield inner
+
+
+def constants(jaxpr: Any) -> Iterator[Any]:
+    """The arrays that a program closes over, those of the programs inside it too."""
+    yield from getattr(jaxpr, "consts", ())
+    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        yield from (v.val for v in equation.invars if hasattr(v, "val") and np.ndim(v.val))
+        for inner in inner_programs(equation):
+            yield from constants(inner)
 
 
 def _checked_metrics(metrics: Any, points: Points) -> Metrics:
     if not isinstance(metrics, dict) or not metrics:
+        arrays = {jax.ShapeDtypeStruct: "an array", dict: "an empty one"}
         raise ValueError(
-            f"train must return a dict of named metrics, got {type(metrics).__name__}: "
-            'return {"loss": losses}.'
+            f"train must return a dict of named metrics, got "
+            f'{arrays.get(type(metrics), type(metrics).__name__)}: return {{"loss": losses}}.'
         )
     for name, metric in metrics.items():
         if not isinstance(name, str):

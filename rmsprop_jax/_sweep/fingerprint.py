@@ -1,0 +1,83 @@
+"""Hashes of what decides a sweep's numbers: its programs, what they close over, its args."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from rmsprop_jax._sweep.tracing import Group, TracedTrain, constants
+from rmsprop_jax._sweep.values import is_key
+
+MOST_BYTES = 64 * 2**20  # of args, that are hashed although no folder asks for it
+
+
+class Fingerprint:
+    """What must be as it was for a folder to go on.
+
+    Args:
+      groups, trains: the structures and their programs.
+      args: of the sweep; kept as a hash only.
+      needed: whether a folder is written, so that large args are hashed, too.
+
+    Attributes:
+      dtypes: of the traced hyperparameters, by name.
+      args: a hash, or None where they were large and nothing asked for it.
+      jax: the version.
+    """
+
+    def __init__(
+        self, groups: Sequence[Group], trains: Sequence[TracedTrain], args: Any, needed: bool
+    ):
+        self.dtypes = {name: str(dtype) for group in groups for name, dtype in group.dtypes.items()}
+        size = sum(np.size(x) * np.dtype(np.uint64).itemsize for x in jax.tree.leaves(args))
+        self.args = hash_of_arrays(args) if needed or size <= MOST_BYTES else None
+        self.jax = jax.__version__
+        self._trains: Sequence[TracedTrain] | None = trains
+        self._hashes: dict[str, list[str]] = {}
+
+    @classmethod
+    def of(
+        cls, dtypes: dict[str, str], args: str | None, jax: str, hashes: dict[str, list[str]]
+    ) -> "Fingerprint":
+        """What a folder noted."""
+        made = cls.__new__(cls)
+        made.dtypes, made.args, made.jax = dtypes, args, jax
+        made._trains, made._hashes = None, hashes
+        return made
+
+    @property
+    def programs(self) -> list[str]:
+        """For each structure a hash of its lowered program."""
+        return self._hashed("programs")
+
+    @property
+    def constants(self) -> list[str]:
+        """For each structure a hash of the arrays that it closes over."""
+        return self._hashed("constants")
+
+    def _hashed(self, what: str) -> list[str]:
+        if self._trains is not None:
+            texts = [train.traced.lower().as_text() for train in self._trains]
+            closed_over = [list(constants(train.traced.jaxpr)) for train in self._trains]
+            self._hashes = {
+                "programs": [hashlib.sha256(text.encode()).hexdigest() for text in texts],
+                "constants": [hash_of_arrays(arrays) for arrays in closed_over],
+            }
+            self._trains = None
+        return self._hashes[what]
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._hashed("programs")
+        return self.__dict__
+
+
+def hash_of_arrays(tree: Any) -> str:
+    """Of a tree's structure, and its arrays' dtypes, shapes and bytes."""
+    digest = hashlib.sha256(str(jax.tree.structure(tree)).encode())
+    for leaf in jax.tree.leaves(tree):
+        array = np.ascontiguousarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()

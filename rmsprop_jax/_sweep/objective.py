@@ -1,0 +1,91 @@
+"""What a sweep looks for: a metric, or a function of the metrics; which is better."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from rmsprop_jax._sweep.plan import Plan, Trials
+
+Objective: TypeAlias = str | Callable[[dict[str, np.ndarray]], Any]
+
+
+class Aim(NamedTuple):
+    """The objective and its direction. Nothing of it is stored but a name: it is computed from the
+    metrics, whenever they are read."""
+
+    objective: Objective
+    mode: str
+
+    @property
+    def name(self) -> str:
+        """A metric's name, or the function's."""
+        if isinstance(self.objective, str):
+            return self.objective
+        name = getattr(self.objective, "__name__", "objective")
+        return "objective" if name == "<lambda>" else name
+
+    def values(self, plan: Plan, trials: Trials) -> np.ndarray:
+        """The objective of each trial, float64."""
+        points = trials.number // len(plan.seeds)
+        if isinstance(self.objective, str):
+            return last(plan, self.objective, trials.metrics[self.objective], points).astype(float)
+        objective = self.objective
+        lengths = {name: plan.lengths(name) for name, x in trials.metrics.items() if x.ndim == 2}
+        cut = lambda name, x, p: x[: lengths[name][p]] if name in lengths else x
+        each = (
+            {name: cut(name, x[i], p) for name, x in trials.metrics.items()}
+            for i, p in enumerate(points)
+        )
+        return np.array([as_float(objective(one), self.name) for one in each], float)
+
+
+def last(plan: Plan, metric: str, values: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """The last value of a metric for trials of these points; what pads a shorter one is none."""
+    if values.ndim == 1:
+        return values
+    return values[np.arange(len(points)), plan.lengths(metric)[points] - 1]
+
+
+def as_float(value: Any, name: str) -> float:
+    """What an objective gave; ValueError where it is no number."""
+    array = np.asarray(value)
+    if array.size != 1 or array.dtype.kind in "OUSc":
+        said = f"an array of shape {array.shape}" if array.ndim else repr(value)
+        raise ValueError(f"the objective {name!r} returned {said}, wanted one number.")
+    return float(array.reshape(()))
+
+
+def checked(objective: Any, mode: Any, plan: Plan) -> Aim:
+    """The objective, tried on zeros; ValueError where it cannot be had from these metrics."""
+    if mode not in ("min", "max"):
+        raise ValueError(f'mode must be "min" or "max", got {mode!r}.')
+    aim, names = Aim(objective, mode), list(plan.metrics[0])
+    shapes = {name: plan.shape(name) for name in names}
+    has = ", ".join(f"{name} {list(shape) or 'scalar'}" for name, shape in shapes.items())
+    if isinstance(objective, str):
+        if objective not in names:
+            raise ValueError(
+                f"the objective is {objective!r}, but train returned {sorted(names)}: pass "
+                "objective=... one of these, or a function of the metrics."
+            )
+        return aim
+    if not callable(objective):
+        raise ValueError(
+            f"objective must be a metric's name or a function, got {type(objective).__name__}."
+        )
+    zeros = {name: np.zeros(shape, plan.dtype(name)) for name, shape in shapes.items()}
+    try:
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            value = objective(zeros)
+    except (KeyError, TypeError, AttributeError, IndexError, NameError) as error:
+        raise ValueError(
+            f"the objective {aim.name!r} raised {error!r} when tried on zeros; the metrics are "
+            f"NumPy arrays: {has}."
+        ) from error
+    except Exception:  # a division by zero, say: zeros are not what it is meant for
+        return aim
+    as_float(value, aim.name)
+    return aim
