@@ -123,6 +123,25 @@ def test_sensitivity_of_numbers_stands_on_a_fitting_scale(sampled):
     assert (low, high) == pytest.approx(best.interval)
 
 
+@pytest.mark.parametrize("other", [None, "auto"])
+def test_sensitivity_of_many_numbers_beside_another_value_hides_nothing(other):
+    """The best point is the one whose value is no number."""
+
+    def train(hp, key):
+        return {"loss": jnp.float32(0.1) if hp["x"] is other else (hp["x"] - 0.5) ** 2 + 1}
+
+    points = rj.Points([{"x": other}, *({"x": x} for x in np.linspace(0, 1, 20).tolist())])
+    result = rj.sweep(train, points, progress=False)
+    axes = rj.plots.sensitivity(result, "x")
+    dots, line = axes.lines[0], axes.lines[1]
+    assert len(dots.get_xdata()) == 21
+    assert np.isfinite(dots.get_xdata()).all()
+    np.testing.assert_allclose(line.get_ydata()[-1], 0.1, rtol=1e-6)
+    assert [t.get_text() for t in axes.get_xticklabels()][-1] == str(other)
+    assert len(axes.get_xticklabels()) == 9
+    axes.figure.canvas.draw()
+
+
 def test_curves_draws_each_point_and_names_the_best(result):
     axes = rj.plots.curves(result, "curve")
     assert len(axes.lines) == len(result)

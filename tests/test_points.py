@@ -1,5 +1,6 @@
 """`grid`, `static`, `Points`."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -55,3 +56,98 @@ def test_refused(axes, message):
 def test_dicts_with_other_names_are_refused():
     with pytest.raises(ValueError, match="point 1 has"):
         rj.Points([{"a": 1}, {"b": 1}])
+
+
+# Joined, multiplied, and what is said of values that do not fit.
+
+
+def test_a_product_is_each_with_each():
+    drawn = rj.sample({"learning_rate": rj.log_uniform(1e-4, 1e-1)}, 3)
+    points = rj.grid(optimizer=["sgd", "rmsprop"], width=rj.static([8])) * drawn
+    assert len(points) == 6
+    assert points.names == ("optimizer", "width", "learning_rate")
+    assert points.static == {"width"}
+    assert points[1] == {"optimizer": "sgd", "width": 8, **drawn[1]}
+    with pytest.raises(ValueError, match=r"both Points have \['optimizer'\]"):
+        points * rj.grid(optimizer=["adam"])
+
+
+def test_an_axis_of_some_points_only():
+    """Momentum where the optimiser has one: no dummy value, and none in hp."""
+    plain = rj.grid(optimizer=["plain"], x=[1.0, 2.0])
+    with_momentum = rj.grid(optimizer=["momentum"], x=[1.0], momentum=[0.5, 0.9])
+    points = plain + with_momentum
+    assert points.names == ("optimizer", "x", "momentum")
+    assert "momentum" not in points[0]
+    seen = []
+
+    def train(hp, key):
+        seen.append(sorted(hp))
+        return {"loss": hp["x"] + (hp["momentum"] if hp["optimizer"] == "momentum" else 10)}
+
+    result = rj.sweep(train, points, progress=False)
+    assert result.objective.tolist() == [11.0, 12.0, 1.5, pytest.approx(1.9)]
+    assert seen == [["optimizer", "x"], ["momentum", "optimizer", "x"]]
+    table = result.to_dataframe()
+    assert table["momentum"].isna().tolist() == [True, True, False, False]
+    assert result.best().point == {"optimizer": "momentum", "x": 1.0, "momentum": 0.5}
+    assert sorted(result.best().hp) == ["momentum", "optimizer", "x"]
+    assert np.isnan(result.to_xarray().momentum.values[:2]).all()
+    assert result.sensitivity()["momentum"] > 8
+    assert "–" in result._repr_html_()
+    with pytest.raises(ValueError, match=r"hp\['momentum'\], but no axis gives it: this point has"):
+        rj.sweep(lambda hp, key: {"loss": hp["momentum"]}, points, progress=False)
+
+
+def test_an_axis_of_some_points_only_on_disk(tmp_path):
+    train = lambda hp, key: {"loss": hp["x"] + hp.get("y", 10.0)}
+    points = rj.grid(x=[1.0]) + rj.grid(x=[2.0], y=[0.5])
+    first = rj.sweep(train, points, path=tmp_path, progress=False)
+    loaded = rj.SweepResult.load(tmp_path)
+    assert loaded.points == points
+    assert loaded.objective.tolist() == first.objective.tolist() == [11.0, 2.5]
+    rounds = len(list(tmp_path.glob("round-*")))
+    again = rj.sweep(train, points + rj.grid(x=[3.0]), path=tmp_path, progress=False)
+    assert again.objective.tolist() == [11.0, 2.5, 13.0]
+    assert len(list(tmp_path.glob("round-*"))) == rounds + 1
+
+
+def test_lists_join_points():
+    points = rj.grid(a=[1])
+    more = [{"a": 2}]
+    assert points + more == [{"a": 1}] + (points[:0] + more)
+    with pytest.raises(TypeError):
+        points + 3
+
+
+def test_a_float64_axis_under_x64(x64):
+    points = rj.grid(x=[1e-300, 1e300, 0.1, 0.1 + 1e-12])
+    train = lambda hp, key: {"loss": hp["x"]}
+    result = rj.sweep(train, points, progress=False)
+    assert result.objective.tolist() == [1e-300, 1e300, 0.1, 0.1 + 1e-12]
+    assert result.metrics["loss"].dtype == np.float64
+
+
+SAID = {
+    "one dict": (lambda: rj.sweep(print, {"lr": [0.1]}), r"one dict.*rj\.grid\(\*\*points\)"),
+    "numbers": (lambda: rj.sweep(print, [0.1, 0.2]), r"point 0 is 0\.1, wanted a dict"),
+    "names": (lambda: rj.Points([{1: 2}]), "point 0 is {1: 2}, wanted a dict from names"),
+    "grid of a dict": (lambda: rj.grid({"lr": [0.1]}), r"axes by name: grid\(\*\*\{'lr'"),
+    "grid of a list": (lambda: rj.grid([0.1]), "axes by name"),
+    "a key": (lambda: rj.grid(k=jax.random.split(jax.random.key(0), 2)), "PRNG keys.*seeds=n"),
+    "keys": (lambda: rj.grid(k=[jax.random.key(0)]), "PRNG keys: give integers"),
+    "merged": (lambda: rj.grid(x=[0.99999999, 0.999999999]), r"are one number in float32"),
+    "beyond": (lambda: rj.grid(x=[1e300]), r"1e\+300, infinite in float32: enable JAX's x64"),
+    "below": (lambda: rj.grid(x=[1e-60]), "1e-60, 0 in float32: write 0"),
+    "static of a word": (lambda: rj.static("adam"), r"got 'adam': static\(\['adam'\]\)"),
+    "static of a number": (lambda: rj.static(3), r"static\(\[3\]\)"),
+    "static of a dict": (lambda: rj.static({"a": 1}), r"static\(\[\{'a': 1\}\]\)"),
+    "a distribution": (lambda: rj.grid(x=rj.uniform(0, 1)), r"rj\.sample draws"),
+}
+
+
+@pytest.mark.parametrize("case", SAID)
+def test_what_does_not_fit_is_said_with_a_remedy(case):
+    call, message = SAID[case]
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -1,16 +1,22 @@
 """What a result says: which point, how sure, what matters."""
 
+import copy
+import gc
 import html.parser
 import itertools
 import math
+import pickle
+import weakref
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+import xarray
 
 import rmsprop_jax as rj
+from rmsprop_jax._sweep import fingerprint
 from rmsprop_jax._sweep.statistics import levels
 
 POINTS = rj.grid(x=[1.0, 2.0, 3.0], kind=["a", "b"], same=[5])
@@ -183,3 +189,203 @@ def test_the_notebook_shows_the_best_points(result):
     nan = lambda hp, key: {"loss": hp["x"] * jnp.nan * hp["same"], "k": hp["kind"] == "a"}
     none = sweep(f=nan, seeds=1)
     assert none._repr_html_().count("<tr>") == 1
+
+
+# Trained again, copied, under other names.
+
+
+def structured(hp, key, data):
+    """A bool axis, NumPy data indexed in a scan: what retraining by hand trips over."""
+    solver = rj.rmsprop(hp["rate"], centered=hp["centered"], momentum=hp["momentum"])
+    params = jax.random.normal(key, (3,))
+
+    def step(carry, i):
+        params, state = carry
+        loss, grads = jax.value_and_grad(lambda p: jnp.sum((p - data[i]) ** 2))(params)
+        updates, state = solver.update(grads, state)
+        return (params + updates, state), loss
+
+    carry = params, solver.init(params)
+    return {"loss": jax.lax.scan(step, carry, jnp.arange(20))[1], "end": params[0]}
+
+
+DATA = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+STRUCTURED = rj.grid(rate=[0.01, 0.1], centered=[False, True], momentum=[None, 0.9])
+
+
+def test_a_point_is_trained_again_bit_for_bit():
+    found = rj.sweep(structured, STRUCTURED, seeds=[3, 5], args=(DATA,), progress=False)
+    for record in found.top(8):
+        i = found.points.index_of(record.point)
+        for seed in (3, 5):
+            (trial,) = np.flatnonzero((found.point_index == i) & (found.seed_index == seed // 5))
+            again = found.retrain(record, seed=seed, args=(DATA,))
+            assert set(again) == {"loss", "end"}
+            for name, x in again.items():
+                np.testing.assert_array_equal(x, found.metrics[name][trial])
+    assert not np.array_equal(
+        found.retrain(found.best(), seed=7, args=(DATA,))["loss"], again["loss"]
+    )
+    by_point = found.retrain(STRUCTURED[0], args=(DATA,))
+    np.testing.assert_array_equal(by_point["loss"], found.metrics["loss"][0])
+    with pytest.raises(ValueError, match=r"with 0 args.*train\(hp, key, data\)"):
+        found.retrain(found.best())
+    with pytest.raises(ValueError, match="not among the points"):
+        found.retrain({"rate": 9.0}, args=(DATA,))
+
+
+def test_training_again_gives_all_steps_where_few_were_kept():
+    found = rj.sweep(structured, STRUCTURED, args=(DATA,), every=7, progress=False)
+    again = found.retrain(found.points[0], args=(DATA,))["loss"]
+    assert found.steps["loss"].tolist() == [7, 14, 20]
+    np.testing.assert_array_equal(again[found.steps["loss"] - 1], found.metrics["loss"][0])
+
+
+def test_a_result_is_pickled_and_copied_and_lets_its_args_go(tmp_path):
+    data = jnp.asarray(DATA)
+    gone = weakref.ref(data)
+    found = rj.sweep(structured, STRUCTURED, args=(data,), progress=False)
+    del data
+    gc.collect()
+    assert gone() is None
+    for other in (
+        pickle.loads(pickle.dumps(found)),
+        copy.deepcopy(found),
+        copy.copy(found),
+        pickle.loads(pickle.dumps(copy.deepcopy(found))),
+    ):
+        np.testing.assert_array_equal(other.metrics["loss"], found.metrics["loss"])
+        assert other.best().point == found.best().point
+        assert other.points == found.points
+    copied = copy.deepcopy(found)
+    copied.metrics["loss"][:] = 0
+    assert found.metrics["loss"].any()
+    assert copied.retrain(found.best(), args=(DATA,))["loss"].any()
+    with pytest.raises(ValueError, match="loaded, and a folder holds no train"):
+        pickle.loads(pickle.dumps(found)).retrain(found.best(), args=(DATA,))
+    pickle.loads(pickle.dumps(found)).save(tmp_path / "f")
+    again = rj.sweep(structured, STRUCTURED, args=(DATA,), path=tmp_path / "f", progress=False)
+    assert len(list((tmp_path / "f").glob("round-*"))) == 1  # nothing ran
+    np.testing.assert_array_equal(again.metrics["loss"], found.metrics["loss"])
+
+
+def test_large_args_are_hashed_only_where_a_folder_asks(tmp_path, monkeypatch):
+    monkeypatch.setattr(fingerprint, "MOST_BYTES", 100)
+    train = lambda hp, key, data: {"loss": hp["x"] * data.mean()}
+    run = lambda **options: rj.sweep(
+        train, rj.grid(x=[1.0]), args=(jnp.ones(1000),), progress=False, **options
+    )
+    run(path=tmp_path / "swept")
+    run(path=tmp_path / "swept")
+    run().save(tmp_path / "saved")
+    assert rj.SweepResult.load(tmp_path / "saved").objective == 1.0
+    with pytest.raises(ValueError, match="saved without a hash of its args"):
+        run(path=tmp_path / "saved")
+
+
+def test_a_record_prints_what_a_person_wants(result):
+    text = repr(result.best())
+    assert text.startswith("Record({'x': 2.0, 'kind': 'a', 'same': 5}, objective ")
+    assert "95%" in text
+    assert text.endswith("5 seeds)")
+    assert "key" not in text
+    assert "one seed" not in repr(sweep(seeds=1).best())
+
+
+def test_a_function_without_a_name_is_called_the_objective():
+    assert sweep(objective=lambda m: m["loss"][-1]).objective_name == "objective"
+
+    def late(m):
+        return m["loss"][-1]
+
+    assert sweep(objective=late).objective_name == "late"
+
+
+NAMES = ["finished", "trial", "step", "step_loss", "step_short", "trial_", "mode", "name", "loss_"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("where", ["axis", "metric"])
+def test_names_like_ours_replace_nothing(name, where, tmp_path):
+    f = lambda hp, key: {
+        "loss": hp["x"] * jnp.ones(3),
+        "short": hp["x"] * jnp.ones(2),
+        **({name: hp["x"] + 1} if where == "metric" else {"other": hp[name]}),
+    }
+    points = rj.grid(x=[1.0, 2.0], **({name: [7.0]} if where == "axis" else {}))
+    found = rj.sweep(f, points, progress=False)
+    data = found.to_xarray()
+    assert data.objective.values[:, 0].tolist() == [1.0, 2.0]
+    assert data[name].values.reshape(-1).tolist() == ([7.0] * 2 if where == "axis" else [2.0, 3.0])
+    assert len(data.loss.dims) == 3
+    data.to_netcdf(tmp_path / "data.nc")
+    assert len(found.to_dataframe()) == 2
+
+
+def test_a_dataset_is_written_and_read(tmp_path):
+    """Axes of text, bools, None among numbers, and objects."""
+    points = rj.grid(
+        kind=["a", "bb"], flag=[False, True], momentum=[None, 0.9], n=rj.static([(1, 2), {"a": 1}])
+    )
+
+    def train(hp, key):
+        momentum = 0 if hp["momentum"] is None else hp["momentum"]
+        loss = len(hp["kind"]) + 2 * hp["flag"] + momentum + len(hp["n"])
+        return {"loss": loss * jnp.ones(4), "ok": jnp.bool_(True), "half": jnp.bfloat16(1)}
+
+    data = rj.sweep(train, points, progress=False).to_xarray()
+    data.to_netcdf(tmp_path / "data.nc")
+    with xarray.open_dataset(tmp_path / "data.nc") as read:
+        read.load()
+    xarray.testing.assert_allclose(read.loss, data.loss)
+    assert read.kind.values.tolist() == data.kind.values.tolist()
+    assert read.flag.values.tolist() == data.flag.values.tolist()
+    assert np.isnan(read.momentum.values).sum() == 8
+    assert set(read.n.values.tolist()) == {"(1, 2)", "{'a': 1}"}
+    assert read.attrs["objective_mode"] == "min"
+
+
+# Structures that train for different numbers of steps.
+
+
+def uneven(hp, key):
+    return {
+        "loss": (10 * hp["x"] + jnp.arange(hp["n"], dtype=float)),
+        "vector": jnp.arange(4.0),
+        "last": jnp.int32(hp["n"]),
+    }
+
+
+UNEVEN = rj.grid(n=rj.static([3, 6]), x=[1.0, 2.0])
+
+
+@pytest.mark.parametrize("every", [1, 2, 4])
+def test_shorter_trainings_are_followed_by_nan(every, tmp_path):
+    for path in (None, tmp_path):
+        found = rj.sweep(uneven, UNEVEN, every=every, path=path, progress=False)
+        at = {1: [1, 2, 3, 4, 5, 6], 2: [2, 3, 4, 6], 4: [3, 4, 6]}[every]
+        assert found.steps["loss"].tolist() == at
+        for trial, point in enumerate(found.points):
+            own = [10 * point["x"] + t - 1 if t <= point["n"] else np.nan for t in at]
+            np.testing.assert_array_equal(found.metrics["loss"][trial], own)
+        assert found.objective.tolist() == [12.0, 22.0, 15.0, 25.0]
+        assert not found.failed.any()
+        assert found.to_dataframe()["loss"].tolist() == found.objective.tolist()
+        lengths = rj.sweep(
+            uneven, UNEVEN, every=every, objective=lambda m: len(m["loss"]), progress=False
+        )
+        assert lengths.objective.tolist() == [sum(t <= n for t in at) for n in (3, 3, 6, 6)]
+    again = rj.SweepResult.load(tmp_path)
+    np.testing.assert_array_equal(again.metrics["loss"], found.metrics["loss"])
+    assert again.objective.tolist() == found.objective.tolist()
+    more = rj.sweep(
+        uneven, UNEVEN + rj.grid(n=rj.static([5]), x=[1.0]), every=every, path=tmp_path,
+        progress=False,
+    )  # fmt: skip
+    assert more.objective.tolist() == [12.0, 22.0, 15.0, 25.0, 14.0]
+
+
+def test_whole_numbers_of_different_lengths_are_refused():
+    f = lambda hp, key: {"loss": hp["x"], "i": jnp.arange(hp["n"])}
+    with pytest.raises(ValueError, match=r"'i' differs between structures.*integers of the same"):
+        rj.sweep(f, UNEVEN, progress=False)

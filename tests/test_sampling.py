@@ -129,3 +129,49 @@ def test_rmsprop_space_is_swept():
 def test_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+ENDS = {
+    "uniform": rj.uniform(0.5, 1.0),
+    "narrow": rj.uniform(0.1, 0.1 + 1e-12),
+    "log_uniform": rj.log_uniform(1e-3, 1.0),
+    "one_minus": rj.one_minus(rj.log_uniform(1e-20, 0.1)),
+    "one_minus of uniform": rj.one_minus(rj.uniform(1e-12, 0.5)),
+    "wide": rj.uniform(-3e38, 3e38),
+    "huge": rj.log_uniform(1e-30, 1e38),
+}
+UPPER = {"narrow": 0.1 + 1e-12, "wide": 3e38, "huge": 1e38}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_draws_stop_below_their_upper_end_in_float32(name):
+    """A decay that float32 rounds to 1 would be another setting."""
+    high = np.float32(UPPER.get(name, 1.0))
+    for u in (0.0, 1e-300, 0.5, 1 - 2.0**-30, np.nextafter(1.0, 0.0)):
+        x = ENDS[name].quantile(u)
+        assert np.isfinite(x)
+        assert np.float32(x) < high or name == "narrow"  # no float32 lies within
+
+
+def test_the_widest_ranges_are_drawn_from(x64):
+    points = rj.sample({"x": rj.uniform(-1e308, 1e308), "y": rj.log_uniform(1e-320, 1e308)}, 64)
+    x, y = column(points, "x"), column(points, "y")
+    assert np.isfinite(x).all()
+    assert x.min() < -9e307
+    assert x.max() > 9e307
+    assert y.min() < 1e-300
+    assert y.max() > 1e295
+
+
+def test_a_distribution_may_be_static():
+    points = rj.sample({"width": rj.static(rj.integers(8, 64)), "x": rj.uniform(0, 1)}, 4)
+    assert points.static == {"width"}
+    assert all(type(p["width"]) is int for p in points)
+    assert repr(rj.static(rj.integers(8, 64))) == "static(integers(8, 64))"
+    array = rj.choice(np.array([1.0, 2.0]))
+    assert {array.quantile(u) for u in (0.1, 0.9)} == {1.0, 2.0}
+
+
+def test_one_minus_needs_numbers():
+    with pytest.raises(ValueError, match="distribution of numbers, got choice"):
+        rj.one_minus(rj.choice(["a"]))

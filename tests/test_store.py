@@ -1,11 +1,14 @@
 """A sweep's folder: killed, resumed, grown, refused; nothing finished is lost or run again."""
 
+import json
 import os
 import random
+import shutil
 import stat
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -440,3 +443,36 @@ def test_an_objective_that_raises_loses_nothing():
     assert result.objective[0] == 1.0
     assert np.isnan(result.objective[1])
     assert result.metrics["twice"].tolist() == [2.0, 4.0]
+
+
+def test_a_path_may_begin_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    run("~/sweep")
+    assert (tmp_path / "sweep" / store.MANIFEST).exists()
+    assert not (tmp_path / "~").exists()
+    same(rj.SweepResult.load("~/sweep"), run(None))
+    run(None).save("~/saved")
+    same(rj.SweepResult.load(tmp_path / "saved"), run(None))
+
+
+FORMAT_1 = Path(__file__).parent / "data" / "format_1"
+
+
+def test_a_folder_of_format_1_is_read_and_goes_on(tmp_path):
+    """Written by the version before this one, with jax 0.10.2: `run(FORMAT_1, every=2)` there."""
+    loaded = rj.SweepResult.load(FORMAT_1)
+    same(loaded, run(None, every=2))
+    shutil.copytree(FORMAT_1, tmp_path / "f")
+    if jax.__version__ != json.loads((FORMAT_1 / store.MANIFEST).read_text())["jax"]:
+        with pytest.raises(ValueError, match="another version of jax"):
+            run(tmp_path / "f", every=2)
+        return
+    before = len(list((tmp_path / "f").glob("round-*")))
+    same(run(tmp_path / "f", every=2), run(None, every=2))
+    assert len(list((tmp_path / "f").glob("round-*"))) == before
+    grown = X + rj.grid(x=[4.0])
+    same(run(tmp_path / "f", grown, every=2), run(None, grown, every=2))
+    assert len(list((tmp_path / "f").glob("round-*"))) == before + 1
+    with pytest.raises(ValueError, match="another train"):
+        run(tmp_path / "f", grown, lambda hp, key: train(hp, key, 3.0), every=2)

@@ -2,9 +2,14 @@
 
 import collections
 import contextlib
+import copy
+import math
+import operator
 import os
 import subprocess
 import sys
+import threading
+import types
 
 import jax
 import jax.numpy as jnp
@@ -125,6 +130,14 @@ def test_a_kept_program_calls_the_callback_of_its_own_train():
         assert seen == [wanted]
 
 
+def test_a_kept_program_has_the_names_of_its_own_train():
+    """Two programs that differ in the names of hyperparameters and metrics have one text."""
+    for axis, metric in (("x", "loss"), ("y", "loss"), ("x", "cost"), ("y", "cost")):
+        train = lambda hp, key, axis=axis, metric=metric: {metric: 2 * hp[axis]}
+        result = rj.sweep(train, rj.grid(**{axis: [3.0]}), objective=metric, progress=False)
+        assert result.metrics == {metric: [6.0]}
+
+
 def test_closed_over_data_is_part_of_a_kept_program():
     for value in (1.0, 2.0):
         data = jnp.full(1000, value)
@@ -157,8 +170,9 @@ def test_the_persistent_compilation_cache_is_used(tmp_path):
         )
         return tuple(map(int, done.stdout.split()))
 
-    (_, missed), (hits, missed_again) = run(), run()
-    assert hits == missed >= 2
+    (found, missed), (found_again, missed_again) = run(), run()
+    assert missed >= 2
+    assert found_again == found + missed
     assert missed_again == 0
 
 
@@ -374,3 +388,306 @@ def test_refused_before_anything_runs(case):
 def test_an_empty_list_of_points_is_refused():
     with pytest.raises(ValueError, match="at least one point"):
         rj.sweep(lambda hp, key: {"loss": 0.0}, [], progress=False)
+
+
+# Objectives that cannot be had are found before anything runs.
+
+LOSS = lambda hp, key: {"loss": hp["x"] * jnp.arange(1.0, 4.0), "end": hp["x"]}
+ONE = rj.grid(x=[1.0, 2.0])
+
+BAD_OBJECTIVES = {
+    "typo": (lambda m: m["los"], r"raised KeyError\('los'\).*end scalar, loss \[3\]"),
+    "none": (lambda m: None, "returned None, wanted one number"),
+    "array": (lambda m: m["loss"], r"returned an array of shape \(3,\), wanted one number"),
+    "text": (lambda m: "low", "returned 'low', wanted one number"),
+    "method": (lambda m: m["loss"].last(), "raised AttributeError"),
+    "index": (lambda m: m["loss"][7], "raised IndexError"),
+    "arguments": (lambda m, n: 0.0, "raised TypeError"),
+    "number": (3, "metric's name or a function, got int"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_OBJECTIVES)
+def test_an_objective_is_tried_on_zeros_before_anything_runs(case):
+    objective, message = BAD_OBJECTIVES[case]
+    ran = []
+
+    def train(hp, key):
+        jax.debug.callback(lambda: ran.append(1))
+        return LOSS(hp, key)
+
+    with pytest.raises(ValueError, match=message):
+        rj.sweep(train, ONE, objective=objective, progress=False)
+    jax.effects_barrier()
+    assert not ran
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        lambda m: 1 / float(m["end"]),
+        lambda m: np.log(m["end"]),
+        lambda m: math.log(m["end"]),
+        lambda m: m["loss"][-1:],
+        lambda m: jnp.float32(m["loss"][0]),
+        lambda m: bool(m["end"] > 1),
+    ],
+)
+def test_an_objective_that_zeros_are_not_for_is_taken(objective):
+    result = rj.sweep(LOSS, ONE, objective=objective, progress=False)
+    expected = [float(np.ravel(objective({n: x[i] for n, x in result.metrics.items()}))[0])
+                for i in range(2)]  # fmt: skip
+    assert result.objective.tolist() == expected
+
+
+# Seeds and keys.
+
+
+@pytest.mark.parametrize(
+    ("seeds", "message"),
+    [
+        ([0, 2**32], r"0 and 4294967296, which have the same key"),
+        ([-1, 2**32 - 1], "the same key"),
+        ([2**63], "fit 64 bits, got 9223372036854775808"),
+        ([-(2**63) - 1], "fit 64 bits"),
+        (jax.random.key(0), r"PRNG keys: each trial gets jax\.random\.key\(s\)"),
+        ("01", "count or a sequence"),
+        ([1.5], "count or a sequence"),
+        ([True], "count or a sequence"),
+    ],
+)
+def test_seeds_that_are_no_seeds_are_refused(seeds, message):
+    with pytest.raises(ValueError, match=message):
+        rj.sweep(make_train(), POINTS, seeds=seeds, progress=False)
+
+
+def test_seeds_of_64_bits_are_their_own_under_x64(x64):
+    train = lambda hp, key: {"loss": hp["x"] + jax.random.uniform(key)}
+    result = rj.sweep(train, rj.grid(x=[1.0]), seeds=[0, 2**32, -(2**63)], progress=False)
+    assert len(set(result.objective.tolist())) == 3
+
+
+def test_seeds_of_a_train_that_reads_no_key_are_warned_of():
+    with pytest.warns(UserWarning, match="never reads its key, so its 3 seeds are 3 times"):
+        rj.sweep(LOSS, ONE, seeds=3, progress=False)
+    rj.sweep(LOSS, ONE, seeds=[7], progress=False)  # one seed repeats nothing
+    partly = lambda hp, key: {"loss": hp["x"] + (jax.random.uniform(key) if hp["noisy"] else 0.0)}
+    rj.sweep(partly, rj.grid(x=[1.0], noisy=[False, True]), seeds=2, progress=False)
+
+
+# `every`.
+
+
+def test_every_keeps_what_is_no_series_of_steps_whole():
+    """Four parameters, a longer vector, five evaluations, beside fifty losses."""
+    train = lambda hp, key: {
+        "loss": hp["x"] * jnp.arange(50.0),
+        "params": jnp.arange(4.0),
+        "long": jnp.arange(100.0),
+        "evaluations": jnp.arange(5.0),
+        "end": hp["x"],
+    }
+    shapes = lambda result: {name: x.shape[1:] for name, x in result.metrics.items()}
+    whole = {"loss": (5,), "params": (4,), "long": (100,), "evaluations": (5,), "end": ()}
+    assert shapes(rj.sweep(train, ONE, every=10, progress=False)) == whole
+    by_name = rj.sweep(train, ONE, every={"loss": 25, "long": 50}, progress=False)
+    assert shapes(by_name) == whole | {"loss": (2,), "long": (2,)}
+    assert by_name.steps["long"].tolist() == [50, 100]
+    by_length = rj.sweep(train, ONE, objective="end", every=50, progress=False)
+    assert shapes(by_length) == whole | {"loss": (50,), "long": (2,)}
+    with pytest.raises(ValueError, match=r"every names \['end'\]"):
+        rj.sweep(train, ONE, every={"end": 2}, progress=False)
+    with pytest.raises(ValueError, match=r"every\['loss'\] must be an int of at least 1"):
+        rj.sweep(train, ONE, every={"loss": 0}, progress=False)
+
+
+# hp is read in any way that a dict is.
+
+READS = {
+    "item": lambda hp: hp["x"] + hp["y"],
+    "get": lambda hp: hp.get("x") + hp.get("y", 0),
+    "pop": lambda hp: hp.pop("x") + hp.pop("y"),
+    "popitem": lambda hp: hp.popitem()[1] + hp.popitem()[1],
+    "setdefault": lambda hp: hp.setdefault("x", 9.0) + hp.setdefault("y"),
+    "values": lambda hp: sum(hp.values()),
+    "items": lambda hp: sum(x for _, x in hp.items()),
+    "iteration": lambda hp: sum(hp[name] for name in hp),
+    "keys": lambda hp: sum(hp[name] for name in hp.keys()),  # noqa: SIM118
+    "or": lambda hp: sum((hp | {}).values()),
+    "ror": lambda hp: sum(({"z": 0.0} | hp).values()),
+    "copy": lambda hp: sum(hp.copy().values()),
+    "copy.copy": lambda hp: sum(copy.copy(hp).values()),
+    "copy.deepcopy": lambda hp: sum(copy.deepcopy(hp).values()),
+    "dict": lambda hp: sum(dict(hp).values()),
+    "unpacked": lambda hp: sum({**hp}.values()),
+    "keywords": lambda hp: (lambda x, y: x + y)(**hp),
+    "match": lambda hp: read_by_match(hp),
+    "itemgetter": lambda hp: sum(operator.itemgetter("x", "y")(hp)),
+    "namespace": lambda hp: (lambda n: n.x + n.y)(types.SimpleNamespace(**hp)),
+    "tree": lambda hp: sum(jax.tree.leaves(hp)),
+    "jit": lambda hp: jax.jit(lambda hp: hp["x"] + hp["y"])(hp),
+    "update": lambda hp: (hp.update(z=0.0), sum(hp.values()))[1],
+}
+
+
+def read_by_match(hp):
+    match hp:
+        case {"x": x, "y": y}:
+            return x + y
+
+
+@pytest.mark.parametrize("way", READS)
+def test_every_way_to_read_hp_counts(way):
+    train = lambda hp, key: {"loss": READS[way](hp)}
+    result = rj.sweep(train, rj.grid(x=[1.0, 2.0], y=[10.0]), progress=False)
+    assert result.objective.tolist() == [11.0, 12.0]
+
+
+def test_hp_as_an_attribute_says_how_to_write_it():
+    with pytest.raises(AttributeError, match=r"write hp\['x'\] instead of hp\.x"):
+        rj.sweep(lambda hp, key: {"loss": hp.x}, ONE, progress=False)
+
+
+# Settings and calls around it.
+
+KIND = jax.sharding.AxisType
+MESH = lambda kind: jax.make_mesh((2,), ("data",), axis_types=(kind,))
+AROUND = {
+    "an auto mesh": lambda: jax.set_mesh(MESH(KIND.Auto)),
+    "an explicit mesh": lambda: jax.set_mesh(MESH(KIND.Explicit)),
+    "disable_jit": lambda: jax.disable_jit(),
+    "a transfer guard": lambda: jax.transfer_guard("disallow"),
+    "a strict transfer guard": lambda: jax.transfer_guard("disallow_explicit"),
+    "debug_nans": lambda: jax.debug_nans(True),
+    "strict dtypes": lambda: jax.numpy_dtype_promotion("strict"),
+    "strict ranks": lambda: jax.numpy_rank_promotion("raise"),
+    "another device": lambda: jax.default_device(jax.devices()[1]),
+    "leak checks": lambda: jax.check_tracer_leaks(True),
+    "precision": lambda: jax.default_matmul_precision("highest"),
+}
+
+
+@pytest.mark.parametrize("name", AROUND)
+def test_settings_around_a_sweep_change_nothing(name):
+    data = jnp.arange(4.0)
+    train = lambda hp, key, x: {"loss": hp["x"] * x.sum() + jax.random.uniform(key, dtype=x.dtype)}
+    expected = rj.sweep(train, ONE, seeds=2, args=(data,), progress=False)
+    with AROUND[name]():
+        found = rj.sweep(train, ONE, seeds=2, args=(data,), progress=False)
+    np.testing.assert_array_equal(found.objective, expected.objective)
+
+
+def test_another_implementation_of_keys_has_other_numbers():
+    train = lambda hp, key: {"loss": hp["x"] + jax.random.uniform(key)}
+    with jax.default_prng_impl("rbg"):
+        found = rj.sweep(train, ONE, progress=False)
+        alone = jax.jit(train)({"x": jnp.float32(1)}, jax.random.key(0))
+    assert found.objective[0] == alone["loss"]
+    assert found.objective[0] != rj.sweep(train, ONE, progress=False).objective[0]
+
+
+SAID = {
+    "devices by name": ({"devices": "cpu"}, r"got 'cpu': jax\.devices\('cpu'\)"),
+    "devices twice": ({"devices": jax.devices()[:1] * 2}, "devices must differ"),
+    "a number of devices": ({"devices": [0]}, r"JAX devices, got \[0\]: some of jax\.devices\(\)"),
+    "too many args": ({"args": (1.0,)}, r"with 1 args, but its signature is train\(hp, key\)"),
+    "a word in args": ({"args": ({"a": "b"},)}, r"args\[0\]\['a'\] is 'b', a str.*close over it"),
+}
+
+
+@pytest.mark.parametrize("case", SAID)
+def test_arguments_that_do_not_fit_are_said_with_a_remedy(case):
+    options, message = SAID[case]
+    takes_args = lambda hp, key, *args: {"loss": hp["x"]}
+
+    def train(hp, key):
+        return {"loss": hp["x"]}
+
+    with pytest.raises(ValueError, match=message):
+        rj.sweep(takes_args if "word" in case else train, ONE, progress=False, **options)
+
+
+def test_one_device_may_be_given_alone():
+    assert len(rj.sweep(LOSS, ONE, devices=jax.devices()[1], progress=False)) == 2
+
+
+@pytest.mark.parametrize("train", [3, None, "train"])
+def test_a_train_that_is_no_function_is_refused(train):
+    with pytest.raises(ValueError, match="train must be a function"):
+        rj.sweep(train, ONE, progress=False)
+
+
+def test_an_array_instead_of_a_dict_is_called_so():
+    with pytest.raises(ValueError, match=r'got an array: return {"loss": losses}'):
+        rj.sweep(lambda hp, key: hp["x"], ONE, progress=False)
+
+
+def test_a_long_program_is_warned_of(monkeypatch):
+    monkeypatch.setattr("rmsprop_jax._sweep.sweep.LONG_PROGRAM", 100)
+
+    def train(hp, key):
+        loss = hp["x"]
+        for _ in range(60):
+            loss = jnp.sin(loss) + 1
+        return {"loss": loss}
+
+    with pytest.warns(UserWarning, match=r"1\d\d equations.*jax\.lax\.scan"):
+        rj.sweep(train, ONE, progress=False)
+
+
+IDLE = """
+import jax, os, rmsprop_jax as rj
+os.sched_getaffinity = lambda _: set(range(8))
+jax.config.update("jax_num_cpu_devices", DEVICES)
+train = lambda hp, key: {"loss": hp["x"]}
+rj.sweep(train, rj.grid(x=[1.0]), progress=PROGRESS)
+"""
+
+
+def test_idle_cores_are_said_in_one_line():
+    def said(devices, progress):
+        code = IDLE.replace("DEVICES", str(devices)).replace("PROGRESS", str(progress))
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return [line for line in done.stderr.splitlines() if "jax_num_cpu_devices" in line]
+
+    (line,) = said(1, True)
+    assert 'jax.config.update("jax_num_cpu_devices", 8)' in line
+    assert not said(2, True)
+    assert not said(1, False)
+
+
+def test_ctrl_c_says_that_the_process_may_live_on():
+    def objective(metrics):
+        if metrics["end"]:
+            raise KeyboardInterrupt
+        return 0.0
+
+    with pytest.raises(rj.SweepInterrupted, match=r"holds what is finished.*brings to its end"):
+        rj.sweep(LOSS, ONE, objective=objective, progress=False)
+
+
+def test_many_structures_compile_side_by_side(monkeypatch):
+    """In threads, ahead of their turn; each is compiled once and all numbers are right."""
+    threads = set()
+    compile_ = program.Program.compile
+
+    def noted(self):
+        threads.add(threading.current_thread().name)
+        return compile_(self)
+
+    monkeypatch.setattr(program.Program, "compile", noted)
+    train = lambda hp, key: {"loss": hp["x"] * jnp.ones(hp["n"]).sum()}
+    points = rj.grid(n=rj.static(list(range(1, 9))), x=[1.0, 2.0])
+    with compiles() as compiled:
+        result = rj.sweep(train, points, progress=False)
+    assert len(compiled) == 8
+    assert result.objective.tolist() == [x * n for n in range(1, 9) for x in (1.0, 2.0)]
+    assert sum(name.startswith("compile") for name in threads) > 1
+
+
+def test_a_compile_that_fails_says_so(monkeypatch):
+    monkeypatch.setattr(program, "_compiled", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError) as caught:
+        rj.sweep(LOSS, ONE, progress=False)
+    assert len(caught.value.result) == 0

@@ -192,6 +192,7 @@ def _key(traced: Any, lowered: Any, processes: Processes) -> str | None:
     settings = [getattr(jax.config, name) for name in ("jax_debug_nans", "jax_debug_infs")]
     where = [(device.platform, device.id) for device in processes.mesh.devices.tolist()]
     digest = hashlib.sha256(lowered.as_text().encode())
-    digest.update(repr((settings, where)).encode())
+    # Names of hyperparameters and metrics are no part of the text.
+    digest.update(repr((settings, where, lowered.in_tree, lowered.out_tree)).encode())
     digest.update(hash_of_arrays(list(constants(traced.jaxpr))).encode())
     return digest.hexdigest()

@@ -202,9 +202,10 @@ def _bounds(name: str, low: Any, high: Any) -> tuple[float, float]:
 
 
 def _below(low: float, high: float) -> float:
-    """The largest float32 below `high`, or `low` where that is larger."""
-    with np.errstate(over="ignore"):
-        last = np.float32(high)
-    if float(last) >= high:
-        last = np.nextafter(last, np.float32(-np.inf))
-    return max(low, float(last))
+    """The largest number below `high` that float32 has and does not round to it; of float64, where
+    float32 has none in the range."""
+    if abs(high) <= float(np.finfo(np.float32).max):
+        last = float(np.nextafter(np.float32(high), np.float32(-np.inf)))
+        if low < last < high:
+            return last
+    return float(np.nextafter(high, -np.inf))
