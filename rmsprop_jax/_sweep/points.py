@@ -13,6 +13,8 @@ from jax.core import Tracer
 from rmsprop_jax._sweep.values import identity, is_key, is_number
 
 RESERVED = frozenset({"seed", "objective", "failed"})
+FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+LARGEST = float(np.finfo(np.float32).max)
 
 
 class static(tuple):  # noqa: N801 (reads as a function where it is called)
@@ -313,10 +315,10 @@ def plain(name: str, value: Any, is_static: bool) -> Any:
         raise ValueError(f"{name!r} has the value NaN: leave that point out.")
     if isinstance(value, int) and not -(2**31) <= value < 2**31:
         raise ValueError(f"{name!r} has the integer {value}, beyond int32: write it as a float.")
-    if isinstance(value, float) and math.isfinite(value) and _float().itemsize < 8:
-        if abs(value) > float(np.finfo(np.float32).max):
+    if isinstance(value, float) and value and math.isfinite(value) and _float() is FLOAT32:
+        if abs(value) > LARGEST:
             raise ValueError(f"{name!r} has {value}, infinite in float32: enable JAX's x64.")
-        if value != 0 and np.float32(value) == 0:
+        if abs(value) < 1e-45 and np.float32(value) == 0:
             raise ValueError(f"{name!r} has {value}, 0 in float32: write 0, or enable JAX's x64.")
     return value
 
@@ -339,4 +341,4 @@ def _rows(points: Any) -> list[dict[str, Any]]:
 
 def _float() -> Any:
     """JAX's default: float32, or float64 under x64."""
-    return np.dtype(jnp.result_type(float))
+    return FLOAT64 if jax.config.read("jax_enable_x64") else FLOAT32

@@ -63,10 +63,10 @@ class Processes:
             raise RuntimeError("process 0 refused to go on; its own error says why.")
         return result
 
-    def refuse_different(self, what: str, digest: int) -> None:
+    def refuse_different(self, what: str, digest: Callable[[], int]) -> None:
         """ValueError where the processes do not have the same."""
         if self.count > 1:
-            digests = multihost_utils.process_allgather(np.uint32(digest))
+            digests = multihost_utils.process_allgather(np.uint32(digest()))
             if len(set(digests.tolist())) > 1:
                 raise ValueError(
                     f"the processes called sweep with different {what}: call it alike in each."

@@ -61,27 +61,33 @@ def sweep(
     Args:
       train: `train(hp, key, *args) -> metrics`, a pure function that runs one whole training.
         `hp` is a dict; its numbers arrive as traced scalars. Metrics are named arrays of rank 0
-        (a value) or 1 (one value a step), with the same names, shapes and dtypes for all points.
+        (a value) or 1 (one value a step), with the same names, ranks and dtypes for all points;
+        floats of a structure with fewer steps are followed by NaN.
         Build the optimiser inside: `rj.rmsprop(hp["learning_rate"], decay=hp["decay"])`.
       points: `Points`, or a list of dicts with the same names.
       seeds: a count n (0 … n−1), or the seeds. Every point gets the same keys `jax.random.key(s)`.
       objective: a metric's name (its last value counts), or a function on the host from one trial's
-        metrics, as NumPy arrays, to a float. A trial whose objective is not finite has failed: it
-        is kept and marked, is never best, and touches no other.
+        metrics, as NumPy arrays, to a float; it is tried on zeros first. A trial whose objective
+        is not finite has failed: it is kept and marked, is never best, and touches no other.
       mode: "min" or "max".
       args: arrays (or pytrees of them) that every trial reads, copied to each device once.
       batch_size: how many trials share one `vmap` on a device. "auto" is 1 on a CPU, where `vmap`
-        gains nothing, and elsewhere as many as fit the memory by the compiler's own analysis.
+        gains nothing, and elsewhere as many as fit the memory by the compiler's own analysis. A
+        last batch that is not full runs its last trial again in the lanes that are left.
       devices: by default all, of every process after `jax.distributed.initialize()`; then every
         process makes the same call and gets the same result, and process 0 writes and draws. On
         CPU, give JAX one device a core before its first use:
         `jax.config.update("jax_num_cpu_devices", os.cpu_count())`.
       path: a folder for the finished rounds. The same call goes on where an earlier one was stopped
         or killed, on any number of devices and with any `batch_size`; with more points or seeds,
-        only the new trials run. Plain `.json` and `.npz`; one writer at a time.
+        only the new trials run. It holds metrics: another `objective` or `mode` reads the same.
+        Plain `.json` and `.npz`; one writer at a time.
       progress: draw a bar: trials done, failed, best so far, time left.
       every: of a metric with one value a step, keep each `every`-th step and the last, to save
-        memory. A function as `objective` gets what is kept.
+        memory. Those are the metrics as long as the objective, or else the longest; a dict from
+        metrics to numbers says it for each. A function as `objective` gets what is kept.
+
+    A structure's program compiles once in a process, many side by side, while trials of others run.
 
     Returns:
       A `SweepResult`. With a `batch_size` of 1 its numbers are bit for bit those of
@@ -91,11 +97,15 @@ def sweep(
       ValueError: before anything runs, for points, seeds, metrics or an objective that do not fit,
         an axis that `train` never reads, a name that no axis gives, a traced number used as a
         shape or a bool, linear algebra that can hang this jaxlib on a CPU, or a `path` that holds
-        another sweep or is damaged.
+        another sweep, one by another JAX, or is damaged.
       RuntimeError: where another process writes to `path`.
       OSError: where `path` cannot be written.
       SweepInterrupted: on Ctrl-C; `.result` holds the trials that were finished. Any other
         exception on the way has that `.result`, too.
+
+    Warns:
+      UserWarning: for several seeds of a `train` that never reads its key, and for a program so
+        long that a Python loop must have been unrolled.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax, rmsprop_jax as rj
@@ -159,9 +169,8 @@ def _sweep(
     plan = Plan(points, seeds, every, groups, metrics, fingerprint)
     aim = checked(objective, mode, plan)
     _warn(traced, seeds)
-    processes.refuse_different(
-        "points, seeds or options", _digest(plan, aim.name, mode, batch_size, path)
-    )
+    digest = lambda: _digest(plan, aim.name, mode, batch_size, path)
+    processes.refuse_different("points, seeds or options", digest)
     if progress and processes.first and devices is None:
         _say_idle_cores(processes)
     with contextlib.ExitStack() as stack:
@@ -266,14 +275,14 @@ def _warn(traced: list[TracedTrain], seeds: tuple[int, ...]) -> None:
         warnings.warn(
             f"train never reads its key, so its {len(seeds)} seeds are {len(seeds)} times the same "
             "trial, with a spread of 0: use the key, or leave seeds out.",
-            stacklevel=5,
+            stacklevel=4,
         )
     if (longest := max(one.equations for one in traced)) > LONG_PROGRAM:
         warnings.warn(
             f"train is a program of {longest:,} equations, and may compile for minutes: a Python "
             "loop over steps or batches was unrolled. jax.lax.scan or jax.lax.fori_loop has its "
             "body once.",
-            stacklevel=5,
+            stacklevel=4,
         )
 
 

@@ -31,11 +31,14 @@ class Group(NamedTuple):
 def group_points(points: Points) -> list[Group]:
     """Points by structure, in order of appearance."""
     groups: dict[Hashable, Group] = {}
+    dtypes = {name: points.dtype(name) for name in points.names}
     for i, point in enumerate(points):
-        traced = {n: points.dtype(n) for n, value in point.items() if points.is_traced(n, value)}
-        structure = {n: value for n, value in point.items() if n not in traced}
+        traced = [name for name, value in point.items() if points.is_traced(name, value)]
+        structure = {name: value for name, value in point.items() if name not in traced}
         key = frozenset(traced), points.key(structure)
-        groups.setdefault(key, Group(structure, traced, [])).indices.append(i)
+        if key not in groups:
+            groups[key] = Group(structure, {name: dtypes[name] for name in traced}, [])
+        groups[key].indices.append(i)
     return list(groups.values())
 
 

@@ -9,7 +9,7 @@ import jax
 
 from tests.benchmarks.runner import machine
 
-NAMES = ("step", "sweep", "tiny", "nan")
+NAMES = ("step", "sweep", "tiny", "structures", "nan")
 
 
 def lines(names, quick):

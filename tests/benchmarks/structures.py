@@ -1,0 +1,100 @@
+"""Many structures: 128 trials of a small network in 16 structures, all included.
+
+Sides, each from cold caches, in turn: programs compiled one after the other, each before its own
+rounds (what the sweep did before it compiled in threads); the sweep as it is; and the same call
+again, which finds its programs in this process' memory.
+"""
+
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import rmsprop_jax as rj
+from rmsprop_jax._sweep import program, sweep
+from tests.benchmarks.runner import header, interleaved, median, row
+
+ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu}
+
+
+def train(hp, key):
+    """A multilayer perceptron learns a sine."""
+    sizes = [1, *[hp["width"]] * hp["depth"], 1]
+    keys = jax.random.split(key, len(sizes))
+    params = [
+        jax.random.normal(k, (m, n)) / m**0.5
+        for k, m, n in zip(keys, sizes, sizes[1:], strict=False)
+    ]
+    solver = rj.rmsprop(hp["learning_rate"], centered=hp["centered"])
+    x = jnp.linspace(-3.0, 3.0, 64)[:, None]
+
+    def loss(params):
+        h = x
+        for weight in params[:-1]:
+            h = ACTIVATIONS[hp["activation"]](h @ weight)
+        return jnp.mean((h @ params[-1] - jnp.sin(x)) ** 2)
+
+    def step(carry, _):
+        params, state = carry
+        value, grads = jax.value_and_grad(loss)(params)
+        updates, state = solver.update(grads, state)
+        return (jax.tree.map(jnp.add, params, updates), state), value
+
+    return {"loss": jax.lax.scan(step, (params, solver.init(params)), length=100)[1]}
+
+
+def one_after_the_other(makers):
+    for make, finish in makers:
+        start = time.perf_counter()
+        yield finish(make()), time.perf_counter() - start
+
+
+def main(quick: bool):
+    points = rj.grid(
+        depth=rj.static([1, 2] if quick else [1, 2, 3, 4]),
+        width=rj.static([16, 32]),
+        activation=["tanh"] if quick else ["tanh", "relu"],
+        centered=[False],
+        learning_rate=np.geomspace(1e-4, 1e-1, 2 if quick else 8),
+    )
+    structures = len({tuple(p[n] for n in ("depth", "width", "activation")) for p in points})
+    ahead = sweep.compiled_ahead
+
+    def run(compiled, cold):
+        if cold:
+            jax.clear_caches()
+            program._KEPT.clear()
+        sweep.compiled_ahead = compiled
+        try:
+            start = time.perf_counter()
+            result = rj.sweep(train, points, progress=False)
+            return time.perf_counter() - start, result
+        finally:
+            sweep.compiled_ahead = ahead
+
+    compiles = []
+    listen = lambda event, *_, **__: compiles.append(event)
+    sides = {
+        "one after the other": lambda _: run(one_after_the_other, cold=True),
+        "in threads, ahead": lambda _: run(ahead, cold=True),
+    }
+    results = interleaved(sides, 1 if quick else 5)
+    expected = results["one after the other"][0][1].metrics["loss"]
+    for _, result in results["in threads, ahead"]:
+        np.testing.assert_array_equal(result.metrics["loss"], expected)
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: (
+            listen(event) if event.endswith("backend_compile_duration") else None
+        )
+    )
+    again = [run(ahead, cold=False)[0] for _ in range(1 if quick else 5)]
+    yield f"\n## {len(points)} trials of a small network in {structures} structures, all included\n"
+    yield header("programs", "total s", "compiling held up s", "÷ in threads")
+    base = np.median([seconds for seconds, _ in results["in threads, ahead"]])
+    for name, runs in results.items():
+        seconds = [s for s, _ in runs]
+        held = [result.compile_seconds for _, result in runs]
+        yield row(name, median(seconds), median(held), f"{np.median(seconds) / base:.2f}")
+    what = f"the same call again ({len(compiles)} compiles)"
+    yield row(what, median(again), "", f"{np.median(again) / base:.2f}")
