@@ -74,7 +74,9 @@ def main(quick: bool):
             sweep.compiled_ahead = ahead
 
     compiles = []
-    listen = lambda event, *_, **__: compiles.append(event)
+    listen = lambda event, *_, **__: (
+        compiles.append(event) if event.endswith("backend_compile_duration") else None
+    )
     sides = {
         "one after the other": lambda _: run(one_after_the_other, cold=True),
         "in threads, ahead": lambda _: run(ahead, cold=True),
@@ -83,11 +85,7 @@ def main(quick: bool):
     expected = results["one after the other"][0][1].metrics["loss"]
     for _, result in results["in threads, ahead"]:
         np.testing.assert_array_equal(result.metrics["loss"], expected)
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda event, *_, **__: (
-            listen(event) if event.endswith("backend_compile_duration") else None
-        )
-    )
+    jax.monitoring.register_event_duration_secs_listener(listen)
     again = [run(ahead, cold=False)[0] for _ in range(1 if quick else 5)]
     yield f"\n## {len(points)} trials of a small network in {structures} structures, all included\n"
     yield header("programs", "total s", "compiling held up s", "÷ in threads")
