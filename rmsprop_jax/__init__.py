@@ -13,22 +13,28 @@ from rmsprop_jax._sweep.sampling import (
     sample,
     uniform,
 )
+from rmsprop_jax._sweep.schedulers import Decision, halving, population
 from rmsprop_jax._sweep.sweep import SweepInterrupted, sweep
+from rmsprop_jax._sweep.training import Training
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Decision",
     "Points",
     "ScaleByRmsState",
     "SweepInterrupted",
     "SweepResult",
+    "Training",
     "__version__",
     "choice",
     "grid",
+    "halving",
     "integers",
     "log_uniform",
     "one_minus",
     "plots",
+    "population",
     "presets",
     "rmsprop",
     "rmsprop_space",

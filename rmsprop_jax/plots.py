@@ -2,10 +2,11 @@
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from rmsprop_jax._sweep.objective import kept_values
 from rmsprop_jax._sweep.statistics import levels, mean_spread_interval
 from rmsprop_jax._sweep.values import is_number
 from rmsprop_jax._sweep.values import label as value_label
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
 
     from rmsprop_jax._sweep.results import SweepResult
 
+BEST, GREY, PALE, FAINT = "#d62728", "0.6", "0.75", "0.85"
+WAYS = ("finished", "stopped", "unfinished", "failed")
+MOST_RUNGS = 50  # more would be one grey field
+
 
 def heatmap(
     result: "SweepResult", x: str, y: str, *, reduce: str = "best", ax: "Axes | None" = None
@@ -22,8 +27,9 @@ def heatmap(
     """The objective over two hyperparameters, each cell the best, or the mean, over all others.
 
     Seeds are averaged first. A cell whose every trial failed, or that was not tried, is hatched;
-    the best cell is framed. Values stand evenly spaced, in order; more than 12 numbers are cut into
-    eight ranges.
+    one in which nothing finished, but a scheduler stopped a trial or an interruption did, is grey
+    and says how far it came. The best cell is framed. Values stand evenly spaced, in order; more
+    than 12 numbers are cut into eight ranges.
 
     Args:
       result: a sweep with the axes `x` and `y`.
@@ -33,9 +39,11 @@ def heatmap(
       ax: where to draw; a new figure by default.
 
     Raises:
-      ValueError: for a name that the sweep has not, or another `reduce`.
+      ValueError: for a name that the sweep has not, another `reduce`, or a population, whose
+        numbers changed on the way: `lineage` draws those.
       ImportError: without matplotlib, which the extra `plot` installs.
     """
+    result.refuse_population("heatmap", "rj.plots.lineage or rj.plots.curves")
     if reduce not in ("best", "mean"):
         raise ValueError(f'reduce must be "best" or "mean", got {reduce!r}.')
     plt = _pyplot()
@@ -43,18 +51,26 @@ def heatmap(
     sign = 1.0 if result.mode == "min" else -1.0
     means = sign * result.means()
     cells = np.full((len(rows), len(columns)), np.nan)
+    axes, standing = _axes(ax), _standing(result)
+    axes.set_facecolor("0.9")
     for (i, row), (j, column) in itertools.product(enumerate(rows), enumerate(columns)):
-        here = means[np.intersect1d(row.points, column.points)]
-        here = here[np.isfinite(here)]
+        points = np.intersect1d(row.points, column.points)
+        here = means[points][np.isfinite(means[points])]
+        on_the_way = points[np.isin(standing[points], ["stopped", "unfinished"])]
         if len(here):
             cells[i, j] = sign * (here.min() if reduce == "best" else here.mean())
-
-    axes = _axes(ax)
-    axes.set_facecolor("0.9")
-    for i, j in np.argwhere(np.isnan(cells)):
-        axes.add_patch(
-            plt.Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, hatch="///", ec="0.6", lw=0)
-        )
+        elif len(on_the_way):
+            step = result.reached[np.isin(result.point_index, on_the_way)].max()
+            is_stopped = (standing[on_the_way] == "stopped").all()
+            axes.text(
+                j, i, f"{'stopped' if is_stopped else 'so far'}\nat {step}", ha="center",
+                va="center", color="0.4", fontsize=8 if len(columns) <= 6 else 6,
+            )  # fmt: skip
+            axes.add_patch(plt.Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, ec="w", lw=1))
+        else:
+            axes.add_patch(
+                plt.Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, hatch="///", ec="0.6", lw=0)
+            )
     colours = plt.get_cmap("viridis" if result.mode == "max" else "viridis_r")
     image = axes.imshow(cells, origin="lower", aspect="auto", cmap=colours)
     for (i, j), value in np.ndenumerate(cells):
@@ -68,8 +84,9 @@ def heatmap(
     if not np.isnan(cells).all():
         flat = np.nanargmin(sign * cells)
         i, j = np.unravel_index(flat, cells.shape)
-        axes.add_patch(plt.Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, ec="#d62728", lw=2.5))
-        axes.figure.colorbar(image, ax=axes, label=result.objective_name)
+        axes.add_patch(plt.Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, ec=BEST, lw=2.5))
+        if np.isfinite(cells).sum() > 1:
+            axes.figure.colorbar(image, ax=axes, label=result.objective_name)
     slanted = {"rotation": 30, "ha": "right"} if any(len(c.label) > 12 for c in columns) else {}
     axes.set_xticks(range(len(columns)), [level.label for level in columns], **slanted)
     axes.set_yticks(range(len(rows)), [level.label for level in rows])
@@ -90,55 +107,141 @@ def curves(
     The best point is drawn bold, with a band from its lowest to its highest seed where there are
     several. Trials that failed are dotted, each by itself, as far as they are finite.
 
+    A point that a scheduler stopped is grey, since its objective is none of the end, and ends in a
+    dot where it stopped. Faint vertical lines are the steps at which the scheduler decided, unless
+    they are more than 50. A point that an interruption left unfinished ends in a ring; before any
+    has finished, the best and the colours are by the objective so far. A member of a population is
+    one line, which jumps where it copied another.
+
     Args:
-      result: a sweep whose `train` returned `metric` with one value a step.
+      result: a sweep whose `train` returned `metric` with one value a step, or of a `Training`.
       metric: its name; by default the objective, or else the first metric with one value a step.
-      smooth: values in the running mean; 1 draws them as they are.
+      smooth: values in the running mean; 1 draws them as they are. A trial with fewer values has
+        their mean, where it ends.
       ax: where to draw; a new figure by default.
 
     Raises:
       ValueError: for a metric that the sweep has not, one that is a scalar, or a bad `smooth`.
       ImportError: without matplotlib, which the extra `plot` installs.
     """
-    plt = _pyplot()
     if metric is None:
         metric = next((n for n in (result.objective_name, *result.steps) if n in result.steps), "")
     if metric not in result.steps:
         raise ValueError(
             f"{metric!r} is no metric with one value a step; these are: {list(result.steps)}."
         )
-    steps, values = result.steps[metric], result.metrics[metric]
+    steps = result.steps[metric]
     if not 1 <= smooth <= len(steps):
         raise ValueError(f"smooth must be between 1 and the {len(steps)} steps, got {smooth}.")
-    kernel = np.full(smooth, 1 / smooth)
-    lines = np.array([np.convolve(line, kernel, mode="valid") for line in values.astype(float)])
-    lines, at = np.where(np.isfinite(lines), lines, np.nan), steps[smooth - 1 :]
 
-    axes, means = _axes(ax), result.means()
-    whole = means[np.isfinite(means)]
-    best = int(result.ranked()[0]) if len(whole) else -1
-    norm = plt.Normalize(*((whole.min(), whole.max()) if len(whole) else ()))
-    colours = plt.get_cmap("viridis" if result.mode == "max" else "viridis_r")
-    axes.plot(at, lines[result.failed].T, color="0.6", ls=":", lw=0.9)
-    for i, mean in enumerate(means):
-        mine = lines[(result.point_index == i) & ~result.failed]
-        if not len(mine):
-            continue
-        if i == best:
-            point = result.points[i]
-            label = "best: " + ", ".join(f"{k} {value_label(v)}" for k, v in point.items())
-            axes.plot(at, mine.mean(0), color="#d62728", lw=2.5, zorder=3, label=label)
-            if len(mine) > 1:
-                label = f"its {len(mine)} seeds, lowest to highest"
-                ends = mine.min(0), mine.max(0)
-                axes.fill_between(at, *ends, color="#d62728", alpha=0.2, lw=0, label=label)
+    axes, outcomes = _axes(ax), _outcomes(result)
+    scale = _scale(result, outcomes)
+    ends: dict[str, list[tuple[int, Any, Any]]] = {way: [] for way in WAYS}
+    for (way, point, _), trials in _alike(result):
+        at, lines = _lines(result, metric, trials, smooth)
+        mean = lines.mean(0)
+        if way == "failed":
+            label = f"failed ({result.failed.sum()} of {len(result)} trials)"
+            label = None if ends[way] else label
+            axes.plot(at, mean, color=GREY, ls=":", lw=0.9, zorder=1.8, label=label)
+        elif way != outcomes.way:
+            axes.plot(at, mean, color=GREY, lw=0.9, zorder=1.9)
+        elif point != outcomes.ranked[0]:
+            axes.plot(at, mean, color=scale.to_rgba(outcomes.values[point]), lw=0.9)
         else:
-            axes.plot(at, mine.mean(0), color=colours(norm(mean)), lw=0.9)
-    if best >= 0:
-        scale = plt.cm.ScalarMappable(norm, colours)
-        axes.figure.colorbar(scale, ax=axes, label=result.objective_name)
+            numbers = result.points[point] | result.history[trials[0]][-1][2]
+            label = "best so far" if way == "unfinished" else "best"
+            label += ", with its last numbers: " if result.is_population else ": "
+            label += ", ".join(f"{name} {value_label(x)}" for name, x in numbers.items())
+            axes.plot(at, mean, color=BEST, lw=2.5, zorder=3, label=label)
+            if len(lines) > 1:
+                label = f"its {len(lines)} seeds, lowest to highest"
+                band = lines.min(0), lines.max(0)
+                axes.fill_between(at, *band, color=BEST, alpha=0.2, lw=0, label=label)
+        ends[way].append((point, at[-1], mean[-1]))
+    for way, said, face in ("stopped", "stopped early", GREY), ("unfinished", "not finished", "w"):
+        if ends[way]:
+            points, x, y = zip(*ends[way], strict=True)
+            label = f"{said} ({len(set(points))} of {len(result.points)} points)"
+            axes.plot(x, y, "o", ms=4, color=GREY, mfc=face, label=label)
+    rungs = [rung for rung in result.rungs if rung <= result.reached.max(initial=0)]
+    for rung in rungs if len(rungs) <= MOST_RUNGS else ():
+        label = "the scheduler decides" if rung == rungs[0] else None
+        axes.axvline(rung, color=FAINT, lw=0.8, zorder=0.9, label=label)
+    if len(outcomes.ranked) > 1:
+        axes.figure.colorbar(scale, ax=axes, label=result.objective_name + outcomes.so_far)
+    if axes.get_legend_handles_labels()[1]:
         axes.legend(fontsize="small")
     axes.set(xlabel="step", ylabel=metric if smooth == 1 else f"{metric} (mean of {smooth})")
+    return axes
+
+
+def lineage(result: "SweepResult", name: str, *, ax: "Axes | None" = None) -> "Axes":
+    """The values that a hyperparameter had on the way, in every member of a population.
+
+    Each member is a line, level from copy to copy. A copy is a thin line from the donor's value to
+    a dot, the value with which the member goes on from the donor's state. The colour is the best
+    final objective that came of a stretch, in the member itself or in those that copied it: what
+    nobody went on from is grey. The bold line is the way to the best, `result.schedule(best)`. The
+    seeds of a member copy together, so that one line is all of them; its objective is their mean.
+
+    The axis is logarithmic, or logit, as that of `sensitivity`. In a sweep that was interrupted
+    before any member finished, best and colours are by the objective so far.
+
+    Args:
+      result: a sweep whose scheduler was a `population`, or another that copies.
+      name: of one of its hyperparameters with numbers. Members that have none of it are left out.
+      ax: where to draw; a new figure by default.
+
+    Raises:
+      ValueError: for a name that the sweep has not, or that has no traced numbers, and for a result
+        in which nothing was copied.
+      ImportError: without matplotlib, which the extra `plot` installs.
+    """
+    points = result.points
+    if name not in points.names:
+        raise ValueError(f"the sweep has no axis {name!r}; it has {list(points.names)}.")
+    has = lambda name: np.array([points.is_traced(name, point.get(name)) for point in points])
+    if not has(name).any():
+        raise ValueError(
+            f"{name!r} is structure, which no copy changes; the axes of numbers are "
+            f"{[other for other in points.names if has(other).any()]}."
+        )
+    if not result.is_population:
+        raise ValueError(
+            f"in this sweep nothing was copied, so that each {name!r} stayed as it was, and there "
+            "is no lineage: draw rj.plots.curves or rj.plots.sensitivity."
+        )
+    axes, outcomes = _axes(ax), _outcomes(result, has(name))
+    stretches, copies = _stretches(result, name, has(name), outcomes.ranked)
+    scale = _scale(result, outcomes)
+    colours = [
+        PALE if end is None else scale.to_rgba(outcomes.values[end])
+        for end, lines in stretches.items()
+        for _ in lines
+    ]
+    lines = list(itertools.chain(*stretches.values()))
+    from matplotlib.collections import LineCollection
+
+    axes.add_collection(LineCollection(lines, colors=colours, lw=1.6))
+    axes.add_collection(LineCollection(copies, colors="0.5", lw=0.6, zorder=1.9))
+    if len(outcomes.ranked):
+        best = int(outcomes.ranked[0])
+        path = [(at, x[3][name]) for x in result._path(best) for at in x[:2]]
+        label = f"the way to the best{outcomes.so_far}: {result.objective_name}"
+        label += f" {outcomes.values[best]:.4g}"
+        axes.plot(*np.transpose(path), color=BEST, lw=2.5, zorder=3, label=label)
+    if copies:
+        label = "copies: at the dot the new number"
+        axes.plot(*np.transpose([new for _, new in copies]), "o", ms=3, color="0.5", label=label)
+    if stretches[None]:
+        axes.plot([], [], color=PALE, lw=1.6, label="given up: nobody went on")
+    if len(outcomes.ranked) > 1:
+        axes.figure.colorbar(scale, ax=axes, label=result.objective_name + outcomes.so_far)
+    axes.set_yscale(_kind_of_axis([y for line in lines for _, y in line]))
+    axes.autoscale_view()
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), fontsize="small", frameon=False)
+    axes.set(xlabel="step", ylabel=name)
     return axes
 
 
@@ -146,7 +249,8 @@ def sensitivity(result: "SweepResult", name: str, *, ax: "Axes | None" = None) -
     """How much a hyperparameter matters: at each value the best point, with all others free.
 
     The line joins these best points; bars are their 95% intervals over the seeds. Every point is a
-    faint dot, its mean over the seeds; a cross at the edge is a point whose every seed failed.
+    faint dot, its mean over the seeds; a cross at the edge is a point whose every seed failed, a
+    grey dot there one that a scheduler stopped, a ring one that an interruption left unfinished.
     Values stand evenly spaced, in order. More than 12 numbers stand where they belong, on a
     logarithmic axis where they span a factor of 30 (a logit axis for fractions close to 1), and the
     line joins the best of each eighth of them; beside other values (`None`, say) each eighth has
@@ -158,9 +262,11 @@ def sensitivity(result: "SweepResult", name: str, *, ax: "Axes | None" = None) -
       ax: where to draw; a new figure by default.
 
     Raises:
-      ValueError: for a name that the sweep has not.
+      ValueError: for a name that the sweep has not, or a population, whose numbers changed on the
+        way: `lineage` draws those.
       ImportError: without matplotlib, which the extra `plot` installs.
     """
+    result.refuse_population("sensitivity", "rj.plots.lineage")
     groups = levels(result.points, name)
     best, _ = result.best_of(groups)
     table, means = result.by_point(), result.means()
@@ -168,11 +274,7 @@ def sensitivity(result: "SweepResult", name: str, *, ax: "Axes | None" = None) -
     numeric = all(is_number(value) for group in groups for value in group.values)
     if numeric and any(len(group.values) > 1 for group in groups):
         place = np.array([point[name] for point in result.points], float)
-        low, high = place.min(), place.max()
-        if low > 0 and 0.9 < high < 1:
-            axes.set_xscale("logit")
-        elif low > 0 and high > 30 * low:
-            axes.set_xscale("log")
+        axes.set_xscale(_kind_of_axis(place))
     else:
         place = np.zeros(len(result.points))
         for i, group in enumerate(groups):
@@ -180,12 +282,23 @@ def sensitivity(result: "SweepResult", name: str, *, ax: "Axes | None" = None) -
         axes.set_xticks(range(len(groups)), [group.label for group in groups])
         axes.margins(x=0.1)
     axes.plot(place, means, "o", ms=4, color="#56b4e9", alpha=0.5, label="every point")
-    if (failed := np.isnan(means)).any():
-        edge = np.full(failed.sum(), 0.98 if result.mode == "min" else 0.02)
-        axes.plot(
-            place[failed], edge, "x", color="#d55e00", transform=axes.get_xaxis_transform(),
-            label="every seed failed",
-        )  # fmt: skip
+    standing = _standing(result)
+    for i, (way, look) in enumerate(
+        {
+            "failed": {"marker": "x", "color": "#d55e00", "label": "every seed failed"},
+            "stopped": {"marker": "o", "ms": 4, "color": GREY, "label": "stopped early"},
+            "unfinished": {
+                "marker": "o",
+                "ms": 4,
+                "color": GREY,
+                "mfc": "w",
+                "label": "not finished",
+            },
+        }.items()
+    ):
+        if (here := standing == way).any():
+            edge = np.full(here.sum(), 0.98 - 0.04 * i if result.mode == "min" else 0.02 + 0.04 * i)
+            axes.plot(place[here], edge, ls="", transform=axes.get_xaxis_transform(), **look)
     best = best[best >= 0]
     bars = [
         interval[1] - mean
@@ -359,6 +472,118 @@ def _pyplot() -> Any:
 
 def _axes(ax: Any) -> Any:
     return ax or _pyplot().subplots(layout="constrained")[1]
+
+
+class _Outcomes(NamedTuple):
+    """What each point came to."""
+
+    way: str
+    """Which trials count: the finished, or, where none has, the unfinished, as they stand."""
+    values: np.ndarray
+    """Their mean over the seeds, of shape (points,); NaN where none counts."""
+    ranked: np.ndarray
+    """The points of which any counts, best first."""
+
+    @property
+    def so_far(self) -> str:
+        return " so far" if self.way == "unfinished" else ""
+
+
+def _outcomes(result: "SweepResult", among: Any = True) -> _Outcomes:
+    """What these points came to."""
+    ranked, values, way = result.ranked(), result.means(), "finished"
+    if not len(ranked):
+        counts = (result.status == "unfinished") & ~result.failed
+        points, way = result.point_index[counts], "unfinished"
+        count = np.bincount(points, minlength=len(values))
+        total = np.bincount(points, result.objective[counts], len(values))
+        values = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+        order = np.argsort(values if result.mode == "min" else -values)  # NaN comes last
+        ranked = order[: (count > 0).sum()]
+    shown = np.broadcast_to(among, values.shape)
+    return _Outcomes(way, np.where(shown, values, np.nan), ranked[shown[ranked]])
+
+
+def _scale(result: "SweepResult", outcomes: _Outcomes) -> Any:
+    """From an objective to its colour: the better the lighter."""
+    plt, some = _pyplot(), outcomes.values[outcomes.ranked]
+    norm = plt.Normalize(*((some.min(), some.max()) if len(some) else ()))
+    return plt.cm.ScalarMappable(norm, "viridis" if result.mode == "max" else "viridis_r")
+
+
+def _lines(
+    result: "SweepResult", metric: str, trials: list[int], smooth: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of trials that stand at one step the running means of a metric, (trials, values), NaN where
+    it is not finite, and their steps."""
+    first, known = trials[0], result._trials
+    at = result.steps[metric]
+    at = at[: kept_values(result._plan, known.take([first]))[metric][0]]
+    lines = known.metrics[metric][trials, : len(at)].astype(float)
+    if not len(at) or at[-1] < known.reached[first]:  # not kept, but known: where they stand
+        at = np.append(at, known.reached[first])
+        lines = np.c_[lines, known.newest[metric][trials].astype(float)]
+    lines[~np.isfinite(lines)] = np.nan
+    width = min(smooth, len(at))
+    mean = lambda line: np.convolve(line, np.full(width, 1 / width), mode="valid")
+    return at[width - 1 :], np.array([mean(line) for line in lines])
+
+
+def _stretches(
+    result: "SweepResult", name: str, has: np.ndarray, ranked: np.ndarray
+) -> tuple[dict[int | None, list[Any]], list[Any]]:
+    """The level lines of a population, and the copies, from the donor's number to the new one.
+
+    The lines are by the best point that came of them, of these, worst first; None where none did.
+    """
+    came: dict[tuple[int, int], int] = {}  # for a member and a rung from which it went on
+    for point in ranked.tolist():
+        for start, stop, member, _ in result._path(point):
+            for at in (0, *result.rungs):
+                if start <= at < stop:
+                    came.setdefault((member, at), point)
+    lines: dict[int | None, list[Any]] = {point: [] for point in (None, *ranked[::-1].tolist())}
+    copies = []
+    for point in np.intersect1d(result.point_index, np.flatnonzero(has)).tolist():
+        row = result._furthest(point)
+        # After an interruption a member may not have gone on since it copied.
+        history = [x for x in result.history[row] if x[0] < result.reached[row]]
+        stops = [*(start for start, *_ in history[1:]), int(result.reached[row])]
+        for (start, donor, numbers), stop in zip(history, stops, strict=True):
+            y = numbers[name]
+            cuts = [start, *(at for at in result.rungs if start < at < stop), stop]
+            for a, b in itertools.pairwise(cuts):
+                lines[came.get((point, a))].append([(a, y), (b, y)])
+            if donor is not None:
+                had = result._path(donor // len(result.seeds), start)[-1][3][name]
+                copies.append([(start, had), (start, y)])
+    return lines, copies
+
+
+def _standing(result: "SweepResult") -> np.ndarray:
+    """How each point stands, as that of its seeds which came furthest; "" where none began."""
+    found = np.full(len(result.points), "", result.status.dtype)
+    for way in reversed(WAYS):
+        found[result.point_index[result.status == way]] = way
+    return found
+
+
+def _alike(result: "SweepResult") -> list[tuple[tuple[str, int, int], list[int]]]:
+    """The trials that are one line, with how they ended, their point, and where they stand: the
+    seeds of a point that are alike in these, and each failed trial by itself; the failed last."""
+    found: dict[tuple[Any, ...], list[int]] = {}
+    ways = np.where(result.failed, "failed", result.status)
+    for trial, key in enumerate(zip(ways, result.point_index, result.reached, strict=True)):
+        found.setdefault((*key, trial if key[0] == "failed" else -1), []).append(trial)
+    return sorted(((key[:3], x) for key, x in found.items()), key=lambda x: WAYS.index(x[0][0]))
+
+
+def _kind_of_axis(values: Any) -> str:
+    """Linear, logarithmic where numbers span a factor of 30, logit for fractions close to 1."""
+    low, high = np.min(values), np.max(values)
+    if low > 0 and 0.9 < high < 1:
+        return "logit"
+    return "log" if low > 0 and high > 30 * low else "linear"
 
 
 def _title(result: "SweepResult", reduce: str, shown: tuple[str, ...]) -> str:

@@ -1,10 +1,15 @@
-"""One process of a cluster, sweeping: `python -m tests.cluster INDEX COUNT PORT PROBLEM OUT`."""
+"""One process of a cluster, sweeping: `python -m tests.cluster INDEX COUNT PORT PROBLEM OUT`.
+
+A problem is called with the path of a folder, or None; it gives a result, or some by name.
+"""
 
 import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import pytest
 
 import rmsprop_jax as rj
 from tests import killed
@@ -41,8 +46,90 @@ def lstm(path):
     return rj.sweep(train, points, objective="validation", args=args, path=path)
 
 
+OPTIONS = {"steps": 20, "evaluate_every": 5, "checkpoint_seconds": 0, "keep_states": 2}
+
+
+def kinds(path):
+    """Trainings, with checkpoints, stopped, copied; then some that an error stops, and that go on:
+    the processes are as ready as before."""
+    from tests import trainings  # it makes an array, which would begin JAX before the cluster
+
+    population = rj.population({"rate": rj.log_uniform(1e-3, 1.0)}, every=10)
+    ways = {"plain": None, "halving": rj.halving(3, 5), "population": population}
+    points = [point for point in trainings.POINTS if point["centered"]]
+
+    def run(name, **more):
+        given = {"path": path and f"{path}/{name}", "scheduler": ways[name.split()[-1]]}
+        return trainings.sweep(points=points, seeds=2, **OPTIONS | given | more)
+
+    found = {name: run(name) for name in ways}
+    found["in memory"] = run("population", path=None, keep_states="all")
+    for name in ("stopped plain", "stopped population") if path else ():
+        said = ("enough", "process 0 refused to go on")[jax.process_index()]
+        stopped(said, lambda name=name: run(name, callback=enough))
+        found[name] = run(name)
+    return found | {"fed": fed(path)}
+
+
+def enough(report):
+    """A callback that stops its sweep, on the process that it is called on: the first."""
+    assert jax.process_index() == 0
+    if report.trials[0].step == 15:
+        raise RuntimeError("enough")
+
+
+def stopped(message, call):
+    with pytest.raises((RuntimeError, OSError), match=message) as caught:
+        call()
+    assert 0 < caught.value.result.reached.max() < 20
+
+
+def fed(path):
+    """With data from the host, which every process asks for; at first it fails in the middle."""
+    asked = []
+
+    def batches(t):
+        asked.append(t)
+        if t == 12 and asked.count(12) == 1 and path:
+            raise OSError("the disk is away")
+        return {"x": np.float32([t, 1.0])}
+
+    def step(hp, w, key, batch):
+        loss, slope = jax.value_and_grad(lambda w: jnp.mean((batch["x"] * w - 1) ** 2))(w)
+        return w - hp["rate"] * slope, {"loss": loss}
+
+    training = rj.Training(lambda hp, key: jax.random.uniform(key), step)
+    run = lambda: rj.sweep(
+        training, rj.grid(rate=[1e-4, 1e-3, 1e-2]), batches=batches, progress=False,
+        path=path and f"{path}/fed", **OPTIONS,
+    )  # fmt: skip
+    if path:
+        stopped("the disk is away", run)
+    before = len(asked)
+    result = run()
+    assert set(asked[before:]) >= set(range(11, 21))
+    return result
+
+
 def long(path):
     return killed.sweep(path)
+
+
+def members(path):
+    return killed.sweep(path, kind="halving")
+
+
+def fed_apart(path):
+    """The data fails on the second process only."""
+
+    def batches(t):
+        if t == 12 and jax.process_index() == 1:
+            raise OSError("the disk is away")
+        return np.float32(t)
+
+    step = lambda hp, s, key, t: (s + t, {"loss": s * hp["x"]})
+    training = rj.Training(lambda hp, key: 0.0, step)
+    return rj.sweep(training, rj.grid(x=[1.0, 2.0]), batches=batches, path=path, **OPTIONS)
 
 
 def refused(path):
@@ -69,7 +156,9 @@ def apart(path):
     return result
 
 
-PROBLEMS = {f.__name__: f for f in (tiny, lstm, long, refused, different, apart)}
+PROBLEMS = {
+    f.__name__: f for f in (tiny, lstm, long, members, kinds, fed_apart, refused, different, apart)
+}
 
 if __name__ == "__main__":
     index, count, port, problem, out = sys.argv[1:]
@@ -78,5 +167,9 @@ if __name__ == "__main__":
         jax.distributed.initialize(
             f"127.0.0.1:{port}", int(count), int(index), heartbeat_timeout_seconds=10
         )
-    result = PROBLEMS[problem](f"{out}/folder")
-    result.save(f"{out}/process{index}")
+    results = PROBLEMS[problem](f"{out}/folder")
+    if not isinstance(results, dict):
+        results.save(f"{out}/process{index}")
+    else:
+        for name, result in results.items():
+            result.save(f"{out}/process{index}/{name}")

@@ -153,3 +153,32 @@ def test_a_vmap_of_trains_own_is_found_and_lax_map_is_not():
     rj.sweep(lambda hp, key: train(hp, key, each), points, progress=False)
     with pytest.raises(ValueError, match=r"cholesky.*jax\.lax\.map"):
         rj.sweep(lambda hp, key: train(hp, key, jax.vmap), points, progress=False)
+
+
+@pytest.mark.usefixtures("old")
+@pytest.mark.parametrize("piece", ["init", "step", "evaluate"])
+def test_every_piece_of_a_training_is_read(piece):
+    """Batched by the sweep, or by a `vmap` of the piece's own; by neither there is no alarm."""
+    orthogonal = jax.nn.initializers.orthogonal()
+    matrices = np.eye(4)[None].repeat(3, 0)
+    own = lambda over, key: jnp.sum(over(jnp.linalg.cholesky)(matrices * jax.random.uniform(key)))
+    each = lambda f: lambda xs: jax.lax.map(f, xs)
+    points = rj.grid(x=[1.0, 2.0, 3.0, 4.0])
+
+    def go(algebra, batch_size):
+        draw = lambda name, key: algebra(key) if name == piece else 0.0
+        training = rj.Training(
+            lambda hp, key: draw("init", key),
+            lambda hp, x, key: (x + draw("step", key), {"loss": x * hp["x"]}),
+            lambda hp, x, key: {"end": x + draw("evaluate", key)},
+        )
+        return rj.sweep(training, points, steps=3, batch_size=batch_size, progress=False)
+
+    one_qr = lambda key: orthogonal(key, (3, 3))[0, 0]
+    with pytest.raises(ValueError, match=r"can hang for good.*1 × qr\) on 2 CPU devices"):
+        go(one_qr, 2)
+    with pytest.raises(ValueError, match=r"can hang for good.*1 × cholesky.*jax\.lax\.map"):
+        go(lambda key: own(jax.vmap, key), 1)
+    for batch_size in (1, "auto"):
+        assert not go(one_qr, batch_size).failed.any()
+    assert not go(lambda key: own(each, key), 1).failed.any()

@@ -1,5 +1,8 @@
 """The pictures hold the numbers of the sweep."""
 
+import collections
+import pickle
+
 import matplotlib
 import numpy as np
 import pytest
@@ -13,6 +16,16 @@ from matplotlib import pyplot as plt
 import rmsprop_jax as rj
 
 
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def legend(axes):
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
 @pytest.fixture
 def result():
     def train(hp, key):
@@ -20,8 +33,7 @@ def result():
         return {"loss": loss, "curve": loss * jnp.arange(1.0, 5.0)}
 
     points = rj.grid(x=[3.0, 1.0, 2.0], y=[0.0, 1.0], z=[5.0, 4.0])
-    yield rj.sweep(train, points, progress=False)
-    plt.close("all")
+    return rj.sweep(train, points, progress=False)
 
 
 def test_heatmap_shows_the_best_of_the_rest(result):
@@ -51,8 +63,7 @@ def sampled():
         return {"loss": loss, "curve": loss * jnp.arange(1.0, 5.0)}
 
     space = {"rate": rj.log_uniform(1e-5, 1e-1), "rho": rj.one_minus(rj.log_uniform(1e-3, 0.5))}
-    yield rj.sweep(train, rj.sample(space, 40), seeds=5, progress=False)
-    plt.close("all")
+    return rj.sweep(train, rj.sample(space, 40), seeds=5, progress=False)
 
 
 def test_heatmap_of_many_numbers_shows_ranges(sampled):
@@ -76,9 +87,8 @@ def test_curves_have_a_band_over_the_seeds_of_the_best(sampled):
         assert (at.min(), at.max()) == pytest.approx((mine[:, t].min(), mine[:, t].max()))
     bold = next(line for line in axes.lines if line.get_lw() == 2.5)
     np.testing.assert_allclose(bold.get_ydata(), mine.mean(0), rtol=1e-6)
-    assert [t.get_text()[:12] for t in axes.get_legend().get_texts()] == [
-        "best: rate 0", "its 5 seeds,"
-    ]  # fmt: skip
+    assert [text[:12] for text in legend(axes)[:2]] == ["best: rate 0", "its 5 seeds,"]
+    assert legend(axes)[2:] == [f"failed ({sampled.failed.sum()} of 200 trials)"]
 
 
 def test_curves_of_no_named_metric_are_the_objectives(result):
@@ -146,9 +156,9 @@ def test_curves_draws_each_point_and_names_the_best(result):
     axes = rj.plots.curves(result, "curve")
     assert len(axes.lines) == len(result)
     assert axes.get_legend().get_texts()[0].get_text() == "best: x 2, y 0, z 4"
-    # The four failed ones come first.
-    np.testing.assert_allclose(axes.lines[9].get_ydata(), result.metrics["curve"][9])
-    assert len(rj.plots.curves(result, "curve", smooth=3).lines[-1].get_ydata()) == 2
+    # The four failed ones, x = 3, come last.
+    np.testing.assert_allclose(axes.lines[5].get_ydata(), result.metrics["curve"][9])
+    assert len(rj.plots.curves(result, "curve", smooth=3).lines[0].get_ydata()) == 2
 
 
 @pytest.mark.parametrize(
@@ -172,9 +182,394 @@ def test_all_failed_still_draws():
 
     result = rj.sweep(train, rj.grid(x=[1.0], y=[1.0]), progress=False)
     rj.plots.heatmap(result, "x", "y")
-    rj.plots.curves(result, "loss")
+    assert legend(rj.plots.curves(result, "loss")) == ["failed (1 of 1 trials)"]
     rj.plots.sensitivity(result, "x")
-    plt.close("all")
+
+
+# Sweeps of which a scheduler stopped trials.
+
+XY = rj.grid(x=[1.0, 2.0, 9.0], y=[0.0, 0.1, 0.2])
+STOPS = {(1, 0.1): 12, (1, 0.2): 12, (2, 0): 4, (2, 0.1): 4, (2, 0.2): 4}  # of these x and y
+
+
+def loss(hp, key, t):
+    return hp["x"] + hp["y"] + 1 / t + 1e-3 * jax.random.normal(key)
+
+
+DESCENT = rj.Training(
+    lambda hp, key: 0,
+    lambda hp, t, key: (t + 1, {"loss": loss(hp, key, t + 1), "count": t + 1}),
+    lambda hp, t, key: {"validation": jnp.where(hp["x"] == 9, jnp.nan, loss(hp, key, t))},
+)
+
+
+def halve(**options):
+    """Of 9 points 3 pass step 4, and 1 passes step 12; x = 9 fails."""
+    given = {"steps": 13, "evaluate_every": 5, "scheduler": rj.halving(3, 4), "seeds": 2}
+    given |= {"objective": "validation", "progress": False}
+    return rj.sweep(DESCENT, XY, **given | options)
+
+
+def interrupted(call, after):
+    """What is there when the first trials have come to a step."""
+
+    def callback(report):
+        if report[0].step >= after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(rj.SweepInterrupted) as caught:
+        call(callback=callback)
+    return caught.value.result
+
+
+@pytest.fixture(scope="module")
+def halved():
+    return halve()
+
+
+@pytest.fixture(scope="module")
+def cut_off():
+    """Of 9 points 6 ended at 4; the others stand at 10, or still at 5."""
+    return interrupted(halve, 10)
+
+
+def drawn(axes, **look):
+    """The lines that look so, by their last value."""
+    get = lambda line, name: getattr(line, f"get_{name}")()
+    found = [x for x in axes.lines if all(get(x, name) == value for name, value in look.items())]
+    return sorted((line.get_data() for line in found), key=lambda line: line[1][-1])
+
+
+def labelled(axes, start):
+    (line,) = [line for line in axes.lines if line.get_label().startswith(start)]
+    return line
+
+
+STOPPED = {"color": "0.6", "linestyle": "-"}
+
+
+def test_a_result_says_its_rungs(halved, result):
+    assert halved.rungs == (4, 12)
+    assert result.rungs == ()
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_curves_of_stopped_points_end_where_they_stopped(halved, every):
+    """With `every`, too: the value at the stop is known, though it is no kept one."""
+    axes = rj.plots.curves(halved if every == 1 else halve(every=every), "loss")
+    expected = []
+    for (x, y), stop in STOPS.items():
+        at = np.array([t for t in range(1, stop + 1) if t % every == 0 or t == stop])
+        row = 2 * halved.points.index_of({"x": x, "y": y})
+        expected.append((at, halved.metrics["loss"][row : row + 2].mean(0)[at - 1]))
+    expected.sort(key=lambda line: line[1][-1])
+    found = drawn(axes, **STOPPED)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+    marks = labelled(axes, "stopped")
+    assert (marks.get_marker(), marks.get_linestyle()) == ("o", "None")
+    ends = sorted((at[-1], values[-1]) for at, values in found)
+    assert sorted(zip(*marks.get_data(), strict=True)) == ends
+    assert labelled(axes, "best").get_xdata()[-1] == 13
+    assert len(axes.collections) == 1  # the band of the best
+    assert len(axes.figure.axes) == 1  # one finished point needs no scale of colours
+    assert [at[0] for at, _ in drawn(axes, color="0.85")] == [4, 12]
+    assert len(drawn(axes, linestyle=":")) == 6
+    assert legend(axes) == [
+        "best: x 1, y 0", "its 2 seeds, lowest to highest", "failed (6 of 18 trials)",
+        "stopped early (5 of 9 points)", "the scheduler decides",
+    ]  # fmt: skip
+
+
+def test_curves_of_whole_numbers_end_there_too(halved):
+    axes = rj.plots.curves(halved, "count")
+    curves = [x for x in axes.lines if x.get_color() != "0.85" and x.get_marker() == "None"]
+    assert len(curves) == 1 + 5 + 6
+    for line in curves:
+        np.testing.assert_array_equal(*line.get_data())  # t after step t, and never 0
+
+
+def test_curves_of_evaluations_stand_at_the_boundaries(halved):
+    axes = rj.plots.curves(halved)
+    assert axes.get_ylabel() == "validation"
+    assert labelled(axes, "best").get_xdata().tolist() == [4, 5, 10, 12, 13]
+    stopped = sorted(at.tolist() for at, _ in drawn(axes, **STOPPED))
+    assert stopped == [[4], [4], [4], [4, 5, 10, 12], [4, 5, 10, 12]]
+    assert sorted(labelled(axes, "stopped").get_xdata()) == [4, 4, 4, 12, 12]
+
+
+def test_a_running_mean_stays_within_a_stopped_trial(halved):
+    """One with fewer values than the mean takes has the mean of all its values, at its end."""
+    axes = rj.plots.curves(halved, "loss", smooth=6)
+    first, *_, last = drawn(axes, **STOPPED)
+    values = halved.metrics["loss"][[2, 3]].mean(0)  # x = 1, y = 0.1
+    np.testing.assert_array_equal(first[0], np.arange(6, 13))
+    np.testing.assert_allclose(first[1], [values[t - 6 : t].mean() for t in range(6, 13)])
+    values = halved.metrics["loss"][[10, 11]].mean(0)  # x = 2, y = 0.2
+    np.testing.assert_allclose(last, [[4], [values[:4].mean()]], rtol=1e-6)
+    assert sorted(labelled(axes, "stopped").get_xdata()) == [4, 4, 4, 12, 12]
+
+
+def test_colours_of_curves_are_of_what_finished():
+    result = halve(scheduler=rj.halving(2, 8))  # 5 points, over a few of them
+    axes, means = rj.plots.curves(result, "loss"), result.means()
+    colours, norm = plt.get_cmap("viridis_r"), plt.Normalize(np.nanmin(means), np.nanmax(means))
+    found = sorted(x.get_color() for x in axes.lines if not isinstance(x.get_color(), str))
+    others = sorted(means[np.isfinite(means)])[1:]
+    assert len(others) == 4
+    assert found == sorted(colours(norm(mean)) for mean in others)
+    assert axes.figure.axes[1].get_ylabel() == "validation"
+
+
+def test_curves_of_an_interrupted_sweep_show_the_best_so_far(cut_off):
+    assert set(cut_off.status) == {"stopped", "failed", "unfinished"}
+    axes = rj.plots.curves(cut_off, "loss")
+    marks = labelled(axes, "not finished (3 of 9 points)")
+    assert sorted(marks.get_xdata()) == sorted(cut_off.reached[:6:2])
+    assert "best so far: x 1, y 0" in legend(axes)
+    bar = axes.figure.axes[1]
+    assert bar.get_ylabel() == "validation so far"
+    means = cut_off.objective[:6].reshape(3, 2).mean(1)  # x = 1
+    assert bar.get_ylim() == pytest.approx((means.min(), means.max()))
+    assert [at[0] for at, _ in drawn(axes, color="0.85")] == [4]  # and not one to come
+    axes.figure.canvas.draw()
+
+
+def test_heatmap_says_where_trials_were_stopped(halved, cut_off):
+    axes = rj.plots.heatmap(halved, "x", "y")
+    cells = np.asarray(axes.images[0].get_array().filled(np.nan))
+    assert np.isfinite(cells).tolist() == [[True, False, False], *[[False] * 3] * 2]
+    texts = {text.get_position(): text.get_text() for text in axes.texts}
+    stops = {(x - 1, round(10 * y)): f"stopped\nat {stop}" for (x, y), stop in STOPS.items()}
+    assert texts == {(0, 0): f"{cells[0, 0]:.3g}", **stops}
+    hatched = [patch.get_xy() for patch in axes.patches if patch.get_hatch()]
+    assert hatched == [(1.5, -0.5), (1.5, 0.5), (1.5, 1.5)]  # x = 9 failed
+    axes = rj.plots.heatmap(cut_off, "x", "y")
+    counts = collections.Counter(text.get_text() for text in axes.texts)
+    stand = [f"so far\nat {reached}" for reached in cut_off.reached[:6:2]]
+    assert counts == collections.Counter([*stand, *["stopped\nat 4"] * 3])
+
+
+def test_sensitivity_tells_the_stopped_from_the_failed(halved, cut_off):
+    axes = rj.plots.sensitivity(halved, "x")
+    assert labelled(axes, "every seed failed").get_xdata().tolist() == [2] * 3
+    assert labelled(axes, "stopped early").get_xdata().tolist() == [0, 0, 1, 1, 1]
+    assert np.isfinite(labelled(axes, "every point").get_ydata()).sum() == 1
+    axes = rj.plots.sensitivity(cut_off, "y")
+    assert labelled(axes, "not finished").get_xdata().tolist() == [0, 1, 2]
+    assert len(labelled(axes, "stopped early").get_xdata()) == 3
+    axes.figure.canvas.draw()
+
+
+def test_a_point_of_which_one_seed_failed_is_no_failed_one():
+    def train(hp, key):
+        return {"loss": jnp.where(jax.random.key_data(key)[1] == 1, jnp.nan, hp["x"])}
+
+    axes = rj.plots.sensitivity(rj.sweep(train, [{"x": 1.0}], seeds=2, progress=False), "x")
+    assert legend(axes) == ["every point", "the best of the rest"]
+
+
+def test_what_never_began_has_no_mark_of_a_failed_one():
+    run = lambda **more: rj.sweep(
+        lambda hp, key: {"loss": hp["x"]}, rj.grid(x=[1.0, 2.0, 3.0]), progress=False,
+        devices=jax.devices()[:1], **more,
+    )  # fmt: skip
+    axes = rj.plots.sensitivity(interrupted(run, 0), "x")
+    assert legend(axes) == ["every point", "the best of the rest"]
+
+
+# Populations.
+
+RATES = [1e-3, 1e-2, 0.1, 0.3]
+MEMBERS = rj.grid(rate=RATES, kind=["a"], own=[1, 2]) + rj.grid(rate=RATES, kind=["b"], big=[0.95])
+EVOLUTION = rj.Training(
+    lambda hp, key: jax.random.normal(key),
+    lambda hp, x, key: (
+        x * (1 - hp["rate"]) + 1e-3 * jax.random.normal(key),
+        {"loss": x**2 + hp["own" if hp["kind"] == "a" else "big"]},
+    ),
+)
+
+
+def evolve(**options):
+    scheduler = rj.population({"rate": rj.log_uniform(1e-3, 1.0)}, every=10)
+    given = {"steps": 45, "evaluate_every": 10, "scheduler": scheduler, "seeds": 2}
+    return rj.sweep(EVOLUTION, MEMBERS, progress=False, **given | options)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("evolved")
+
+
+@pytest.fixture(scope="module")
+def evolved(folder):
+    return evolve(path=folder / "run")
+
+
+def way(result, point):
+    """By hand: for each step the member whose state is this point's ancestor, and its numbers."""
+    found, member = {}, point
+    for t in range(result.reached[2 * point], 0, -1):
+        start, donor, numbers = [x for x in result.history[2 * member] if x[0] < t][-1]
+        found[t] = member, numbers
+        if t == start + 1 and donor is not None:
+            assert donor % 2 == 0
+            member = donor // 2
+    return found
+
+
+def check_lineage(result, axes, name):
+    """Each step of each member is drawn once, in the colour of what came of it, and each copy; the
+    bold line is the way to the best."""
+    means = [result.objective[result.point_index == p].mean() for p in range(len(result.points))]
+    ways = {p: way(result, p) for p, point in enumerate(result.points) if name in point}
+    best = min(ways, key=lambda p: means[p])
+    colours, norm = (
+        plt.get_cmap("viridis_r"),
+        plt.Normalize(means[best], max(means[p] for p in ways)),
+    )
+    expected, copies = [], []
+    for member in ways:
+        for t in range(1, result.reached[2 * member] + 1):
+            *_, (start, donor, numbers) = [x for x in result.history[2 * member] if x[0] < t]
+            came = [means[p] for p in ways if ways[p].get(t, [None])[0] == member]
+            colour = colours(norm(min(came))) if came else matplotlib.colors.to_rgba("0.75")
+            expected.append((t, numbers[name], colour))
+            if donor is not None and t == start + 1:
+                *_, (_, _, had) = [x for x in result.history[donor] if x[0] < start]
+                copies.append((start, had[name], numbers[name]))
+    pieces, links = axes.collections[:2]
+    found = [
+        (t, y, tuple(colour))
+        for ((start, y), (stop, _)), colour in zip(
+            pieces.get_segments(), pieces.get_colors(), strict=True
+        )
+        for t in range(int(start) + 1, int(stop) + 1)
+    ]
+    assert sorted(found) == sorted(expected)
+    np.testing.assert_array_equal(pieces.get_colors()[-1], colours(norm(means[best])))  # on top
+    assert sorted((a[0], a[1], b[1]) for a, b in links.get_segments()) == sorted(copies)
+    marks = labelled(axes, "copies: ").get_data()
+    assert sorted(zip(*marks, strict=True)) == sorted((t, new) for t, _, new in copies)
+    bold = labelled(axes, "the way")
+    at, numbers = bold.get_xdata().astype(int), bold.get_ydata()
+    along = {
+        t: numbers[2 * i]
+        for i in range(len(at) // 2)
+        for t in range(at[2 * i] + 1, at[2 * i + 1] + 1)
+    }
+    assert along == {t: numbers[name] for t, (_, numbers) in ways[best].items()}
+    axes.figure.canvas.draw()
+    return copies
+
+
+@pytest.mark.parametrize("name", ["rate", "own", "big"])
+def test_lineage_draws_each_member_and_each_copy(evolved, name):
+    axes = rj.plots.lineage(evolved, name)
+    copies = check_lineage(evolved, axes, name)
+    assert len(copies) == 4 * {"rate": 3, "own": 2, "big": 1}[name]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("step", name)
+    scale = {"rate": "log", "own": "linear", "big": "logit"}[name]
+    assert axes.get_yscale() == scale
+    assert axes.figure.axes[1].get_ylabel() == "loss"
+    starts = [text.split(":")[0] for text in legend(axes)]
+    assert starts == ["the way to the best", "copies", "given up"]
+    if name == "rate":
+        assert legend(axes)[0].endswith(f"best: loss {evolved.best().objective:.4g}")
+
+
+@pytest.mark.parametrize("kind", ["loaded", "saved", "pickled", "another mode"])
+def test_lineage_of_a_result_from_elsewhere(evolved, folder, kind):
+    if kind == "saved" and not (folder / "saved").exists():
+        evolved.save(folder / "saved")
+    result = {
+        "loaded": lambda: rj.SweepResult.load(folder / "run"),
+        "saved": lambda: rj.SweepResult.load(folder / "saved"),
+        "pickled": lambda: pickle.loads(pickle.dumps(evolved)),
+        "another mode": lambda: evolved.rescored(lambda m: -m["loss"][-1], "max"),
+    }[kind]()
+    axes, same = rj.plots.lineage(result, "rate"), rj.plots.lineage(evolved, "rate")
+    for one, other in zip(axes.collections, same.collections, strict=True):
+        np.testing.assert_array_equal(one.get_segments(), other.get_segments())
+    np.testing.assert_array_equal(
+        labelled(axes, "the way").get_data(), labelled(same, "the way").get_data()
+    )
+
+
+def test_lineage_of_an_interrupted_sweep():
+    """The first stand at step 30, others at 20, of which some have copied and not gone on."""
+    result = interrupted(evolve, 30)
+    assert set(result.reached) == {20, 30}
+    axes = rj.plots.lineage(result, "rate")
+    check_lineage(result, axes, "rate")
+    assert axes.figure.axes[1].get_ylabel() == "loss so far"
+    assert legend(axes)[0].startswith("the way to the best so far: loss ")
+
+
+def test_lineage_of_members_that_copied_nothing():
+    """One copy in the other structure; of this one a member was stopped."""
+    result = evolve(scheduler=Once())
+    axes = rj.plots.lineage(result, "big")
+    assert [text.split(":")[0] for text in legend(axes)] == ["the way to the best", "given up"]
+    ends = [stop for _, (stop, _) in axes.collections[0].get_segments()]
+    assert sorted(ends) == [10, 10, 10, 10, 45, 45, 45]
+    assert not len(axes.collections[1].get_segments())
+    axes = rj.plots.lineage(result, "rate")
+    assert legend(axes)[1].startswith("copies")
+    (copy,) = axes.collections[1].get_segments()
+    assert copy.tolist() == [[10, MEMBERS[1]["rate"]], [10, 0.05]]
+
+
+class Once:
+    boundaries = staticmethod(lambda steps: [10])
+
+    def decide(self, boundary, table):
+        return rj.Decision(stop=[8], copy={0: (1, {"rate": 0.05})})
+
+
+def test_curves_draw_no_more_rungs_than_can_be_told_apart():
+    scheduler = rj.population({"rate": rj.log_uniform(1e-3, 1.0)}, every=1)
+    axes = rj.plots.curves(evolve(steps=60, scheduler=scheduler), "loss")
+    assert not drawn(axes, color="0.85")
+    axes = rj.plots.curves(evolve(steps=51, scheduler=scheduler), "loss")
+    assert len(drawn(axes, color="0.85")) == 50
+
+
+def test_curves_of_a_population_name_the_numbers_at_the_end(evolved):
+    axes = rj.plots.curves(evolved, "loss")
+    point = evolved.best().point
+    number = evolved.schedule(point)[-1][2]["rate"]
+    assert legend(axes)[0].startswith(f"best, with its last numbers: rate {number:.4g}, kind ")
+
+
+REFUSED = {
+    "no such name": (
+        lambda r, h: rj.plots.lineage(r, "w"),
+        r"no axis 'w'; it has \['rate', 'kind'",
+    ),
+    "structure": (
+        lambda r, h: rj.plots.lineage(r, "kind"),
+        r"'kind' is structure.*\['rate', 'own', 'big'\]",
+    ),
+    "no population": (
+        lambda r, h: rj.plots.lineage(h, "x"),
+        "nothing was copied.*curves.*sensitivity",
+    ),
+    "heatmap": (lambda r, h: rj.plots.heatmap(r, "rate", "kind"), "heatmap.*population.*lineage"),
+    "sensitivity": (
+        lambda r, h: rj.plots.sensitivity(r, "rate"),
+        "sensitivity.*population.*lineage",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_populations_and_others_are_told_apart(evolved, halved, case):
+    draw, message = REFUSED[case]
+    with pytest.raises(ValueError, match=message):
+        draw(evolved, halved)
+    assert not plt.get_fignums()
 
 
 def bowl(x, y):
@@ -196,13 +591,11 @@ def test_contour_draws_each_path_until_it_leaves():
     np.testing.assert_allclose(np.diff(np.log10(above)), 5 / 6)
     assert len(above) == 6
     assert axes.get_xlim() == (-2, 2)
-    plt.close("all")
 
 
 def test_contour_of_a_constant_has_no_lines():
     axes = rj.plots.contour(lambda x, y: 0 * x, {}, (0, 1), (0, 1))
     assert not axes.collections
-    plt.close("all")
 
 
 def test_effective_step_is_the_rate_over_the_root():
@@ -216,7 +609,6 @@ def test_effective_step_is_the_rate_over_the_root():
     assert axes.get_yscale() == "log"
     no_rate = rj.plots.effective_step(nu, 0.1, eps=0.0).lines[0].get_ydata()
     assert np.isnan(no_rate[2])
-    plt.close("all")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import pytest
 
 import rmsprop_jax as rj
 from tests import cluster, killed
-from tests.test_store import contents, same
+from tests.test_store import contents, same, undisturbed
+from tests.trainings import plain
 
 
 def start(problem, out, count=2):
@@ -59,11 +60,45 @@ def test_a_finished_folder_is_read_by_two_processes(tmp_path):
     assert len(list((tmp_path / "folder").glob("round-*"))) > 0
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_one_killed_ends_the_other_and_the_folder_resumes(victim, tmp_path):
-    processes = start("long", tmp_path)
-    folder = tmp_path / "folder"
-    while len(list(folder.glob("round-*"))) < 3:
+def test_trainings_in_two_processes_give_what_one_gives(tmp_path):
+    """Metrics, who was stopped, lineages, kept states; after an error, too, which stops both."""
+    processes = start("kinds", tmp_path)
+    said = words(processes)
+    assert [process.returncode for process in processes] == [0, 0], said
+    one = cluster.kinds(None)
+    names = [*one, "stopped plain", "stopped population"]
+    assert {path.name for path in (tmp_path / "process1").iterdir()} == set(names)
+    for name in names:
+        whole = one[name.removeprefix("stopped ")]
+        best = whole.best()
+        for place in ("process0", "process1", *(["folder"] if name != "in memory" else [])):
+            result = rj.SweepResult.load(tmp_path / place / name)
+            same(result, whole)
+            for seed in whole.seeds:
+                state = whole.state(best, seed)
+                for x, y in zip(
+                    plain(result.state(best, seed, like=state)), plain(state), strict=True
+                ):
+                    assert x.dtype == y.dtype
+                    assert x.tobytes() == y.tobytes()
+    assert any(len(lineage) > 1 for lineage in one["population"].history)
+    assert "stopped" in one["halving"].status
+
+
+def test_data_that_fails_on_one_process_stops_the_other(tmp_path):
+    first, second = processes = start("fed_apart", tmp_path)
+    said = words(processes)
+    assert first.returncode
+    assert second.returncode
+    assert "the disk is away" in said[1]
+    assert (rj.SweepResult.load(tmp_path / "folder").reached == 10).all()
+
+
+@pytest.mark.parametrize(("problem", "victim"), [("long", 0), ("long", 1), ("members", 1)])
+def test_one_killed_ends_the_other_and_the_folder_resumes(problem, victim, tmp_path):
+    processes = start(problem, tmp_path)
+    folder, enough = tmp_path / "folder", {"long": 3, "members": 15}[problem]
+    while len(list(folder.glob("round-*"))) < enough:
         assert all(process.poll() is None for process in processes)
         time.sleep(0.01)
     processes[victim].kill()
@@ -72,8 +107,11 @@ def test_one_killed_ends_the_other_and_the_folder_resumes(victim, tmp_path):
     assert time.monotonic() - begin < 60
     assert processes[1 - victim].returncode != 0
     rounds = len(list(folder.glob("round-*")))
-    assert 3 <= rounds < 10
-    same(killed.sweep(folder), killed.sweep(None))
+    kind = {"long": "function", "members": "halving"}[problem]
+    assert rounds >= enough
+    whole = undisturbed(kind)
+    assert rj.SweepResult.load(folder).reached.sum() < whole.reached.sum()
+    same(killed.sweep(folder, kind=kind), whole)
     assert len(list(folder.glob("round-*"))) > rounds
 
 

@@ -389,3 +389,55 @@ def test_whole_numbers_of_different_lengths_are_refused():
     f = lambda hp, key: {"loss": hp["x"], "i": jnp.arange(hp["n"])}
     with pytest.raises(ValueError, match=r"'i' differs between structures.*integers of the same"):
         rj.sweep(f, UNEVEN, progress=False)
+
+
+# Trainings: what was stopped, what changed on the way.
+
+ADDS = rj.Training(
+    lambda hp, key: 0.0, lambda hp, x, key: (x + hp["rate"], {"loss": x + hp["rate"]})
+)
+FOUR = rj.grid(rate=[1.0, 2.0, 4.0, 8.0])
+
+
+def adding(**options):
+    return rj.sweep(ADDS, FOUR, steps=10, evaluate_every=3, progress=False, **options)
+
+
+def test_the_schedule_of_a_member_led_to_its_state():
+    """The state is the sum of all numbers with which it was trained, by whichever member."""
+    evolving = rj.population({"rate": rj.uniform(1.0, 8.0)}, every=3, fraction=0.5)
+    result = adding(scheduler=evolving, mode="max")
+    assert max(len(result.schedule(point)) for point in result.points) > 1
+    for i, point in enumerate(result.points):
+        found = result.schedule(point)
+        assert [start for start, *_ in found] == [0, *(stop for _, stop, _ in found[:-1])]
+        assert found[-1][1] == 10
+        assert found[-1][2] == result.history[i][-1][2]
+        total = sum((stop - start) * numbers["rate"] for start, stop, numbers in found)
+        assert total == pytest.approx(result.objective[i], rel=1e-6)
+    assert result.schedule(result.best()) == result.schedule(result.best().point)
+
+
+def test_the_schedule_of_what_did_not_change_is_one_entry():
+    halved = adding(scheduler=rj.halving(2, 3))
+    assert halved.schedule({"rate": 1.0}) == [(0, 10, {"rate": 1.0})]
+    assert halved.schedule({"rate": 8.0}) == [(0, 3, {"rate": 8.0})]
+    one = sweep(seeds=[7])
+    assert one.schedule(one.best()) == [(0, 1, {"x": 2.0, "same": 5})]
+    with pytest.raises(ValueError, match="not among the points"):
+        one.schedule({"x": 5.0})
+
+
+def test_a_sweep_of_which_nothing_finished_has_no_best():
+    def stop(report):
+        raise KeyboardInterrupt
+
+    for devices in (jax.devices(), jax.devices()[:1]):
+        with pytest.raises(rj.SweepInterrupted) as caught:
+            adding(callback=stop, devices=devices)
+        result = caught.value.result
+        with pytest.raises(ValueError, match=r"of \d trials 0 failed.*none finished\.$"):
+            result.best()
+        assert result._repr_html_().count("<tr>") == 1
+    with pytest.raises(ValueError, match=r"\{'rate': 8.0\} was not begun"):
+        result.schedule({"rate": 8.0})

@@ -1,4 +1,6 @@
-"""Rounds: their batches, what they keep, what is dispatched ahead of what."""
+"""Rounds: their batches, what they keep, what is dispatched ahead of what, what compiles."""
+
+import types
 
 import jax
 import jax.numpy as jnp
@@ -6,9 +8,10 @@ import numpy as np
 import pytest
 
 import rmsprop_jax as rj
-from rmsprop_jax._sweep import compiling, program, rounds
+from rmsprop_jax._sweep import compiling, engine, program, rounds
+from rmsprop_jax._sweep.plan import Stages
 from rmsprop_jax._sweep.processes import Processes
-from tests.test_sweep import POINTS, alone, make_train
+from tests.test_sweep import POINTS, alone, compiles, make_train
 
 
 @pytest.fixture
@@ -17,12 +20,26 @@ def programs(monkeypatch):
     made = []
 
     class Noted(program.Program):
-        def __init__(self, *args, **options):
-            super().__init__(*args, **options)
+        def __init__(self, piece, args, layout, processes):
+            super().__init__(piece, args, layout, processes)
+            self.layout = layout
             made.append(self)
 
     monkeypatch.setattr("rmsprop_jax._sweep.compiling.Program", Noted)
     return made
+
+
+# A training of which next to nothing has to be compiled.
+TINY = rj.Training(
+    lambda hp, key: jax.random.uniform(key),
+    lambda hp, x, key: (x - hp["rate"] * x, {"loss": x}),
+    lambda hp, x, key: {"end": x * hp["rate"]},
+)
+
+
+def tiny(**options):
+    points = rj.grid(rate=[0.1, 0.2, 0.3, 0.4, 0.5])
+    return rj.sweep(TINY, points, **{"steps": 100, "seeds": 2, "progress": False, **options})
 
 
 @pytest.mark.parametrize("batch_size", [2, 5, 1000])
@@ -43,8 +60,9 @@ def test_a_batch_gives_the_same_within_rounding(batch_size, devices):
 def test_the_batch_size_is_obeyed(batch_size, programs):
     train = lambda hp, key: {"loss": hp["x"]}
     rj.sweep(train, rj.grid(x=np.arange(30.0)), batch_size=batch_size, progress=False)
-    assert programs[0].round_size(1) == batch_size * jax.device_count()
-    assert {program.batch_size for program in programs} == {batch_size}
+    tiny(batch_size=batch_size)
+    assert programs[0].layout.room(1) == batch_size * jax.device_count()
+    assert [one.layout.batch_size for one in programs] == [batch_size] * 4  # a train; three pieces
 
 
 def test_a_nan_stays_its_own_in_a_batch():
@@ -78,8 +96,11 @@ def test_counts_out_of_range_are_refused(options):
         rj.sweep(make_train(), POINTS, progress=False, **options)
 
 
+# The order in which rounds run.
+
+
 class Device:
-    """An accelerator with `free` bytes, as far as `run_rounds` looks at it."""
+    """An accelerator with `free` bytes, as far as the engine looks at it."""
 
     process_index = 0
 
@@ -88,46 +109,133 @@ class Device:
         self.memory_stats = lambda: free and {"bytes_limit": free + 1000, "bytes_in_use": 1000}
 
 
-class Recorded:
-    """A program that needs `memory(batch)` bytes and notes what starts and what is fetched."""
+class Recorded(rounds.Structure):
+    """Rounds that run nothing, and note what starts and what is fetched; they take `seconds`."""
 
-    capacity = 1  # so rounds never grow
+    def __init__(self, plan, log, processes, capacity=1, seconds=lambda live: None):
+        programs = compiling.Programs(program.Layout(1, capacity, 1))
+        super().__init__(plan, 0, programs, processes, ())
+        self.log, self._seconds = log, seconds
 
-    def __init__(self, log, memory, batch_size, devices=1):
-        self.log, self.batch_size, self._memory = log, batch_size, memory(batch_size)
-        self.round_size = lambda batches: devices * batch_size * batches
+    def run_whole(self, live, numbers):
+        return self._start(live, 0, 1)
+
+    def begin(self, live, numbers, states):
+        self.log.append(f"begin {live.trials.tolist()}")
+        live.states = []
+
+    def advance(self, live, stop, batches):
+        start, live.reached = live.reached, stop
+        return self._start(live, start, stop)
+
+    def _start(self, live, start, stop):
+        self.log.append(f"start {live.trials.tolist()} to {stop}")
+        return rounds.Dispatched(live, start, stop, None, {})
+
+    def fetch(self, started):
+        live, start, stop, _, _ = started
+        self.log.append(f"fetch {live.trials.tolist()} to {stop}")
+        self._seconds(live)
+        return rounds.Call(live, start, stop, {}, {})
+
+
+def go(order, platform, trials, stages=None, structures=1, **options):
+    """What a sweep of so many trials in each structure does, and what is recorded of it."""
+    log, recorded = [], []
+    ledger = types.SimpleNamespace(
+        numbers={},
+        trials=types.SimpleNamespace(reached=np.zeros(trials, int)),
+        record=lambda call, seconds: recorded.append((call.live.trials.tolist(), call.stop)),
+        show=lambda: None,
+    )
+    keeper = types.SimpleNamespace(
+        take=None,
+        spills=False,
+        is_due=lambda: False,
+        finish=lambda trials, states: log.append(f"finish {trials.tolist()}"),
+    )
+    processes = Processes([Device(platform)])
+    plan = types.SimpleNamespace(groups=[None], stages=stages)
+    run = engine.Run(plan, ledger, keeper, processes, None)
+    each = [
+        (Recorded(plan, log, processes, **options), np.arange(trials), 0.0)
+        for _ in range(structures)
+    ]
+    if order is engine.boundary_by_boundary:
+        order(run, iter(each), None, None)
+    else:
+        order(run, iter(each))
+    return log, recorded
+
+
+def test_on_an_accelerator_the_next_round_starts_before_the_last_is_fetched():
+    at = lambda words: [f"{what} [{i}] to 1" for what, i in (word.split() for word in words)]
+    ahead = at(["start 0", "start 1", "fetch 0", "start 2", "fetch 1", "fetch 2"])
+    alternating = at(["start 0", "fetch 0", "start 1", "fetch 1", "start 2", "fetch 2"])
+    for platform, order in (("gpu", ahead), ("cpu", alternating)):
+        log, recorded = go(engine.functions, platform, 3)
+        assert log == order
+        assert recorded == [([0], 1), ([1], 1), ([2], 1)]
+
+
+THREE = Stages(steps=5, evaluate_every=2, rungs=(), scheduler="", evaluations={})
+
+
+@pytest.mark.parametrize("platform", ["gpu", "cpu"])
+def test_the_next_segment_starts_before_the_last_is_fetched(platform):
+    """And a round goes to its end before the next one begins."""
+    of = lambda i: [
+        f"begin [{i}]", f"start [{i}] to 2", f"start [{i}] to 4", f"fetch [{i}] to 2",
+        f"start [{i}] to 5", f"fetch [{i}] to 4", f"fetch [{i}] to 5", f"finish [{i}]",
+    ]  # fmt: skip
+    log, recorded = go(engine.one_after_another, platform, 2, THREE)
+    assert log == of(0) + of(1)
+    assert recorded == [([i], stop) for i in (0, 1) for stop in (2, 4, 5)]
+
+
+def test_no_round_passes_a_boundary_before_all_have_come_there():
+    """The rounds of every structure."""
+    _, recorded = go(engine.boundary_by_boundary, "cpu", 2, THREE, structures=2)
+    assert recorded == [([i], stop) for stop in (2, 4, 5) for _ in range(2) for i in (0, 1)]
+
+
+@pytest.mark.parametrize("order", [engine.functions, engine.one_after_another])
+@pytest.mark.parametrize(
+    ("seconds", "sizes"),
+    [
+        (1.0, [1] * 20),
+        (0.1, [1, 1, 1, 1, 5, 5, 5, 1]),  # a call of five lasts half a second
+        (0.001, [1, 1, 1, 1, 8, 8]),  # as many as a call has room for
+    ],
+)
+def test_rounds_grow_as_far_as_their_jobs_are_short(order, seconds, sizes, monkeypatch):
+    """Else a kill would cost, and the bar stand still for, more than half a second."""
+    now = [0.0]
+
+    def pass_by(live):
+        now[0] += seconds * len(live.trials)
+
+    monkeypatch.setattr(rounds, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
+    one = None if order is engine.functions else THREE._replace(evaluate_every=5)
+    _, recorded = go(order, "cpu", 20, one, capacity=8, seconds=pass_by)
+    assert [len(trials) for trials, _ in recorded] == sizes
+
+
+# How large a batch is.
+
+
+class Sized:
+    """Programs that need `memory(batch)` bytes, and note what compiles."""
+
+    def __init__(self, log, memory, size):
+        self.log, self.size, self._memory = log, size, memory(size)
 
     def compile(self):
-        self.log.append(f"compile {self.batch_size}")
+        self.log.append(f"compile {self.size}")
         if self._memory == np.inf:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: too large")
         self.memory = self._memory
         return self
-
-    def start(self, jobs, count, args):
-        self.log.append(f"start {jobs.tolist()}")
-        assert len(jobs) == count
-        return jobs
-
-    def fetch(self, jobs, count):
-        self.log.append(f"fetch {jobs.tolist()}")
-        assert len(jobs) == count
-        return jobs
-
-
-def go(platform, trials):
-    log, jobs = [], np.arange(trials)
-    recorded = Recorded(log, lambda batch: batch, 1)
-    got = rounds.run_rounds(recorded, jobs, trials, None, Processes([Device(platform)]))
-    np.testing.assert_array_equal(np.concatenate([one.out for one in got]), jobs)
-    return log
-
-
-def test_on_an_accelerator_the_next_round_starts_before_the_last_is_fetched():
-    order = ["start [0]", "start [1]", "fetch [0]", "start [2]", "fetch [1]", "fetch [2]"]
-    assert go("gpu", trials=3) == order
-    alternating = ["start [0]", "fetch [0]", "start [1]", "fetch [1]", "start [2]", "fetch [2]"]
-    assert go("cpu", trials=3) == alternating
 
 
 @pytest.mark.parametrize(
@@ -143,16 +251,26 @@ def test_on_an_accelerator_the_next_round_starts_before_the_last_is_fetched():
 def test_auto_takes_the_largest_batch_that_fits_an_accelerator(free, memory, compiled):
     log = []
     device = Device("gpu", free)
-    make = lambda size: Recorded(log, memory, size)
+    make = lambda size: Sized(log, memory, size)
     taken = compiling.largest(make, 100, compiling.free_memory([device]))
     assert log == [f"compile {size}" for size in compiled]
-    assert taken.batch_size == compiled[-1]
+    assert taken.size == compiled[-1]
+
+
+def test_of_a_training_every_piece_must_fit():
+    log, layout = [], program.Layout(1, 1, 1)
+    for largest in ("init", "segment", "evaluate"):
+        needs = {"init": 1, "segment": 2, "evaluate": 3} | {largest: 9}
+        each = {name: Sized(log, lambda size, n=n: n, 1) for name, n in needs.items()}
+        assert compiling.Programs(layout, **each).compile().memory == 9
+    assert len(log) == 9
 
 
 def test_auto_is_1_on_a_cpu(programs):
     assert compiling.free_memory(jax.devices()) is None
     rj.sweep(make_train(), POINTS, progress=False)
-    assert {one.batch_size for one in programs} == {1}
+    tiny()
+    assert {one.layout.batch_size for one in programs} == {1}
 
 
 def test_a_short_round_runs_nothing_twice():
@@ -164,31 +282,50 @@ def test_a_short_round_runs_nothing_twice():
             jax.debug.callback(lambda x: seen.append(float(x)), hp["x"])
             return {"loss": hp["x"]}
 
+        def step(hp, state, key, train=train):
+            return state, train(hp, key)
+
         points = rj.grid(x=[1.0, 2.0, 3.0])
-        result = rj.sweep(train, points, batch_size=batch_size, progress=False)
-        jax.effects_barrier()
-        assert len(seen) == calls
-        assert set(seen) == {1.0, 2.0, 3.0}
-        assert result.objective.tolist() == [1.0, 2.0, 3.0]
+        for what, steps in ((train, {}), (rj.Training(lambda hp, key: 0, step), {"steps": 4})):
+            seen.clear()
+            result = rj.sweep(what, points, batch_size=batch_size, progress=False, **steps)
+            jax.effects_barrier()
+            assert len(seen) == calls * steps.get("steps", 1)
+            assert set(seen) == {1.0, 2.0, 3.0}
+            assert result.objective.tolist() == [1.0, 2.0, 3.0]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 13, 24])
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
 def test_jobs_lie_where_they_are_fetched(count, batch_size):
-    """Every job comes back in its place, and devices have as many batches, one more at most."""
-    piece = program.Piece(
-        lambda job, args: {"twice": 2 * job + args}, jax.ShapeDtypeStruct((), int)
-    )
+    """Every job comes back in its place, and devices have as many batches, one more at most; states
+    go on where they lie, each batch over its own span."""
+
+    def call(job, span, state, batches, args):
+        (x,), (start, _) = state, span
+        return [x + job], {"sum": 2 * x + args + batches, "start": start}
+
+    number = jax.ShapeDtypeStruct((), int)
+    piece = program.Piece(call, number, (number, number), [number], number)
     processes = Processes(jax.devices())
-    args = processes.place(jnp.int32(1))
-    one = program.Program(piece, args, processes, batch_size=batch_size, jobs=24).compile()
-    assert one.capacity * batch_size * jax.device_count() >= 24
-    jobs = np.arange(count) * 10
-    out = one.fetch(one.start(jobs, count, args), count)
-    np.testing.assert_array_equal(out["twice"], 2 * jobs + 1)
-    _, batches = one._places(count)
-    assert batches.sum() == -(-count // batch_size)
-    assert batches.max() - batches.min() <= 1
+    args, batches = processes.place(jnp.int32(1)), processes.place(jnp.int32(100))
+    layout = program.Layout.fit(jax.device_count(), batch_size, 4, jobs=24)
+    assert layout.capacity * batch_size * jax.device_count() >= 24
+    one = program.Program(piece, args, layout, processes).compile()
+    jobs, first = np.arange(count) * 10, np.arange(count) + 7
+    spans = np.arange(-(-count // batch_size)) * 3
+    states = processes.place(layout.lay([first], count), "trial")
+    for turn in range(3):
+        states, out = one.start(
+            jobs, count, args, spans=(spans, spans), states=states, batches=batches
+        )
+        got = one.fetch(out, count)
+        np.testing.assert_array_equal(got["sum"], 2 * (first + turn * jobs) + 101)
+        np.testing.assert_array_equal(got["start"], np.repeat(spans, batch_size)[:count])
+    np.testing.assert_array_equal(one.fetch(states, count)[0], first + 3 * jobs)
+    each = layout.batches(count)
+    assert each.sum() == -(-count // batch_size)
+    assert each.max() - each.min() <= 1
 
 
 def test_the_memory_of_a_real_program_grows_with_its_batch(monkeypatch, programs):
@@ -199,7 +336,34 @@ def test_the_memory_of_a_real_program_grows_with_its_batch(monkeypatch, programs
     result = rj.sweep(make_train(steps=100), points, progress=False)
     unbatched = rj.sweep(make_train(steps=100), points, batch_size=1, progress=False)
     largest, taken = programs[:2]
-    assert largest.batch_size == 64 // jax.device_count()
+    assert largest.layout.batch_size == 64 // jax.device_count()
     assert largest.memory > 20_000 >= taken.memory
-    assert 1 < taken.batch_size < largest.batch_size
+    assert 1 < taken.layout.batch_size < largest.layout.batch_size
     np.testing.assert_allclose(result.objective, unbatched.objective, rtol=1e-4)
+
+
+# What compiles.
+
+WAYS = {
+    **{f"segments of {n}": {"evaluate_every": n} for n in (1, 7, 50, 100)},
+    "halving": {"evaluate_every": 10, "scheduler": rj.halving(2, 3)},
+    "population": {
+        "evaluate_every": 10,
+        "scheduler": rj.population({"rate": rj.uniform(0.1, 0.9)}, every=7),
+    },
+    "checkpoints": {"evaluate_every": 7, "checkpoint_seconds": 0},
+}
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("way", WAYS)
+def test_each_piece_compiles_once_however_the_steps_are_cut(way, devices, tmp_path):
+    """Segments that do not divide the steps, rungs at odd ones, rounds that shrink."""
+    options = WAYS[way] | {"devices": jax.devices()[:devices]}
+    tiny(**options)  # the small programs around the rounds
+    program._KEPT.clear()
+    path = {"path": tmp_path} if way == "checkpoints" else {}
+    with compiles() as compiled:
+        result = tiny(**options, **path)
+    assert len(compiled) == 3  # init, segment, evaluate
+    assert result.reached.max() == 100

@@ -1,5 +1,8 @@
 """A sweep's folder: killed, resumed, grown, refused; nothing finished is lost or run again."""
 
+import collections
+import functools
+import itertools
 import json
 import os
 import random
@@ -18,6 +21,7 @@ import pytest
 import rmsprop_jax as rj
 from rmsprop_jax._sweep import store
 from tests import killed
+from tests.trainings import plain
 
 X = rj.grid(x=[1.0, 2.0, 3.0])
 
@@ -44,57 +48,189 @@ def same(a, b):
     np.testing.assert_array_equal(a.objective, b.objective)
     np.testing.assert_array_equal(a.point_index, b.point_index)
     np.testing.assert_array_equal(a.seed_index, b.seed_index)
+    np.testing.assert_array_equal(a.reached, b.reached)
+    np.testing.assert_array_equal(a.status, b.status)
+    assert a.history == b.history
 
 
 def contents(path):
     return {file.name: file.read_bytes() for file in path.iterdir() if file.name != ".lock"}
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
-def test_killed_at_random_moments_and_resumed_it_is_as_if_undisturbed(kills, tmp_path):
-    undisturbed, moments = killed.sweep(None), random.Random(kills)
-    made = rescued = folders = 0
+@functools.cache
+def undisturbed(kind):
+    return killed.sweep(None, kind=kind)
+
+
+class Killed:
+    """A folder whose sweep is killed and resumed, on 1 or 2 devices."""
+
+    def __init__(self, kind, where, moments):
+        self.kind, self.moments, self._log = kind, moments, where / "log"
+        self.folder = where / f"folder{len(list(where.iterdir()))}"
+
+    def names(self):
+        return os.listdir(self.folder) if self.folder.exists() else []
+
+    def rounds(self):
+        return sum(name.startswith("round-") for name in self.names())
+
+    def run(self, aim):
+        """Start it, kill it as `aim` says; whether it had ended, and what it ran."""
+        self._log.unlink(missing_ok=True)
+        devices = str(self.moments.choice([1, 2]))
+        command = [sys.executable, "-m", "tests.killed", self.folder, self._log, devices, self.kind]
+        child = subprocess.Popen(command)
+        aim(self, child)
+        child.kill()
+        ended = child.wait() == 0
+        said = self._log.read_text().split("\n")[:-1] if self._log.exists() else []
+        return ended, collections.Counter(said)
+
+
+ROUNDS = {"function": 8, "steps": 60, "halving": 20, "population": 25}  # about a third of them
+
+
+def at_any_moment(run, child):
+    enough = run.rounds() + run.moments.randint(0, ROUNDS[run.kind])
+    while child.poll() is None and run.rounds() < enough:
+        time.sleep(0.002)
+    time.sleep(run.moments.uniform(0, 2.0 if run.rounds() == 0 else 0.2))
+
+
+def while_it_writes(what):
+    """A file of this kind; states of all are on disk already."""
+
+    def aim(run, child):
+        enough = run.rounds() + run.moments.randint(0, ROUNDS[run.kind])
+        is_there = lambda start: any(name.startswith(start) for name in run.names())
+        while child.poll() is None and (run.rounds() < enough or not is_there("states-")):
+            time.sleep(0.002)
+        while child.poll() is None and not is_there(f".{what}-"):
+            time.sleep(0.0002)
+
+    return aim
+
+
+def not_at_all(run, child):
+    child.wait()
+
+
+def aims(kind):
+    """In turn."""
+    if kind == "function":
+        return itertools.repeat(at_any_moment)
+    what = ["states", "round", "final", *(["decision"] if kind != "steps" else [])]
+    writing = map(while_it_writes, what)
+    return itertools.cycle(x for each in writing for x in (at_any_moment, each))
+
+
+STORM = pytest.mark.slow, pytest.mark.timeout(1800)
+
+
+@pytest.mark.parametrize(
+    ("kind", "kills"),
+    [
+        ("function", 2),
+        ("halving", 2),
+        pytest.param("function", 20, marks=STORM),
+        pytest.param("steps", 6, marks=STORM),
+        pytest.param("halving", 8, marks=STORM),
+        pytest.param("population", 8, marks=STORM),
+    ],
+)
+def test_killed_at_random_moments_and_resumed_it_is_as_if_undisturbed(kind, kills, tmp_path):
+    moments, aim = random.Random(kills), aims(kind)
+    made = rescued = 0
     while made < kills:
-        folder, log = tmp_path / f"folder{folders}", tmp_path / "log"
-        folders += 1
-        rounds = lambda: len(list(folder.glob("round-*")))  # noqa: B023 (called in this turn)
-        finished, done = False, set()
-        while not finished:
-            log.unlink(missing_ok=True)
-            devices = str(moments.choice([1, 2]))
-            child = subprocess.Popen([sys.executable, "-m", "tests.killed", folder, log, devices])
-            enough = rounds() + moments.randint(0, 8)
-            while child.poll() is None and (made == kills or rounds() < enough):
-                time.sleep(0.002)
-            time.sleep(moments.uniform(0, 2.0 if rounds() == 0 else 0.2))
-            child.kill()
-            finished = child.wait() == 0
-            made += not finished
-            ran = set(log.read_text().split("\n")[:-1]) if log.exists() else set()
-            assert not ran & done
-            if (folder / store.MANIFEST).exists():
-                done = trials(rj.SweepResult.load(folder))
-                rescued += 0 if finished else len(done)
-        same(rj.SweepResult.load(folder), undisturbed)
-    same(killed.sweep(folder), undisturbed)
+        one, ended, done, ever = Killed(kind, tmp_path, moments), False, {}, set()
+        while not ended:
+            ended, ran = one.run(next(aim) if made < kills else not_at_all)
+            made += not ended
+            ever |= ran.keys()
+            before, done = done, steps_on_disk(one.folder, kind)
+            if kind == "function":
+                assert not ran.keys() & before.keys()
+            else:
+                check_what_ran(ran, before, done, kind)
+            rescued += 0 if ended else len(done)
+        whole = undisturbed(kind)
+        assert ever == (trials(whole) if kind == "function" else all_steps(whole))
+        same(rj.SweepResult.load(one.folder), whole)
+        assert not list(one.folder.glob(".*.tmp"))
+        assert not list(one.folder.glob("states-*"))
     assert rescued
+    last = killed.sweep(one.folder, kind=kind)  # it has nothing left to run
+    same(last, whole)
+    for record in whole.top(2) if kind != "function" else ():
+        for seed in killed.SEEDS:
+            for x, y in zip(plain(last.state(record, seed)), plain(whole.state(record, seed)),
+                            strict=True):  # fmt: skip
+                assert x.tobytes() == y.tobytes()
+
+
+def steps_on_disk(folder, kind):
+    """From which step each trial that the log names would go on; infinity: it has ended."""
+    if not (folder / store.MANIFEST).exists():
+        return {}
+    result = rj.SweepResult.load(folder)
+    if kind == "function":
+        return dict.fromkeys(trials(result), np.inf)
+    bits = {seed: bits_of(seed) for seed in killed.SEEDS}
+    found = {}
+    for file in folder.glob("states-*"):
+        with np.load(file) as stored:
+            for point, seed, step in zip(stored["point"], stored["seed"], stored["step"],
+                                         strict=True):  # fmt: skip
+                at = int(point), bits[int(seed)]
+                found[at] = max(found.get(at, 0), int(step))
+    for trial, status in enumerate(result.status):
+        if status == "stopped" or result.reached[trial] == killed.STEPS:
+            seed = result.seeds[result.seed_index[trial]]
+            found[int(result.point_index[trial]), bits[seed]] = np.inf
+    return found
+
+
+def check_what_ran(ran, before, after, kind):
+    """Nothing that is on disk ran again; and of what ran, no more than a segment of the rounds in
+    flight is not on disk."""
+    lost = collections.defaultdict(set)
+    for words, times in ran.items():
+        point, bits, step = map(int, words.split())
+        assert times == 1
+        assert step >= before.get((point, bits), 0)
+        if step >= after.get((point, bits), 0):
+            lost[point, bits].add(step)
+    starts = {after.get(trial, 0) for trial in lost}
+    assert len(starts) <= 1  # none of them is past a boundary that another has not come to
+    for trial, steps in lost.items():
+        assert max(steps) < after.get(trial, 0) + killed.SEGMENT
+    if kind == "steps":  # one round after another, of one structure
+        assert len({killed.MEMBERS[point]["centered"] for point, _ in lost}) <= 1
+
+
+def all_steps(result):
+    """Of trainings, as the log has them."""
+    each = zip(result.point_index, result.seed_index, result.reached, strict=True)
+    return {
+        f"{p} {bits_of(result.seeds[s])} {step}"
+        for p, s, reached in each
+        for step in range(0, reached, killed.LOGGED)
+    }
+
+
+def bits_of(seed):
+    """Of the key that `init` gets."""
+    return int(jax.random.key_data(jax.random.fold_in(jax.random.key(seed), 0))[-1])
 
 
 def trials(result):
-    """As the log has them."""
+    """Of functions, as the log has them."""
     return {
         f"{np.float32(result.points[p]['learning_rate'])} {result.points[p]['centered']} "
         f"{result.seeds[s]}"
         for p, s in zip(result.point_index, result.seed_index, strict=True)
     }
-
-
-def test_the_log_names_trials_as_the_kill_test_does(tmp_path):
-    """Else no trial would ever be found to run again."""
-    log = []
-    result = killed.sweep(tmp_path / "f", log=lambda *trial: log.append("{} {} {}".format(*trial)))
-    jax.effects_barrier()
-    assert set(log) == trials(result)
 
 
 def test_only_what_is_new_runs(tmp_path):

@@ -1,1 +1,21 @@
-"""Whole trainings over a grid of hyperparameters and seeds."""
+"""Whole trainings over a grid of hyperparameters and seeds.
+
+The rooms, from what is asked to what is found; each imports only from those above it, `sweep` last.
+
+    values · seeds              what a value is: identity, label, JSON; keys
+    points · sampling           what is tried
+    training                    a training in steps
+    states                      a trial's state as flat arrays; what may be one
+    blame · tracing             who is to blame; the trace of what runs, what a sweep refuses
+    fingerprint · plan          what was asked, what is finished: the data that the rest passes on
+    objective · statistics      what is looked for; how sure
+    processes · deadlock        several hosts; the guard
+    schedulers · decisions      which trials go on; asked once, checked, written, replayed
+    program · pieces            a compiled program that runs rounds of jobs; what a job runs
+    compiling · batches         programs ahead of their turn; the steps' data, read ahead
+    rounds                      jobs a round at a time: begun, gone on with, fetched
+    store · results             the folder; what was found
+    ledger · keeping            how far each trial is; its states, in memory and on disk
+    engine                      in which order all that runs
+    sweep                       the call
+"""

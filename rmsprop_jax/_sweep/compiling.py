@@ -4,82 +4,139 @@ import concurrent.futures
 import os
 import time
 from collections.abc import Callable, Generator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
+from rmsprop_jax._sweep.pieces import Pieces
+from rmsprop_jax._sweep.plan import Plan
 from rmsprop_jax._sweep.processes import Processes
-from rmsprop_jax._sweep.program import Piece, Program
+from rmsprop_jax._sweep.program import Layout, Program
 
 MEMORY_SHARE = 0.9  # of a device's free memory: allocators lose some of it in gaps
 
-Maker = tuple[Callable[[], Program], Callable[[Program], Program]]
+
+class Programs(NamedTuple):
+    """All that one structure runs, in one layout: `whole` of a function, else the others."""
+
+    layout: Layout
+    whole: Any = None
+    init: Any = None
+    segment: Any = None
+    evaluate: Any = None
+
+    def each(self) -> list[Program]:
+        return [program for program in self[1:] if program is not None]
+
+    def compile(self) -> "Programs":
+        """Compile all of them."""
+        for program in self.each():
+            program.compile()
+        return self
+
+    @property
+    def memory(self) -> int:
+        """Bytes that the largest of them needs."""
+        return max(program.memory for program in self.each())
 
 
-def maker(piece: Piece, args: Any, processes: Processes, batch_size: int | str, jobs: int) -> Maker:
-    """Two steps to a program: lowered, with a batch of the size asked for or the largest; and
-    compiled, with one that fits the memory."""
-    devices = processes.mesh.devices.tolist()
-    memory = free_memory(devices) if batch_size == "auto" else None
-    most = -(-jobs // len(devices))
-    if memory is None:
-        size = 1 if batch_size == "auto" else min(int(batch_size), most)
-    else:
-        size, memory = most, processes.smallest(memory)
-    make = lambda size: Program(piece, args, processes, batch_size=size, jobs=jobs)
+class Maker:
+    """Makes the programs of one structure.
 
-    def finish(program: Program) -> Program:
-        if memory is None:
-            return program.compile()
-        return largest(make, most, memory, program)
+    Args:
+      pieces, plan: what runs.
+      args: placed.
+      processes: where.
+      batch_size: a number, or "auto".
+      jobs: how many there are in all.
+    """
 
-    return lambda: make(size), finish
+    def __init__(
+        self,
+        pieces: Pieces,
+        plan: Plan,
+        args: Any,
+        processes: Processes,
+        batch_size: int | str,
+        jobs: int,
+    ):
+        self._pieces, self._plan, self._args = pieces, plan, args
+        self._processes, self._jobs = processes, jobs
+        devices = processes.mesh.devices.tolist()
+        memory = free_memory(devices) if batch_size == "auto" else None
+        self.most = -(-jobs // len(devices))
+        self.memory = None if memory is None else processes.smallest(memory)
+        if memory is not None:
+            self.size = self.most
+        else:
+            self.size = 1 if batch_size == "auto" else min(int(batch_size), self.most)
+
+    def make(self, size: int) -> Programs:
+        """The programs for so many jobs in a batch, lowered."""
+        layout = Layout.fit(self._processes.mesh.size, size, self._pieces.bytes, self._jobs)
+        program = lambda piece: Program(piece, self._args, layout, self._processes)
+        stages = self._plan.stages
+        if stages is None:
+            return Programs(layout, whole=program(self._pieces.whole()))
+        evaluate = self._pieces.evaluate()
+        return Programs(
+            layout,
+            init=program(self._pieces.init()),
+            segment=program(self._pieces.segment(stages.longest)),
+            evaluate=None if evaluate is None else program(evaluate),
+        )
+
+    def finish(self, programs: Programs) -> Programs:
+        """These compiled, or those of the largest batch that fits the memory."""
+        if self.memory is None:
+            return programs.compile()
+        return largest(self.make, self.most, self.memory, programs)
 
 
-def compiled_ahead(makers: Sequence[Maker]) -> Generator[tuple[Program, float]]:
-    """Each program in turn, and for how many seconds it held up: others compile meanwhile, in
-    threads (XLA leaves Python's lock), while rounds of earlier ones run."""
-    workers = min(os.cpu_count() or 1, len(makers))
-    pool = concurrent.futures.ThreadPoolExecutor(max(workers, 1), "compile")
-    pending: list[tuple[Program, concurrent.futures.Future]] = []
+def compiled_ahead(makers: Sequence[Maker]) -> Generator[tuple[Programs, float]]:
+    """The programs of each in turn, and for how many seconds they held up: others compile in
+    threads meanwhile (XLA leaves Python's lock), while rounds of earlier ones run."""
+    workers = max(min(os.cpu_count() or 1, len(makers)), 1)
+    pool = concurrent.futures.ThreadPoolExecutor(max(workers, 2), "compile")
+    pending: list[tuple[Programs, list[concurrent.futures.Future]]] = []
     try:
-        for i, (_, finish) in enumerate(makers):
+        for i, maker in enumerate(makers):
             start = time.perf_counter()
             while len(pending) < min(workers, len(makers) - i):
-                program = makers[i + len(pending)][0]()
-                pending.append((program, pool.submit(program.compile)))
-            program, future = pending.pop(0)
-            concurrent.futures.wait([future])  # what failed there says so again in `finish`
-            yield finish(program), time.perf_counter() - start
+                next_maker = makers[i + len(pending)]
+                programs = next_maker.make(next_maker.size)
+                futures = [pool.submit(program.compile) for program in programs.each()]
+                pending.append((programs, futures))
+            programs, futures = pending.pop(0)
+            concurrent.futures.wait(futures)  # what failed there says so again in `finish`
+            yield maker.finish(programs), time.perf_counter() - start
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def largest(
-    make: Callable[[int], Program], most: int, memory: float, first: Program | None = None
-) -> Program:
-    """The compiled program of the largest batch, up to `most`, that needs no more memory.
+def largest(make: Callable[[int], Any], most: int, memory: float, first: Any | None = None) -> Any:
+    """The compiled programs of the largest batch, up to `most`, that needs no more memory.
 
     Args:
-      make: a program from its batch size.
+      make: the programs from a batch size.
       most: jobs that a device has in all.
       memory: bytes.
-      first: the program of `most`, where it is made already.
+      first: those of `most`, where they are made already.
     """
-    size, program = most, first
+    size, programs = most, first
     while True:
         fits = 0.5  # a half, where the compiler itself finds too little memory
-        program = program or make(size)
+        programs = programs or make(size)
         try:
-            fits = memory / max(program.compile().memory, 1)  # it grows about as the batch
+            fits = memory / max(programs.compile().memory, 1)  # it grows about as the batch
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error) or size == 1:
                 raise
         if fits >= 1 or size == 1:
-            return program
+            return programs
         size = max(1, min(size - 1, int(size * fits)))
         size = -(-most // -(-most // size))  # no more than needed, so that the last round is full
-        program = None
+        programs = None
 
 
 def free_memory(devices: Sequence[Any]) -> float | None:

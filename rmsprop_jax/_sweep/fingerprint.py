@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rmsprop_jax._sweep.tracing import Group, TracedTrain, constants
+from rmsprop_jax._sweep.tracing import Group, Traces, constants
 from rmsprop_jax._sweep.values import is_key
 
 MOST_BYTES = 64 * 2**20  # of args, that are hashed although no folder asks for it
@@ -17,7 +17,7 @@ class Fingerprint:
     """What must be as it was for a folder to go on.
 
     Args:
-      groups, trains: the structures and their programs.
+      groups, traces: the structures and their programs.
       args: of the sweep; kept as a hash only.
       needed: whether a folder is written, so that large args are hashed, too.
 
@@ -27,14 +27,12 @@ class Fingerprint:
       jax: the version.
     """
 
-    def __init__(
-        self, groups: Sequence[Group], trains: Sequence[TracedTrain], args: Any, needed: bool
-    ):
+    def __init__(self, groups: Sequence[Group], traces: Sequence[Traces], args: Any, needed: bool):
         self.dtypes = {name: str(dtype) for group in groups for name, dtype in group.dtypes.items()}
         size = sum(np.size(x) * np.dtype(np.uint64).itemsize for x in jax.tree.leaves(args))
         self.args = hash_of_arrays(args) if needed or size <= MOST_BYTES else None
         self.jax = jax.__version__
-        self._trains: Sequence[TracedTrain] | None = trains
+        self._traces: Sequence[Traces] | None = traces
         self._hashes: dict[str, list[str]] = {}
 
     @classmethod
@@ -44,7 +42,7 @@ class Fingerprint:
         """What a folder noted."""
         made = cls.__new__(cls)
         made.dtypes, made.args, made.jax = dtypes, args, jax
-        made._trains, made._hashes = None, hashes
+        made._traces, made._hashes = None, hashes
         return made
 
     @property
@@ -58,14 +56,15 @@ class Fingerprint:
         return self._hashed("constants")
 
     def _hashed(self, what: str) -> list[str]:
-        if self._trains is not None:
-            texts = [train.traced.lower().as_text() for train in self._trains]
-            closed_over = [list(constants(train.traced.jaxpr)) for train in self._trains]
+        if self._traces is not None:
+            pieces = [one.pieces.values() for one in self._traces]
+            texts = [[piece.lower().as_text() for piece in some] for some in pieces]
+            closed_over = [[x for one in some for x in constants(one.jaxpr)] for some in pieces]
             self._hashes = {
-                "programs": [hashlib.sha256(text.encode()).hexdigest() for text in texts],
+                "programs": [hashlib.sha256("".join(t).encode()).hexdigest() for t in texts],
                 "constants": [hash_of_arrays(arrays) for arrays in closed_over],
             }
-            self._trains = None
+            self._traces = None
         return self._hashes[what]
 
     def __getstate__(self) -> dict[str, Any]:

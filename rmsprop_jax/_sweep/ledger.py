@@ -1,104 +1,324 @@
-"""The finished trials of a sweep that runs."""
+"""How far each trial of a sweep is, what it gave, and what of that is on disk."""
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
+from rmsprop_jax._sweep.decisions import Decided
 from rmsprop_jax._sweep.objective import Aim
-from rmsprop_jax._sweep.plan import Plan, Trials
+from rmsprop_jax._sweep.plan import Plan, Trials, no_trials
 from rmsprop_jax._sweep.results import SweepResult
+from rmsprop_jax._sweep.rounds import Call
+from rmsprop_jax._sweep.schedulers import Table
+
+
+class TrialReport(NamedTuple):
+    """One trial as it stands after a round."""
+
+    number: int
+    """Its place in the points × the seeds."""
+    point: dict[str, Any]
+    """Its hyperparameters, as they are now."""
+    seed: int
+    step: int
+    """The steps that it has behind it; of a function, those of its longest metric."""
+    metrics: dict[str, float]
+    """The newest value of each metric."""
+
+
+class Report(tuple[TrialReport, ...]):
+    """What a callback gets after each round: the trials in it."""
+
+    __slots__ = ()
+
+    @property
+    def trials(self) -> tuple[TrialReport, ...]:
+        """The same."""
+        return tuple(self)
 
 
 class Ledger:
-    """What is finished, in memory and, where there is a folder, on disk.
+    """What is known of each trial, in memory and, where there is a folder, on disk.
 
     Args:
       plan: what is asked.
       aim: what is looked for.
-      train: for the result, to train a point again.
-      stored: what was finished before.
-      write: writes a round, or None.
+      stored: what is known from before, of all trials, and taken over; or no rows.
+      write: writes trials, or None.
       start: when the sweep began, by `time.perf_counter`; until now it traced.
+
+    Attributes:
+      trials: of all, in the order of the points, then the seeds.
+      numbers: for each traced hyperparameter the number of every trial, as it is now.
     """
 
     def __init__(
         self,
         plan: Plan,
         aim: Aim,
-        train: Callable,
         stored: Trials,
-        write: Callable[[Trials], None] | None,
+        write: Callable[[Trials, dict[str, slice], int], None] | None,
         start: float,
     ):
-        self._plan, self._aim, self._train, self._write = plan, aim, train, write
-        self._trials = plan.no_trials(len(plan.points) * len(plan.seeds))
-        self._done = np.zeros(len(self._trials.number), bool)
-        self._judged = np.zeros(len(self._done), bool)
-        self._objective = np.full(len(self._done), np.nan)
-        self._failed, self._best = 0, np.nan
-        self._enter(stored)
-        self._judge(stored)
-        self._trials.seconds[:] = stored.seconds
+        self._plan, self._aim, self._write = plan, aim, write
+        known = stored if len(stored.number) else no_trials(plan, plan.trials)
+        own = lambda x: np.require(x, requirements="W")  # what another process told is read-only
+        of = lambda arrays: {name: own(arrays[name]) for name in plan.metrics[0] if name in arrays}
+        number, metrics, newest, *rest = known
+        self.trials = Trials(number, of(metrics), of(newest), *map(own, rest))
+        self.numbers = plan.numbers()
+        self._judged = np.zeros(plan.trials, np.int64)
+        self._objective = np.full(plan.trials, np.nan)
+        self._committed = self.trials.reached.copy()
+        # Where each trial ends. A round of a stopped one may have been moved away.
+        self._until = np.where(self.trials.stopped > 0, self.trials.reached, self._end)
         self._since, self._tracing = start, time.perf_counter() - start
+        self._pending = np.zeros(2)  # seconds that no written round has yet
+        self._judge(np.flatnonzero(self.finished))
+        self._bar: Any = None
+
+    # Where the trials stand.
+
+    @property
+    def _end(self) -> int:
+        return self._plan.stages.steps if self._plan.stages else 1
+
+    @property
+    def finished(self) -> np.ndarray:
+        """bool array: ran to the end."""
+        return self.trials.reached >= self._end
+
+    @property
+    def ended(self) -> np.ndarray:
+        """bool array: ran to the end, or was stopped."""
+        return self.trials.reached >= self._until
+
+    @property
+    def over(self) -> np.ndarray:
+        """bool array: ended, and written."""
+        return self._committed >= self._until
 
     def unfinished(self, points: Sequence[int]) -> np.ndarray:
-        """The trials of these points that are not finished: places in points × seeds."""
+        """The trials of these points that have not ended: places in points × seeds."""
         trials = self._plan.trials_of(points)
-        return trials[~self._done[trials]]
+        return trials[~self.ended[trials]]
 
-    def record(
-        self, trials: np.ndarray, metrics: dict[str, np.ndarray], compile_seconds: float
-    ) -> None:
-        """Enter a finished round. It is kept before the objective, which may raise, sees it."""
+    def go_back(self, trials: np.ndarray, reached: np.ndarray) -> None:
+        """Trials whose newest state is of an earlier step than their metrics."""
+        self.trials.reached[trials] = reached
+        self._committed[trials] = np.minimum(self._committed[trials], reached)
+
+    # What comes in.
+
+    def record(self, call: Call, compile_seconds: float) -> None:
+        """Enter what a call gave, and take it out of there: it may be held while the next runs. It
+        is kept before the objective, which may raise, sees it."""
         now = time.perf_counter()
         compiling, self._tracing = self._tracing + compile_seconds, 0.0
         seconds = np.array([compiling, now - self._since - compiling])
         self._since = now
-        self._trials.seconds[:] += seconds
-        new = Trials(trials, metrics, seconds)
-        self._enter(new)
-        if self._write:
-            self._write(new)
-        self._judge(new)
+        self.trials.seconds[:] += seconds
+        self._pending += seconds
+        trials, known = call.live.trials, self.trials
+        for name in list(call.metrics):
+            x = call.metrics.pop(name)
+            into = known.metrics[name]
+            if not self._plan.has_steps(name):
+                into[trials] = x
+            elif self._plan.stages:
+                at = self._columns(name, call.start, call.stop)
+                steps = self._plan.steps(name)[at]
+                into[trials, at] = x[:, steps - call.start - 1]
+                known.newest[name][trials] = x[:, -1]
+            else:
+                into[trials, : x.shape[1]] = x
+                known.newest[name][trials] = x[:, -1]
+        for name, x in call.evaluations.items():
+            known.metrics[name][trials, self._columns(name, call.stop - 1, call.stop)] = x[:, None]
+            known.newest[name][trials] = x
+        known.reached[trials] = call.stop
+        if not self._plan.stages:
+            self.commit(trials)
+        self._judge(trials)
 
-    def _enter(self, new: Trials) -> None:
-        for name, x in new.metrics.items():
-            into = self._trials.metrics[name]
-            into[(new.number, *map(slice, x.shape[1:]))] = x
-        self._done[new.number] = True
+    def _columns(self, name: str, start: int, stop: int) -> slice:
+        """Of the kept steps those in (start, stop]."""
+        steps = self._plan.steps(name)
+        return slice(*np.searchsorted(steps, [start, stop], side="right").tolist())
 
-    def _judge(self, new: Trials) -> None:
-        values = self._objective[new.number] = self._aim.values(self._plan, new)
-        self._judged[new.number] = True
-        whole = values[np.isfinite(values)]
-        self._failed += len(values) - len(whole)
-        pick = np.fmin if self._aim.mode == "min" else np.fmax
-        self._best = pick.reduce(whole, initial=self._best)
+    def commit(self, trials: np.ndarray) -> None:
+        """Write what is known of these trials and not written yet."""
+        if self._write is None:
+            return
+        names = [name for name in self.trials.metrics if self._plan.has_steps(name)]
+        since, now = self._committed[trials], self.trials.reached[trials]
+        for start, stop in sorted(set(zip(since.tolist(), now.tolist(), strict=True))):
+            rows = trials[(since == start) & (now == stop)]
+            if start == stop:
+                continue
+            if self._plan.stages:
+                columns = {name: self._columns(name, start, stop) for name in names}
+            else:
+                ends = self._plan.ends()
+                last = {name: int(ends[name][rows // self._seeds].max()) for name in names}
+                columns = {name: slice(0, last[name]) for name in names}
+            known = self.trials
+            cut = {n: x[:, columns[n]] if n in columns else x for n, x in known.metrics.items()}
+            known = known._replace(metrics=cut)
+            for part in known.parts(rows):
+                some = known.take(part)._replace(seconds=self._pending)
+                self._write(some, columns, start if self._plan.stages else 0)
+                self._pending = np.zeros(2)
+                self._committed[part] = stop
+
+    @property
+    def _seeds(self) -> int:
+        return len(self._plan.seeds)
+
+    # What is looked for.
+
+    def _judge(self, trials: np.ndarray) -> None:
+        known = self.trials
+        if isinstance(self._aim.objective, str):  # where the newest value counts, copy no series
+            known = known._replace(metrics=known.metrics | known.newest)
+        for part in known.parts(trials):
+            self._objective[part] = self._aim.values(self._plan, known.take(part))
+            self._judged[part] = known.reached[part]
+
+    def table(self, boundary: int, arrived: set[int]) -> Table:
+        """All points as they stand after this step, for a scheduler; ValueError where trials of
+        some did not arrive there just now."""
+        shape = len(self._plan.points), self._seeds
+        active = (self.trials.stopped == 0).reshape(shape).all(1)
+        if not arrived.issuperset(self._plan.trials_of(np.flatnonzero(active).tolist()).tolist()):
+            raise ValueError(
+                f"what the scheduler decided after step {boundary} is missing from the folder, and "
+                "cannot be decided again, since trials went on from it: put a copy of it back, or "
+                "give another path."
+            )
+        objective = np.where(active[:, None], self._objective.reshape(shape), np.nan)
+        objective = np.where(np.isfinite(objective), objective, np.nan)
+        points = [self.point(i * self._seeds) for i in range(shape[0])]
+        return Table(points, objective, active, self._plan.group_of(), self._aim.mode)
+
+    def final(self) -> np.ndarray:
+        """What each point came to, smaller is better: float64 of shape (points, seeds), NaN where a
+        trial did not finish, or failed."""
+        values = np.where(self.finished & np.isfinite(self._objective), self._objective, np.nan)
+        sign = 1.0 if self._aim.mode == "min" else -1.0
+        return sign * values.reshape(len(self._plan.points), self._seeds)
+
+    def point(self, trial: int) -> dict[str, Any]:
+        """A trial's hyperparameters, as they are now."""
+        return self._plan.points[trial // self._seeds] | self._numbers_of(trial)
+
+    def _numbers_of(self, trial: int) -> dict[str, float]:
+        point = self._plan.points[trial // self._seeds]
+        traced = (n for n, x in point.items() if self._plan.points.is_traced(n, x))
+        return {name: self.numbers[name][trial].item() for name in traced}
+
+    # What a scheduler decided.
+
+    def stop(self, decided: Decided) -> np.ndarray:
+        """End points; their trials."""
+        for point, why in decided.stopped.items():
+            trials = self._plan.trials_of([point])
+            self.trials.stopped[trials], self._until[trials] = why, decided.boundary
+        return self._plan.trials_of(list(decided.stopped))
+
+    def copy(self, decided: Decided, trials: Iterable[int]) -> dict[int, int]:
+        """Give those of these trials that copy the numbers with which they go on; for each the
+        trial whose state it takes."""
+        donors = {}
+        for trial in trials:
+            point, seed = divmod(trial, self._seeds)
+            if point in decided.copies:
+                donor, numbers = decided.copies[point]
+                donors[trial] = donor * self._seeds + seed
+                for name, number in numbers.items():
+                    self.numbers[name][trial] = number
+        return donors
+
+    def stop_known(self, known: Sequence[Decided]) -> None:
+        """Whom earlier decisions ended."""
+        for decided in known:
+            self.stop(decided)
+
+    def replay(self, known: Sequence[Decided]) -> None:
+        """With which numbers trials go on, whose states come from after a decision."""
+        for decided in known:
+            past = np.flatnonzero(self.trials.reached >= decided.boundary)
+            self.copy(decided, past.tolist())
+
+    # What people see.
 
     def bar(self, progress: bool) -> tqdm:
-        bar = tqdm(
-            total=len(self._done),
-            initial=int(self._done.sum()),
-            unit="trial",
+        """Of steps, or of trials where a trial is one step."""
+        self._bar = tqdm(
+            total=self._total(),
+            initial=int(self.trials.reached.sum()),
+            unit="step" if self._plan.stages else "trial",
             disable=not progress,
         )
-        bar.set_postfix_str(self.summary(), refresh=False)
-        return bar
+        self._bar.set_postfix_str(self.summary(), refresh=False)
+        return self._bar
+
+    def show(self) -> None:
+        """Move the bar to where the trials are."""
+        if self._bar is not None:
+            self._bar.total = self._total()
+            self._bar.set_postfix_str(self.summary(), refresh=False)
+            self._bar.update(int(self.trials.reached.sum()) - self._bar.n)
+
+    def _total(self) -> int:
+        return int(self._until.sum())
 
     def summary(self) -> str:
-        best = "none" if np.isnan(self._best) else f"{self._best:.4g}"
-        return f"failed {self._failed}, best {best}"
+        """Trials finished, stopped, failed, and the best objective so far."""
+        seen = self._judged > 0
+        failed = int((seen & ~np.isfinite(self._objective)).sum())
+        pick = np.fmin if self._aim.mode == "min" else np.fmax
+        whole = self._objective[seen & np.isfinite(self._objective)]
+        best = pick.reduce(whole, initial=np.nan)
+        text = f"failed {failed}, best {'none' if np.isnan(best) else f'{best:.4g}'}"
+        if not self._plan.stages:
+            return text
+        stopped = int((self.trials.stopped > 0).sum())
+        return f"finished {int(self.finished.sum())}, stopped {stopped}, {text}"
 
-    def result(self) -> SweepResult:
-        """What is finished. Where the objective raised, it counts as NaN."""
-        if (late := np.flatnonzero(self._done & ~self._judged)).size:  # Ctrl-C came in between
-            metrics = {name: x[late] for name, x in self._trials.metrics.items()}
-            with contextlib.suppress(Exception, KeyboardInterrupt):
-                self._judge(Trials(late, metrics, np.zeros(2)))
-        number = np.flatnonzero(self._done)
-        metrics = {name: x[number] for name, x in self._trials.metrics.items()}
-        trials = Trials(number, metrics, self._trials.seconds.copy())
-        return SweepResult(self._plan, trials, self._aim, self._objective[number], self._train)
+    def report(self, trials: np.ndarray) -> Report:
+        """Of these trials."""
+        known, plan = self.trials, self._plan
+        longest = [name for name in known.metrics if plan.has_steps(name)]
+
+        def one(trial):
+            newest = lambda name: known.newest.get(name, known.metrics[name])[trial].item()
+            step = int(known.reached[trial])
+            if not plan.stages:
+                ends = [plan.steps(n)[plan.ends()[n][trial // self._seeds] - 1] for n in longest]
+                step = int(max(ends, default=1))
+            metrics = {name: newest(name) for name in known.metrics}
+            seed = plan.seeds[trial % self._seeds]
+            return TrialReport(int(trial), self.point(trial), seed, step, metrics)
+
+        return Report(map(one, trials.tolist()))
+
+    def result(self, **known: Any) -> SweepResult:
+        """What is there: of a function the finished trials, of a training all that has begun. Where
+        the objective raised, it counts as NaN."""
+        late = np.flatnonzero((self.trials.reached > 0) & (self._judged != self.trials.reached))
+        with contextlib.suppress(Exception, KeyboardInterrupt):  # Ctrl-C came in between
+            self._judge(late)
+        rows = np.flatnonzero(self.trials.reached > 0)
+        every = slice(None) if len(rows) == self._plan.trials else rows  # a view, no copy
+        return SweepResult(
+            self._plan,
+            self.trials.take(every)._replace(seconds=self.trials.seconds.copy()),
+            self._aim,
+            self._objective[every],
+            **known,
+        )

@@ -27,25 +27,24 @@ class Aim(NamedTuple):
         return "objective" if name == "<lambda>" else name
 
     def values(self, plan: Plan, trials: Trials) -> np.ndarray:
-        """The objective of each trial, float64."""
-        points = trials.number // len(plan.seeds)
+        """The objective of each trial where it stands, float64."""
         if isinstance(self.objective, str):
-            return last(plan, self.objective, trials.metrics[self.objective], points).astype(float)
-        objective = self.objective
-        lengths = {name: plan.lengths(name) for name, x in trials.metrics.items() if x.ndim == 2}
-        cut = lambda name, x, p: x[: lengths[name][p]] if name in lengths else x
+            return trials.newest.get(self.objective, trials.metrics[self.objective]).astype(float)
+        objective, ends = self.objective, kept_values(plan, trials)
         each = (
-            {name: cut(name, x[i], p) for name, x in trials.metrics.items()}
-            for i, p in enumerate(points)
+            {n: x[i, : ends[n][i]] if n in ends else x[i] for n, x in trials.metrics.items()}
+            for i in range(len(trials.number))
         )
         return np.array([as_float(objective(one), self.name) for one in each], float)
 
 
-def last(plan: Plan, metric: str, values: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """The last value of a metric for trials of these points; what pads a shorter one is none."""
-    if values.ndim == 1:
-        return values
-    return values[np.arange(len(points)), plan.lengths(metric)[points] - 1]
+def kept_values(plan: Plan, trials: Trials) -> dict[str, np.ndarray]:
+    """For each series how many values each trial has; what follows them is filled up."""
+    if plan.stages:
+        names = filter(plan.has_steps, plan.metrics[0])
+        return {n: np.searchsorted(plan.steps(n), trials.reached, side="right") for n in names}
+    points = trials.number // len(plan.seeds)
+    return {name: ends[points] for name, ends in plan.ends().items()}
 
 
 def as_float(value: Any, name: str) -> float:

@@ -8,37 +8,110 @@ import numpy as np
 from jax.extend.core import jaxpr_as_fun
 
 from rmsprop_jax._sweep.plan import Plan
-from rmsprop_jax._sweep.program import Piece
+from rmsprop_jax._sweep.program import Piece, stacked
 from rmsprop_jax._sweep.seeds import key_of
-from rmsprop_jax._sweep.tracing import Group, TracedTrain
+from rmsprop_jax._sweep.tracing import Group, Traces
 
 
-def whole(train: TracedTrain, plan: Plan, group: int) -> Piece:
-    """All of a `train`: from numbers and key to what is kept of its metrics."""
-    run = jaxpr_as_fun(train.traced.jaxpr)
-    names = sorted(train.metrics)  # as JAX flattens a dict
-    kept = {name: plan.kept(group, name) - 1 for name in names if name in plan.every}
-    key = key_of(0)  # for its implementation, and the shape of its data
-    impl = jax.random.key_impl(key)
+class Pieces:
+    """The pieces of one structure.
 
-    def call(job, args):
+    Args:
+      traces: what was traced.
+      plan: what is asked.
+      group: which of its groups.
+      batch: what `batches` gives for a step, abstract, or None.
+    """
+
+    def __init__(self, traces: Traces, plan: Plan, group: int, batch: Any = None):
+        self._traces, self._plan, self._group, self._batch = traces, plan, group, batch
+        key = key_of(0)  # for its implementation, and the shape of its data
+        self._impl = jax.random.key_impl(key)
+        dtypes = plan.groups[group].dtypes
+        numbers = {name: jax.ShapeDtypeStruct((), dtype) for name, dtype in dtypes.items()}
+        self._job = numbers, jax.eval_shape(jax.random.key_data, key)
+        self._number = jax.ShapeDtypeStruct((), np.int32)
+        self._state = [] if traces.state is None else list(traces.state.data)
+
+    @property
+    def bytes(self) -> int:
+        """What a call holds for one job: its state, and the metrics of the longest segment."""
+        stages, traces = self._plan.stages, self._traces
+        size = lambda arrays: sum(x.size * x.dtype.itemsize for x in arrays)
+        if stages is None:
+            return size(traces.metrics.values())
+        return size(self._state) + stages.longest * size(traces.metrics.values())
+
+    def _run(self, name: str, job, *inputs: Any) -> list[jax.Array]:
         numbers, key_data = job
-        key = jax.random.wrap_key_data(key_data, impl=impl)
-        values = map(jnp.asarray, run(*jax.tree.leaves((numbers, key, args))))
-        return {n: x[kept[n]] if n in kept else x for n, x in zip(names, values, strict=True)}
+        key = jax.random.wrap_key_data(key_data, impl=self._impl)
+        run = jaxpr_as_fun(self._traces.pieces[name].jaxpr)
+        return list(map(jnp.asarray, run(*jax.tree.leaves((numbers, key, *inputs)))))
 
-    dtypes = plan.groups[group].dtypes
-    numbers = {name: jax.ShapeDtypeStruct((), dtype) for name, dtype in dtypes.items()}
-    return Piece(call, (numbers, jax.eval_shape(jax.random.key_data, key)))
+    def whole(self) -> Piece:
+        """All of a function: from numbers and key to what is kept of its metrics."""
+        names = sorted(self._traces.metrics)  # as JAX flattens a dict
+        kept = {name: self._plan.kept(self._group, name) for name in self._plan.every}
+
+        def call(job, span, state, batches, args):
+            values = zip(names, self._run("train", job, args), strict=True)
+            return [], {n: x[kept[n] - 1] if n in kept else x for n, x in values}
+
+        return Piece(call, self._job)
+
+    def init(self) -> Piece:
+        """From numbers and key to a state."""
+        return Piece(
+            lambda job, span, state, batches, args: (self._run("init", job, args), {}), self._job
+        )
+
+    def segment(self, length: int) -> Piece:
+        """From a state to that of up to `length` steps later, and their metrics. How many there
+        are is data, so that one program serves all."""
+        names = sorted(self._traces.metrics)
+        dtypes = [self._traces.metrics[name].dtype for name in names]
+
+        def call(job, span, state, batches, args):
+            start, count = span
+
+            def body(i, carry):
+                state, series = carry
+                batch = jax.tree.map(
+                    lambda x: jax.lax.dynamic_index_in_dim(x, i, 0, False), batches
+                )
+                out = self._run("step", job, state, start + i + 1, batch, args)
+                state, values = out[: len(state)], out[len(state) :]
+                put = lambda x, y: jax.lax.dynamic_update_index_in_dim(x, y, i, 0)
+                return state, list(map(put, series, values))
+
+            empty = [jnp.zeros(length, dtype) for dtype in dtypes]
+            state, series = jax.lax.fori_loop(0, count, body, (state, empty))
+            return state, dict(zip(names, series, strict=True))
+
+        span = self._number, self._number
+        return Piece(call, self._job, span, self._state, stacked(self._batch, length))
+
+    def evaluate(self) -> Piece | None:
+        """From a state to the metrics of `evaluate`."""
+        if "evaluate" not in self._traces.pieces:
+            return None
+        names = sorted(self._traces.evaluations)
+
+        def call(job, span, state, batches, args):
+            values = self._run("evaluate", job, state, span, args)
+            return [], dict(zip(names, values, strict=True))
+
+        return Piece(call, self._job, self._number, self._state)
 
 
-def jobs_of(plan: Plan, group: Group, trials: np.ndarray) -> Any:
-    """The numbers and the key data of these trials of a group, NumPy arrays."""
-    points, seeds = np.divmod(trials, len(plan.seeds))
-    rows = np.searchsorted(group.indices, points)
-    numbers = {
-        name: np.asarray([plan.points[i][name] for i in group.indices], dtype)[rows]
-        for name, dtype in group.dtypes.items()
-    }
+def jobs_of(plan: Plan, group: Group, trials: np.ndarray, numbers: dict[str, np.ndarray]) -> Any:
+    """The numbers and the key data of these trials of a group, NumPy arrays.
+
+    Args:
+      plan, group: of the sweep.
+      trials: places in the points × the seeds.
+      numbers: for each traced hyperparameter the number of every trial of the sweep.
+    """
     keys = jnp.stack([key_of(seed) for seed in plan.seeds])
-    return numbers, np.asarray(jax.random.key_data(keys))[seeds]
+    data = np.asarray(jax.random.key_data(keys))[trials % len(plan.seeds)]
+    return {name: numbers[name][trials].astype(dtype) for name, dtype in group.dtypes.items()}, data

@@ -1,5 +1,6 @@
 """The processes that a sweep spans: what they agree on, what they place and gather."""
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -42,6 +43,18 @@ class Processes:
         data = multihost_utils.broadcast_one_to_all(data)
         return np.asarray(data).view(array.dtype).reshape(array.shape)
 
+    def tell(self, text: str) -> str:
+        """The first process' text; the others give any."""
+        if self.count == 1:
+            return text
+        data = np.frombuffer(text.encode(), np.uint8)
+        size = int(self.from_first(np.asarray(len(data))))
+        return self.from_first(data if self.first else np.zeros(size, np.uint8)).tobytes().decode()
+
+    def tell_json(self, value: Any) -> Any:
+        """What the first process has, as it comes back from JSON."""
+        return json.loads(self.tell(json.dumps(value) if self.first else ""))
+
     def smallest(self, number: float) -> float:
         """The smallest that any process has."""
         if self.count == 1:
@@ -62,6 +75,24 @@ class Processes:
         if failed:
             raise RuntimeError("process 0 refused to go on; its own error says why.")
         return result
+
+    def on_each(self, call: Callable[[], T]) -> T:
+        """Call on every process; where that raises on one, every process does."""
+        if self.count == 1:
+            return call()
+        results, error = [], None
+        try:
+            results.append(call())
+        except Exception as raised:
+            error = raised
+        failed = multihost_utils.process_allgather(np.asarray(error is not None))
+        if error:
+            raise error
+        if failed.any():
+            raise RuntimeError(
+                f"process {failed.argmax()} refused to go on; its own error says why."
+            )
+        return results[0]
 
     def refuse_different(self, what: str, digest: Callable[[], int]) -> None:
         """ValueError where the processes do not have the same."""

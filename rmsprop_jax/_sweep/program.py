@@ -4,7 +4,7 @@ import functools
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,11 +25,22 @@ SPLIT, WHOLE = PartitionSpec("trial"), PartitionSpec()
 
 
 class Piece(NamedTuple):
-    """A pure function that one job runs for one trial, and its abstract arguments."""
+    """A pure function that one job runs for one trial, and its abstract arguments.
 
-    call: Callable[[Any, Any], Any]
-    """`call(job, args) -> out`, the job and what it gives trees of arrays."""
+    Each is a tree of arrays, those of the states a list.
+    """
+
+    call: Callable[[Any, Any, list[Any], Any, Any], tuple[list[Any], Any]]
+    """`call(job, span, state, batches, args) -> (state, out)`."""
     job: Any
+    """Of each trial: its numbers and its key."""
+    span: Any = ()
+    """Of each batch of trials: from which step, and how many."""
+    state: Sequence[Any] = ()
+    """Of each trial, kept on the devices from call to call. Where `call` returns one and gets one,
+    the new takes the place of the old."""
+    batches: Any = None
+    """The same for all."""
 
 
 class Program:
@@ -43,58 +54,63 @@ class Program:
     Args:
       piece: what runs.
       args: placed on the devices, the same for all jobs.
+      layout: how jobs lie on the devices.
       processes: where to run.
-      batch_size: at least 1.
-      jobs: how many there are in all; capacity beyond is no use.
-
-    Attributes:
-      batch_size: as given.
-      capacity: how many batches fit a call on each device.
     """
 
-    def __init__(
-        self, piece: Piece, args: Any, processes: Processes, *, batch_size: int, jobs: int
-    ):
-        self.batch_size, self._processes = batch_size, processes
-        devices = processes.mesh.size
+    def __init__(self, piece: Piece, args: Any, layout: "Layout", processes: Processes):
+        self._layout, self._processes = layout, processes
+        size, capacity = layout.batch_size, layout.capacity
 
-        def one_batch(batch, args):
-            if batch_size == 1:
-                only = jax.tree.map(lambda x: x[0], batch)
-                return jax.tree.map(lambda x: x[None], piece.call(only, args))
-            return jax.vmap(piece.call, (0, None))(batch, args)
+        def one_batch(job, span, state, batches, args):
+            if size == 1:
+                only = lambda tree: jax.tree.map(lambda x: x[0], tree)
+                out = piece.call(only(job), span, only(state), batches, args)
+                return jax.tree.map(lambda x: x[None], out)
+            return jax.vmap(piece.call, (0, None, 0, None, None))(job, span, state, batches, args)
 
-        stack = lambda tree, *n: jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct((*n, *x.shape), x.dtype), tree
-        )
-        out = jax.eval_shape(one_batch, stack(piece.job, batch_size), args)
-        size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(out))
-        most = -(-jobs // (batch_size * devices))
-        self.capacity = max(1, min(most, MOST_BATCHES, BUFFER_BYTES // max(size, 1)))
+        job, state = (stacked(tree, size) for tree in (piece.job, list(piece.state)))
+        made, out = jax.eval_shape(one_batch, job, piece.span, state, piece.batches, args)
+        goes_on = bool(made) and bool(piece.state)
 
         @functools.partial(
             jax.shard_map,
             mesh=processes.mesh,
-            in_specs=(SPLIT, SPLIT, WHOLE),
+            in_specs=(SPLIT, SPLIT, SPLIT, SPLIT, WHOLE, WHOLE),
             out_specs=SPLIT,
             check_vma=False,
         )
-        def one_round(batches: Any, jobs: Any, args: Any) -> Any:
+        def one_round(count, jobs, spans, states, batches, args):
+            at = lambda tree, i: jax.tree.map(
+                lambda x: jax.lax.dynamic_index_in_dim(x, i, 0, False), tree
+            )
+
             def body(i, done):
-                one = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, 0, False), jobs)
+                state = at(done[0] if goes_on else states, i)
+                new = one_batch(at(jobs, i), at(spans, i), state, batches, args)
                 put = lambda x, y: jax.lax.dynamic_update_index_in_dim(x, y, i, 0)
-                return jax.tree.map(put, done, one_batch(one, args))
+                return jax.tree.map(put, done, new)
 
-            nothing = jax.tree.map(lambda x: jnp.zeros((self.capacity, *x.shape), x.dtype), out)
-            return jax.lax.fori_loop(0, batches[0], body, nothing)
+            empty = lambda tree: jax.tree.map(
+                lambda x: jnp.zeros((capacity, *x.shape), x.dtype), tree
+            )
+            start = states if goes_on else empty(made), empty(out)
+            return jax.lax.fori_loop(0, count[0], body, start)
 
-        split = NamedSharding(processes.mesh, SPLIT)
-        on_mesh = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split)
-        count = on_mesh(jax.ShapeDtypeStruct((devices,), np.int32))
-        all_jobs = stack(piece.job, devices * self.capacity, batch_size)
-        traced = jax.jit(one_round, out_shardings=split).trace(
-            count, jax.tree.map(on_mesh, all_jobs), args
+        split, whole = (NamedSharding(processes.mesh, spec) for spec in (SPLIT, WHOLE))
+        on = lambda tree, sharding: jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
         )
+        rows = layout.devices * capacity
+        inputs = (
+            on(jax.ShapeDtypeStruct((layout.devices,), np.int32), split),
+            on(stacked(piece.job, rows, size), split),
+            on(stacked(piece.span, rows), split),
+            on(stacked(list(piece.state), rows, size), split),
+            on(piece.batches, whole),
+        )
+        jitted = jax.jit(one_round, out_shardings=split, donate_argnums=(3,) if goes_on else ())
+        traced = jitted.trace(*inputs, args)
         refuse_deadlock(traced.jaxpr, processes.mesh.devices.tolist())
         self._lowered: Any = traced.lower()
         self._key = _key(traced, self._lowered, processes)
@@ -122,47 +138,91 @@ class Program:
             return 0
         return analysis.temp_size_in_bytes + 2 * analysis.output_size_in_bytes
 
-    def round_size(self, batches: int) -> int:
-        """How many jobs a round of so many batches on each device has room for."""
-        return self._processes.mesh.size * batches * self.batch_size
-
-    def start(self, jobs: Any, count: int, args: Any) -> Any:
-        """Start a round: what its jobs give, on the devices, for `fetch`.
+    def start(
+        self, jobs: Any, count: int, args: Any, *, spans: Any = (), states: Any = (), batches=None
+    ) -> tuple[list[jax.Array], Any]:
+        """Start a round: the states and what else its jobs give, on the devices.
 
         Args:
           jobs: a tree of NumPy arrays with a leading axis over the jobs.
-          count: how many; at most `round_size(capacity)`. The lanes of a batch that is not full
-            run its last job again.
+          count: how many; at most the layout's room.
           args: as placed.
+          spans: a tree of NumPy arrays with a leading axis over the batches.
+          states: as an earlier round left them on the devices, for the same jobs. They are used up
+            where this round makes new ones.
+          batches: as placed.
         """
-        place, batches = self._places(count)
-        size = self._processes.mesh.size * self.capacity, self.batch_size
-        fill = np.zeros(size, np.intp)  # which job each lane runs
-        fill.reshape(-1)[place] = np.arange(count)
-        short = -count % self.batch_size
-        if short:
-            fill.reshape(-1)[place[-1] + 1 : place[-1] + 1 + short] = count - 1
-        laid = jax.tree.map(lambda x: np.asarray(x)[fill], jobs)
-        placed = self._processes.place((batches.astype(np.int32), laid), "trial")
-        return self._compiled(*placed, args)
+        layout = self._layout
+        jobs, spans = layout.lay(jobs, count), layout.lay_batches(spans)
+        placed = self._processes.place((layout.batches(count), jobs, spans), "trial")
+        return self._compiled(*placed, list(states), batches, args)
 
     def fetch(self, out: Any, count: int) -> Any:
         """Wait for a round: what its jobs gave, each array with a leading axis over them."""
-        place, _ = self._places(count)
-        flat = lambda x: x.reshape(-1, *x.shape[2:])[place]
+        place = self._layout.places(count)
+        flat = lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])[place]
         return jax.tree.map(lambda x: flat(self._processes.gather(x)), out)
 
-    def _places(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """For each job its lane in all batches of all devices; for each device its batches.
 
-        The first batch goes to the first device, the second to the second, and so on round.
-        """
-        devices = self._processes.mesh.size
+class Layout(NamedTuple):
+    """How jobs lie on the devices: (devices × capacity) rows of `batch_size` lanes.
+
+    The first batch goes to the first device, the second to the second, and so on round.
+    """
+
+    devices: int
+    capacity: int
+    """How many batches fit a call on each device."""
+    batch_size: int
+
+    @classmethod
+    def fit(cls, devices: int, batch_size: int, bytes_: int, jobs: int) -> "Layout":
+        """Room for as many of these jobs, of so many bytes each, as a call may hold."""
+        most = -(-jobs // (batch_size * devices))
+        fit = BUFFER_BYTES // max(bytes_ * batch_size, 1)
+        return cls(devices, max(1, min(most, MOST_BATCHES, fit)), batch_size)
+
+    def room(self, batches: int) -> int:
+        """For how many jobs, in so many batches on each device."""
+        return self.devices * batches * self.batch_size
+
+    def places(self, count: int) -> np.ndarray:
+        """The lane of each job, among all lanes of all devices."""
         batch, lane = np.divmod(np.arange(count), self.batch_size)
-        row, device = np.divmod(batch, devices)
-        place = (device * self.capacity + row) * self.batch_size + lane
-        all_batches = -(-count // self.batch_size)
-        return place, (all_batches + devices - 1 - np.arange(devices)) // devices
+        row, device = np.divmod(batch, self.devices)
+        return (device * self.capacity + row) * self.batch_size + lane
+
+    def batches(self, count: int) -> np.ndarray:
+        """How many batches each device runs, int32."""
+        every = -(-count // self.batch_size)
+        each = (every + self.devices - 1 - np.arange(self.devices)) // self.devices
+        return each.astype(np.int32)
+
+    def lay(self, jobs: Any, count: int) -> Any:
+        """Arrays of the jobs in their lanes; what is left of a batch has its last job."""
+        place, fill = self.places(count), np.zeros(self.room(self.capacity), np.intp)
+        fill[place] = np.arange(count)
+        if count:
+            fill[place[-1] + 1 : place[-1] + 1 + -count % self.batch_size] = count - 1
+        fill = fill.reshape(-1, self.batch_size)
+        return jax.tree.map(lambda x: np.asarray(x)[fill], jobs)
+
+    def lay_batches(self, spans: Any) -> Any:
+        """Arrays of the batches in their rows."""
+        rows = self.devices * self.capacity
+
+        def one(x):
+            batch = np.arange(len(x))
+            out = np.zeros(rows, x.dtype)
+            out[batch % self.devices * self.capacity + batch // self.devices] = x
+            return out
+
+        return jax.tree.map(one, spans)
+
+
+def stacked(tree: Any, *n: int) -> Any:
+    """Abstract arrays with leading axes of these lengths."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*n, *x.shape), x.dtype), tree)
 
 
 _KEPT: OrderedDict[str, Any] = OrderedDict()

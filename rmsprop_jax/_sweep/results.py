@@ -1,10 +1,11 @@
 """What a sweep found: `SweepResult`, its best points, what matters."""
 
 import copy
+import functools
 import html
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,10 +13,12 @@ import jax
 import numpy as np
 
 from rmsprop_jax._sweep import store
-from rmsprop_jax._sweep.objective import Aim, Objective, checked, last
-from rmsprop_jax._sweep.plan import Plan, Trials
-from rmsprop_jax._sweep.points import dataframe, hyperparameters
+from rmsprop_jax._sweep.decisions import Decided
+from rmsprop_jax._sweep.objective import Aim, Objective, checked
+from rmsprop_jax._sweep.plan import FAILED, STOPPED, Plan, Trials
+from rmsprop_jax._sweep.points import Points, dataframe, hyperparameters
 from rmsprop_jax._sweep.seeds import key_of
+from rmsprop_jax._sweep.states import Kept, Spec
 from rmsprop_jax._sweep.statistics import (
     ABSENT,
     Comparison,
@@ -24,7 +27,7 @@ from rmsprop_jax._sweep.statistics import (
     mean_spread_interval,
     paired,
 )
-from rmsprop_jax._sweep.tracing import trace
+from rmsprop_jax._sweep.tracing import Group, trace_train
 from rmsprop_jax._sweep.values import is_number, label
 
 
@@ -34,7 +37,8 @@ class Record(NamedTuple):
     hp: dict[str, Any]
     """As `train` gets it; `result.retrain(record)` trains it again."""
     point: dict[str, Any]
-    """As it stands in the points."""
+    """As it stands in the points; of a population the numbers that it began with
+    (`result.schedule(record)` has all)."""
     keys: tuple[jax.Array, ...]
     """The random key of each seed, in order."""
     objective: float
@@ -43,6 +47,8 @@ class Record(NamedTuple):
     """The sample standard deviation over those seeds; NaN for one seed."""
     interval: tuple[float, float]
     """The 95% confidence interval of the mean, by Student's t; NaN for one seed."""
+    place: int | None = None
+    """Its place in the points, which tells equal ones apart."""
 
     def __repr__(self) -> str:
         text = f"Record({self.point}, objective {self.objective:.6g}"
@@ -61,9 +67,16 @@ class SweepResult:
       point_index, seed_index: int arrays, for each trial its place in `points` and `seeds`.
       metrics: for each metric an array of shape (trials,) or (trials, steps). Where structures
         train for different numbers of steps, NaN follows the last of the shorter ones.
-      steps: for each metric with one value a step, the steps that were kept, counted from 1.
-      objective: float64 array, shape (trials,).
+      steps: for each metric that is a series, the steps of its values, counted from 1.
+      objective: float64 array, shape (trials,): of a stopped trial where it stopped.
       failed: bool array: the objective is not finite.
+      status: array of text, shape (trials,): "finished", "stopped" by a scheduler, "failed" (the
+        objective is not finite; or a scheduler ended the point of which a seed had failed), and
+        "unfinished", after an interruption.
+      reached: int array, shape (trials,): the steps that each trial has behind it; 1 of a function.
+      history: for each trial its lineage, a list of (from step, donor's trial or None, numbers);
+        one entry, where no scheduler changed it.
+      rungs: the steps at which a scheduler was to decide, a tuple; empty without one.
       objective_name: the metric or the function that was the objective.
       mode: "min" or "max".
       compile_seconds: tracing, lowering, and waiting for what compiles.
@@ -76,30 +89,54 @@ class SweepResult:
         trials: Trials,
         aim: Aim,
         objective: np.ndarray | None = None,
-        train: Callable[..., Any] | None = None,
+        *,
+        train: Any = None,
+        decided: Sequence[Decided] = (),
+        kept: Kept | None = None,
     ):
-        order = np.argsort(trials.number)
-        trials = trials._replace(
-            number=trials.number[order], metrics={n: x[order] for n, x in trials.metrics.items()}
-        )
-        self._plan, self._trials, self._train = plan, trials, train
+        if (np.diff(trials.number) < 0).any():
+            order = np.argsort(trials.number)
+            trials = trials.take(order)
+            objective = None if objective is None else objective[order]
+        self._plan, self._trials, self._train, self._kept = plan, trials, train, kept
+        self._decided = decided
         self.points, self.seeds, self.mode = plan.points, plan.seeds, aim.mode
         self.objective_name = aim.name
         self.point_index, self.seed_index = np.divmod(trials.number, len(plan.seeds))
-        self.metrics = trials.metrics
+        self.metrics, self.reached = trials.metrics, trials.reached
+        self.rungs = plan.stages.rungs if plan.stages else ()
         self.steps = {name: plan.steps(name) for name in self.metrics if plan.has_steps(name)}
-        self.objective = aim.values(plan, trials) if objective is None else objective[order]
+        self.objective = aim.values(plan, trials) if objective is None else objective
         self.failed = ~np.isfinite(self.objective)
+        self.status = self._status()
+        self.history = lineages(plan, trials.number, decided)
         self.compile_seconds, self.run_seconds = map(float, trials.seconds)
+
+    def _status(self) -> np.ndarray:
+        end = self._plan.stages.steps if self._plan.stages else 1
+        ways = {
+            "failed": self._trials.stopped == FAILED,
+            "stopped": (self._trials.stopped == STOPPED) & ~self.failed,
+            "unfinished": (self._trials.stopped == 0) & (self.reached < end),
+            "finished": (self.reached >= end) & ~self.failed,
+        }
+        return np.select(list(ways.values()), list(ways), "failed")
+
+    @property
+    def is_population(self) -> bool:
+        """Whether trials copied others, so that their numbers changed on the way."""
+        return any(len(lineage) > 1 for lineage in self.history)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without `train`, which is any function: a copy in another process cannot `retrain`."""
-        return self.__dict__ | {"_train": None}
+        kept = None if self._kept is None else self._kept.without_structure()
+        return self.__dict__ | {"_train": None, "_kept": kept}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SweepResult":
         made = copy.copy(self)
         memo[id(self)] = made
-        made.__dict__.update(copy.deepcopy(self.__getstate__(), memo), _train=self._train)
+        state = copy.deepcopy(self.__getstate__(), memo)
+        made.__dict__.update(state, _train=self._train, _kept=self._kept)
         return made
 
     def __copy__(self) -> "SweepResult":
@@ -127,7 +164,7 @@ class SweepResult:
           ValueError: for a folder that is damaged or no sweep's, an objective that is not to be had
             from its metrics, or none given where the folder knows of no metric.
         """
-        plan, trials, (name, noted) = store.read(path)
+        plan, trials, (name, noted), decided, files = store.read(path)
         if objective is None:
             if name not in plan.metrics[0]:
                 raise ValueError(
@@ -135,7 +172,8 @@ class SweepResult:
                     f"give it, load(path, objective=...), or one of {sorted(plan.metrics[0])}."
                 )
             objective = name
-        return cls(plan, trials, checked(objective, mode or noted, plan))
+        aim = checked(objective, mode or noted, plan)
+        return cls(plan, trials, aim, decided=decided, kept=Kept(files=files))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a folder that `load` reads, and that `sweep(path=...)` goes on with (save where
@@ -150,9 +188,22 @@ class SweepResult:
             raise FileExistsError(f"{path} has files already: give the path of a new folder.")
         folder = store.Store(path, self._plan, (self.objective_name, self.mode))
         try:
-            folder.write(self._trials)
+            columns = {n: slice(None) for n in self.metrics if self._plan.has_steps(n)}
+            folder.write(self._trials, columns)
+            for one in self._decided:
+                folder.write_decision(one.encode())
+            for trial in self._kept.trials() if self._kept else ():
+                self._save_state(folder, trial)
         finally:
             folder.close()
+
+    def _save_state(self, folder: store.Store, trial: int) -> None:
+        assert self._kept is not None
+        found = self._kept.get(trial, self._group_number(trial // len(self.seeds)))
+        if found is not None:
+            leaves, form, _ = found
+            reached = self.reached[self._trials.number == trial][0]
+            folder.keep_state(trial, int(reached), [x[None] for x in leaves], form)
 
     def rescored(self, objective: Objective, mode: str | None = None) -> "SweepResult":
         """The same trials under another objective.
@@ -165,7 +216,14 @@ class SweepResult:
           ValueError: for an objective that is not to be had from the metrics.
         """
         aim = checked(objective, mode or self.mode, self._plan)
-        return SweepResult(self._plan, self._trials, aim, train=self._train)
+        return SweepResult(
+            self._plan,
+            self._trials,
+            aim,
+            train=self._train,
+            decided=self._decided,
+            kept=self._kept,
+        )
 
     def retrain(
         self,
@@ -173,17 +231,22 @@ class SweepResult:
         *,
         seed: int | None = None,
         args: tuple[Any, ...] = (),
-    ) -> dict[str, np.ndarray]:
-        """Train a point again, as the sweep did: numbers traced, structure as Python objects.
+        batches: Callable[[int], Any] | None = None,
+    ) -> Any:
+        """Train a point again, as the sweep did: numbers traced, structure as Python objects. One
+        that a scheduler stopped is trained to the end.
 
         Args:
           record: of `best` or `top`, or a point as it stands in `points`.
-          seed: any; by default the first of the sweep's.
+          seed: any; by default the first of the sweep's. In a population the numbers of `schedule`
+            are followed, whatever the seed.
           args: as `sweep` got them. They are not kept here, so that they can be freed.
+          batches: as `sweep` got it.
 
         Returns:
-          All that `train` returns, as NumPy arrays: bit for bit what the sweep found, where its
-          batch_size was 1.
+          All that `train` returns, as NumPy arrays; of a `Training` its last state, and the metrics
+          of every step, with those of `evaluate` at the end. Bit for bit what the sweep found,
+          where its batch_size was 1.
 
         Raises:
           ValueError: for a point that was not tried, or a result that was loaded or pickled, and so
@@ -194,33 +257,189 @@ class SweepResult:
                 "this result was loaded, and a folder holds no train: call sweep with its path "
                 "again, which runs nothing twice, and retrain what that returns."
             )
-        i = self.points.index_of(record.point if isinstance(record, Record) else record)
-        group = next(group for group in self._plan.groups if i in group.indices)
-        traced = trace(self._train, group, self.points, args).traced
-        point = self.points[i]
-        numbers = {name: np.asarray(point[name], dtype) for name, dtype in group.dtypes.items()}
-        key = key_of(self.seeds[0] if seed is None else seed)
-        return jax.device_get(traced.lower().compile()(numbers, key, args))
+        i = self._place_of(record)
+        seed = self.seeds[0] if seed is None else seed
+        if self._plan.stages:
+            return self._retrain(i, seed, args, batches)
+        whole = trace_train(self._train, self._group(i), self.points, args).pieces["train"]
+        numbers = self._arrays(i, traced(self.points, i))
+        return jax.device_get(whole.lower().compile()(numbers, key_of(seed), (), args))
+
+    def _place_of(self, record: Record | dict[str, Any]) -> int:
+        """Where a point stands; ValueError for one that was not tried."""
+        if not isinstance(record, Record):
+            return self.points.index_of(record)
+        first, place = self.points.index_of(record.point), record.place
+        if place is None or place >= len(self.points):
+            return first
+        key = self.points.key  # a record of another sweep may stand elsewhere in this
+        return place if key(self.points[place]) == key(self.points[first]) else first
+
+    def _group(self, point: int) -> Group:
+        return next(group for group in self._plan.groups if point in group.indices)
+
+    def _arrays(self, point: int, numbers: dict[str, float]) -> dict[str, np.ndarray]:
+        return {n: np.asarray(numbers[n], dtype) for n, dtype in self._group(point).dtypes.items()}
+
+    def _retrain(self, point: int, seed: int, args: tuple[Any, ...], batches: Any) -> Any:
+        """The last state and the metrics of a training, along its lineage."""
+        training, structure = self._train, self._group(point).structure
+
+        @functools.partial(jax.jit, static_argnames="steps")
+        def run(numbers, key, args, state, start, batches, *, steps):
+            given = {"state": state, "start": 0 if start is None else start, "batches": batches}
+            return training.run(structure | numbers, key, *args, steps=steps, **given)
+
+        @jax.jit
+        def evaluate(numbers, key, args, state, t):
+            key = jax.random.fold_in(jax.random.fold_in(key, t), 1)
+            return training.evaluate(structure | numbers, state, key, *args)
+
+        assert self._plan.stages is not None
+        state, parts, key, numbers, stop = None, [], key_of(seed), {}, 0
+        for start, stop, _, own in self._path(point, self._plan.stages.steps):
+            numbers, some = self._arrays(point, own), None
+            if batches is not None:
+                each = [batches(t) for t in range(start + 1, stop + 1)]
+                some = jax.tree.map(lambda *xs: np.stack(xs), *each)
+            # `init` belongs to the first steps: their start is no traced number.
+            begin = np.int32(start) if start else None
+            state, metrics = run(numbers, key, args, state, begin, some, steps=stop - start)
+            parts.append(jax.device_get(metrics))
+        metrics = jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+        if training.evaluate is not None:
+            metrics |= jax.device_get(evaluate(numbers, key, args, state, np.int32(stop)))
+        return state, metrics
+
+    def schedule(self, record: Record | dict[str, Any]) -> list[tuple[int, int, dict[str, float]]]:
+        """With which numbers a point came to where it stands.
+
+        In a population these are its lineage's: its donors' numbers as far as it took over their
+        states, then its own. Its seeds copy together, so that they share them.
+
+        Args:
+          record: of `best` or `top`, or a point as it stands in `points`.
+
+        Returns:
+          A list of (from step, to step, numbers), in order, the first from 0: the steps t with
+          from < t ≤ to ran with these. One entry where nothing was copied; of a function, which
+          runs as a whole, it is (0, 1, numbers).
+
+        Raises:
+          ValueError: for a point that was not tried, or that an interrupted sweep never began.
+
+        Examples:
+          >>> import jax.numpy as jnp, rmsprop_jax as rj
+          >>> train = lambda hp, key: {"loss": (hp["x"] - 2.0) ** 2}
+          >>> result = rj.sweep(train, rj.grid(x=[1.0, 2.0]), progress=False)
+          >>> result.schedule(result.best())
+          [(0, 1, {'x': 2.0})]
+        """
+        point = self._place_of(record)
+        return [(start, stop, numbers) for start, stop, _, numbers in self._path(point)]
+
+    def _path(
+        self, point: int, end: int | None = None
+    ) -> list[tuple[int, int, int, dict[str, float]]]:
+        """The way to a point's state at a step, by default its last: from, to, whose, with which
+        numbers; over donors."""
+        path = []
+        while True:
+            row = self._furthest(point)
+            end = int(self.reached[row]) if end is None else end
+            start, donor, numbers = [x for x in self.history[row] if x[0] < end][-1]
+            path.append((start, end, point, numbers))
+            if donor is None:
+                return path[::-1]
+            point, end = donor // len(self.seeds), start
+
+    def _furthest(self, point: int) -> int:
+        """Of a point's trials that which came furthest: seeds share their numbers, and differ in
+        where they stand only after an interruption.
+
+        Raises:
+          ValueError: where none began.
+        """
+        rows = np.flatnonzero(self.point_index == point)
+        if not len(rows):
+            raise ValueError(f"{self.points[point]} was not begun when the sweep was interrupted.")
+        return int(rows[self.reached[rows].argmax()])
+
+    def state(
+        self, record: Record | dict[str, Any], seed: int | None = None, *, like: Any = None
+    ) -> Any:
+        """The last state of a trial: parameters, optimiser state, whatever `init` made.
+
+        Args:
+          record: of `best` or `top`, or a point as it stands in `points`.
+          seed: one of the sweep's; by default the first.
+          like: a state of the same structure, abstract or not. Needed where the result was loaded
+            or pickled and the state is not of dicts, lists and tuples alone.
+
+        Raises:
+          ValueError: for a state that was not kept (`keep_states` says how many are), a point or a
+            seed that was not tried, or a `like` that does not fit.
+        """
+        point = self._place_of(record)
+        seed = self.seeds[0] if seed is None else seed
+        if seed not in self.seeds:
+            raise ValueError(f"seed {seed} is none of the sweep's: {list(self.seeds)}.")
+        trial = point * len(self.seeds) + self.seeds.index(seed)
+        found = None if self._kept is None else self._kept.get(trial, self._group_number(point))
+        if found is None:
+            raise ValueError(
+                f"the state of {self.points[point]}, seed {seed}, was not kept: keep_states says "
+                'of how many of the best points it is, or "all" (of a Training; a function has '
+                "none)."
+            )
+        arrays, _, spec = found
+        if like is not None:
+            wanted = Spec.like(like)
+            shapes = lambda one: [(x.shape, x.dtype) for x in one.data]
+            if shapes(wanted) != [(x.shape, x.dtype) for x in arrays]:
+                raise ValueError(
+                    f"like has leaves {shapes(wanted)}, but the state has "
+                    f"{[(x.shape, x.dtype) for x in arrays]}."
+                )
+            spec = wanted
+        if spec is None:
+            raise ValueError(
+                "the state is not of dicts, lists and tuples alone, and its structure is not "
+                "stored: give like=, a state of that structure (jax.eval_shape of init, say)."
+            )
+        return spec.tree(arrays)
+
+    def _group_number(self, point: int) -> int:
+        return [point in group.indices for group in self._plan.groups].index(True)
 
     def __len__(self) -> int:
         return len(self.objective)
 
     def __repr__(self) -> str:
+        said = f"{len(self)} of {self._plan.trials} trials"
+        if self._plan.stages:
+            count = {name: int((self.status == name).sum()) for name in ("stopped", "unfinished")}
+            said = (
+                f"{int((self.status == 'finished').sum())} of {self._plan.trials} trials finished"
+            )
+            said += "".join(f", {n} {name}" for name, n in count.items() if n)
+        failed = int((self.status == "failed").sum())
         return (
-            f"SweepResult({len(self)} of {len(self.points) * len(self.seeds)} trials, "
-            f"{self.failed.sum()} failed; compiled in {self.compile_seconds:.1f} s, "
+            f"SweepResult({said}, {failed} failed; compiled in {self.compile_seconds:.1f} s, "
             f"ran {self.run_seconds:.1f} s)"
         )
 
     def by_point(self) -> np.ndarray:
-        """The objectives, float64 of shape (points, seeds), NaN where failed or not finished."""
+        """The objectives, float64 of shape (points, seeds), NaN where failed, stopped or not
+        finished."""
         table = np.full((len(self.points), len(self.seeds)), np.nan)
-        table[self.point_index, self.seed_index] = np.where(self.failed, np.nan, self.objective)
+        whole = self.status == "finished"
+        table[self.point_index, self.seed_index] = np.where(whole, self.objective, np.nan)
         return table
 
     def means(self) -> np.ndarray:
         """Each point's mean objective over the seeds that did not fail, float64 of shape (points,);
-        NaN where all failed."""
+        NaN where none finished."""
         table = self.by_point()
         count = np.isfinite(table).sum(1)
         sums = np.where(np.isfinite(table), table, 0.0).sum(1)
@@ -260,9 +479,10 @@ class SweepResult:
             raise ValueError(f"mode={mode!r} without by: name the objective that it is for.")
         table, ranked = self.by_point(), self.ranked()
         if not len(ranked):
+            failed = int((self.status == "failed").sum())
             raise ValueError(
-                f"no best point: of {len(self)} finished trials, {int(self.failed.sum())} failed "
-                "(their objective is not finite). Try smaller learning rates."
+                f"no best point: of {len(self)} trials {failed} failed (their objective is not "
+                "finite), and none finished." + " Try smaller learning rates." * (failed > 0)
             )
         keys = tuple(map(key_of, self.seeds))
         return [
@@ -271,6 +491,7 @@ class SweepResult:
                 self.points[int(i)],
                 keys,
                 *mean_spread_interval(table[i][np.isfinite(table[i])]),
+                int(i),
             )
             for i in ranked[:n]
         ]
@@ -295,9 +516,9 @@ class SweepResult:
         Raises:
           ValueError: for a point that was not tried, or two that share no whole seed.
         """
+        self.refuse_population("compare", "result.schedule, or rj.plots.curves and lineage,")
         table = self.by_point()
-        row = lambda one: self.points.index_of(one.point if isinstance(one, Record) else one)
-        differences = table[row(a)] - table[row(b)]
+        differences = table[self._place_of(a)] - table[self._place_of(b)]
         if np.isnan(differences).all():
             raise ValueError("these points share no seed that both finished without failing.")
         return paired(differences[~np.isnan(differences)])
@@ -310,6 +531,7 @@ class SweepResult:
         is tuned. An axis of more than 12 numbers counts by eighths, one of a single value not at
         all. The largest number comes first.
         """
+        self.refuse_population("sensitivity", "rj.plots.lineage")
         found = {}
         for name in self.points.names:
             at_best = self.best_of(levels(self.points, name))[1]
@@ -318,8 +540,16 @@ class SweepResult:
                 found[name] = float(at_best.max() - at_best.min())
         return dict(sorted(found.items(), key=lambda item: -item[1]))
 
+    def refuse_population(self, what: str, instead: str) -> None:
+        """ValueError where the numbers of a point changed on the way, so that they say little."""
+        if self.is_population:
+            raise ValueError(
+                f"{what} is about settings, and in a population these changed on the way: look at "
+                f"{instead} instead."
+            )
+
     def best_of(self, groups: list[Level]) -> tuple[np.ndarray, np.ndarray]:
-        """The best point of each group and its mean objective; −1 and NaN where all failed."""
+        """The best point of each group and its mean objective; −1 and NaN where none finished."""
         means = self.means()
         pick = np.nanargmin if self.mode == "min" else np.nanargmax
         best = np.array(
@@ -336,7 +566,7 @@ class SweepResult:
         """What a notebook shows: the five best points."""
         names = self.points.names
         rows = [["", *names, "objective", "95% interval over seeds"]]
-        for i, record in enumerate(self.top(5) if (~self.failed).any() else [], start=1):
+        for i, record in enumerate(self.top(5) if len(self.ranked()) else [], start=1):
             low, high = record.interval
             interval = "one seed" if math.isnan(low) else f"{low:.4g} … {high:.4g}"
             values = [label(record.point.get(name, ABSENT)) for name in names]
@@ -347,26 +577,35 @@ class SweepResult:
 
     def to_dataframe(self):
         """A pandas DataFrame with a row a trial: the hyperparameters under their names, `seed`,
-        each metric's last value under its name, `objective`, `failed`.
+        each metric's last value under its name, `objective`, `failed`; of a `Training` also
+        `status` and `reached`. Of a population the hyperparameters are the last.
 
         Raises:
           ImportError: without pandas, which the extra `data` installs.
         """
         columns: dict[str, Any] = {
-            name: [self.points[i].get(name) for i in self.point_index] for name in self.points.names
+            name: [
+                lineage[-1][2].get(name, self.points[i].get(name))
+                for i, lineage in zip(self.point_index, self.history, strict=True)
+            ]
+            for name in self.points.names
         }
         columns["seed"] = [self.seeds[i] for i in self.seed_index]
         for name, values in self.metrics.items():
-            columns[name] = last(self._plan, name, values, self.point_index)
-        return dataframe(columns | {"objective": self.objective, "failed": self.failed})
+            columns[name] = self._trials.newest.get(name, values)
+        columns |= {"objective": self.objective, "failed": self.failed}
+        if self._plan.stages:
+            columns |= {"status": self.status, "reached": self.reached}
+        return dataframe(columns)
 
     def to_xarray(self):
         """An xarray Dataset with the dimensions `trial` (a point), `seed` and `step`.
 
         Hyperparameters are coordinates of `trial`: numbers (`None` among them is NaN), bools, or
-        text. `step` counts from 1. Metrics whose steps differ have a dimension of their own,
-        `step_NAME`. What is not finished is NaN, and False in `finished`. Where a hyperparameter or
-        a metric has one of these names, ours ends in `_`. `to_netcdf` writes it.
+        text; of a population the last. `step` counts from 1. Metrics whose steps differ have a
+        dimension of their own, `step_NAME`. What is not finished is NaN, and False in `finished`.
+        Where a hyperparameter or a metric has one of these names, ours ends in `_`. `to_netcdf`
+        writes it.
 
         Raises:
           ImportError: without xarray, which the extra `data` installs.
@@ -377,14 +616,16 @@ class SweepResult:
             raise ImportError('to_xarray needs xarray: pip install "rmsprop_jax[data]"') from error
         shape = len(self.points), len(self.seeds)
         finished, failed = np.zeros(shape, bool), np.zeros(shape, bool)
-        finished[self.point_index, self.seed_index] = True
+        finished[self.point_index, self.seed_index] = self.status != "unfinished"
         failed[self.point_index, self.seed_index] = self.failed
         taken = {*self.points.names, *self.metrics}
         ours = lambda name: ours(name + "_") if name in taken else name
 
         def table(values):
             out = np.zeros((*shape, *values.shape[1:]), values.dtype)
-            if not finished.all() or values.dtype.kind not in "biuf":  # xarray knows no bfloat16
+            if (
+                len(self) < finished.size or values.dtype.kind not in "biuf"
+            ):  # xarray knows no bfloat16
                 out = np.full(out.shape, np.nan)
             out[self.point_index, self.seed_index] = values
             return out
@@ -394,8 +635,11 @@ class SweepResult:
         trial, seed = ours("trial"), "seed"
         coordinates: dict[str, Any] = {trial: np.arange(shape[0]), seed: list(self.seeds)}
         coordinates |= {dims[name]: steps for name, steps in self.steps.items()}
+        last = list(self.points)
+        for i, lineage in zip(self.point_index.tolist(), self.history, strict=True):
+            last[i] = self.points[i] | lineage[-1][2]
         for name in self.points.names:
-            coordinates[name] = (trial, _column([point.get(name) for point in self.points]))
+            coordinates[name] = (trial, _column([point.get(name) for point in last]))
         data = {
             name: ((trial, seed, *([dims[name]] if name in dims else [])), table(values))
             for name, values in self.metrics.items()
@@ -403,6 +647,11 @@ class SweepResult:
         data["objective"] = ((trial, seed), table(self.objective))
         data["failed"] = ((trial, seed), failed)
         data[ours("finished")] = ((trial, seed), finished)
+        if self._plan.stages:
+            reached, status = np.zeros(shape, int), np.full(shape, "unfinished")
+            reached[self.point_index, self.seed_index] = self.reached
+            status[self.point_index, self.seed_index] = self.status
+            data |= {"reached": ((trial, seed), reached), "status": ((trial, seed), status)}
         attributes = {"objective": self.objective_name, "objective_mode": self.mode}
         return xarray.Dataset(data, coordinates, attributes)
 
@@ -414,3 +663,21 @@ def _column(values: list[Any]) -> np.ndarray:
     if all(x is None or is_number(x) for x in values) and any(x is not None for x in values):
         return np.array([np.nan if x is None else x for x in values])
     return np.array([x if isinstance(x, str) else label(x) for x in values])
+
+
+def lineages(plan: Plan, trials: np.ndarray, decided: Sequence[Decided]) -> list[list[Any]]:
+    """For each of these trials its history: what it began with, and what was decided of it."""
+    found: list[list[Any]] = []
+    for trial in trials.tolist():
+        point, seed = divmod(trial, len(plan.seeds))
+        found.append([(0, None, traced(plan.points, point))])
+        for one in decided:
+            if point in one.copies:
+                donor, numbers = one.copies[point]
+                found[-1].append((one.boundary, donor * len(plan.seeds) + seed, numbers))
+    return found
+
+
+def traced(points: Points, point: int) -> dict[str, float]:
+    """A point's numbers that are no structure."""
+    return {name: x for name, x in points[point].items() if points.is_traced(name, x)}

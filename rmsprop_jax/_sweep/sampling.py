@@ -21,6 +21,10 @@ class Distribution:
     text: str
     quantile: Callable[[float], Any]
     """From u in [0, 1) to a value."""
+    unit: Callable[[Any], float]
+    """From a value to its u, about; beyond [0, 1] for one outside of the range."""
+    nudge: float = 0.1
+    """A step in u from a value to another near it: a factor of 1.25 where it is logarithmic."""
     is_static: bool = False
     is_numeric: bool = True
 
@@ -38,7 +42,8 @@ def uniform(low: float, high: float) -> Distribution:
     last = _below(low, high)
     # Not low + (high − low) u: the difference may be infinite.
     draw = lambda u: min(max(low * (1 - u) + high * u, low), last)
-    return Distribution(f"uniform({low:g}, {high:g})", draw)
+    unit = lambda x: (x / 2 - low / 2) / (high / 2 - low / 2)
+    return Distribution(f"uniform({low:g}, {high:g})", draw, unit)
 
 
 def log_uniform(low: float, high: float) -> Distribution:
@@ -52,7 +57,9 @@ def log_uniform(low: float, high: float) -> Distribution:
         raise ValueError(f"log_uniform needs low > 0, got {low}: zero has no logarithm.")
     logs, last = (math.log(low), math.log(high)), _below(low, high)
     draw = lambda u: min(max(math.exp(logs[0] * (1 - u) + logs[1] * u), low), last)
-    return Distribution(f"log_uniform({low:g}, {high:g})", draw)
+    unit = lambda x: (math.log(max(x, 5e-324)) - logs[0]) / (logs[1] - logs[0])
+    nudge = min(math.log(1.25) / (logs[1] - logs[0]), 0.5)
+    return Distribution(f"log_uniform({low:g}, {high:g})", draw, unit, nudge)
 
 
 def one_minus(distribution: Distribution) -> Distribution:
@@ -73,7 +80,12 @@ def one_minus(distribution: Distribution) -> Distribution:
         x = distribution.quantile(u)
         return min(1 - x, _below(0.0, 1.0)) if x > 0 else 1 - x
 
-    return Distribution(f"one_minus({distribution.text})", draw, distribution.is_static)
+    return dataclasses.replace(
+        distribution,
+        text=f"one_minus({distribution.text})",
+        quantile=draw,
+        unit=lambda x: distribution.unit(1 - x),
+    )
 
 
 def integers(low: int, high: int) -> Distribution:
@@ -85,7 +97,8 @@ def integers(low: int, high: int) -> Distribution:
         raise ValueError(f"integers needs low ≤ high, got {low} and {high}.")
     low, count = int(low), int(high) - int(low) + 1
     draw = lambda u: low + min(int(u * count), count - 1)
-    return Distribution(f"integers({low}, {high})", draw)
+    unit = lambda x: (x - low + 0.5) / count
+    return Distribution(f"integers({low}, {high})", draw, unit, max(0.1, 1 / count))
 
 
 def choice(values: Sequence[Any]) -> Distribution:
@@ -94,13 +107,15 @@ def choice(values: Sequence[Any]) -> Distribution:
         values = np.asarray(values).tolist()
     if not isinstance(values, list | tuple | range) or not len(values):
         raise ValueError(f"choice needs a list or tuple of at least one value, got {values!r}.")
-    kept = list(values)
-    return Distribution(
-        f"choice({kept})",
-        lambda u: kept[int(u * len(kept))],
-        isinstance(values, static),
-        all(map(is_number, kept)),
-    )
+    kept, marked = list(values), isinstance(values, static)
+
+    def unit(x):
+        near = min(range(len(kept)), key=lambda i: abs(kept[i] - x))
+        return (near + 0.5) / len(kept)
+
+    draw = lambda u: kept[int(u * len(kept))]
+    is_numeric = all(map(is_number, kept))
+    return Distribution(f"choice({kept})", draw, unit, 1 / len(kept), marked, is_numeric)
 
 
 def sample(

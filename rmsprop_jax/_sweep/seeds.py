@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rmsprop_jax._sweep.values import is_key
+from rmsprop_jax._sweep.values import is_int, is_key
 
 
 def key_of(seed: int) -> jax.Array:
@@ -42,7 +42,3 @@ def checked_seeds(seeds: Any) -> tuple[int, ...]:
             )
         keys[data] = seed
     return tuple(listed)
-
-
-def is_int(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)

@@ -17,9 +17,11 @@ import filelock
 import jax
 import numpy as np
 
+from rmsprop_jax._sweep.decisions import Decided
 from rmsprop_jax._sweep.fingerprint import Fingerprint
-from rmsprop_jax._sweep.plan import Plan, Trials
+from rmsprop_jax._sweep.plan import Plan, Stages, Trials, no_trials
 from rmsprop_jax._sweep.points import Points
+from rmsprop_jax._sweep.states import Form, Spec
 from rmsprop_jax._sweep.tracing import Group, group_points
 from rmsprop_jax._sweep.values import decode, encode
 
@@ -44,7 +46,9 @@ class Store:
       aim: what is looked for, noted for `load`: the name of the objective, and the mode.
 
     Attributes:
-      finished: what the folder held of the plan when it was opened.
+      finished: of all the plan's trials, what the folder held when it was opened; no
+        rows for a new one.
+      decisions: those of a scheduler, in order.
 
     Raises:
       ValueError: for a folder of another sweep, or a damaged one.
@@ -78,7 +82,8 @@ class Store:
             stored = _points(manifest)
             place = {key: i for i, key in enumerate(_keys(plan.points, stored))}
             self._places = np.array([place[key] for key in _keys(plan.points, plan.points)])
-            self.finished = _read_rounds(self._path, plan, self._places)
+            self.finished = _read_rounds(self._path, plan, self._places, every=True)
+            self.decisions = read_decisions(self._path)
             last = max(map(_round_number, _round_files(self._path)), default=-1)
             self._next = last + 1  # not their count: one may have been moved away
             self._write(MANIFEST, lambda file: file.write(json.dumps(manifest).encode()))
@@ -89,26 +94,133 @@ class Store:
     def close(self) -> None:
         self._lock.release()
 
-    def write(self, trials: Trials) -> None:
-        """Write one round, whole or not at all."""
-        points, seeds = np.divmod(trials.number, len(self._plan.seeds))
-        arrays = {
-            "point": self._places[points],
-            "seed": np.asarray(self._plan.seeds, np.int64)[seeds],
-            "seconds": trials.seconds,
-            **{"metric " + name: x for name, x in trials.metrics.items()},
-            **{
-                "steps " + name: self._plan.steps(name)[: x.shape[1]]
-                for name, x in trials.metrics.items()
-                if x.ndim == 2
-            },
-        }
-        self._write(f"round-{self._next:06d}.npz", lambda file: np.savez(file, **arrays))
+    def write(self, trials: Trials, columns: Mapping[str, slice], start: int = 0) -> None:
+        """Write what is known of some trials, whole or not at all.
+
+        Args:
+          trials: rows.
+          columns: for each series, of which of the kept steps its values are.
+          start: after which step of a `Training` they begin.
+        """
+        arrays = {**self._places_of(trials.number), "seconds": trials.seconds}
+        for name, x in trials.metrics.items():
+            arrays["metric " + name] = x
+        for name, some in columns.items():
+            arrays["steps " + name] = self._plan.steps(name)[some]
+        if self._plan.stages:
+            arrays |= {"start": np.full(len(trials.number), start), "reached": trials.reached}
+            arrays |= {"stopped": trials.stopped}
+            arrays |= {"newest " + name: x for name, x in trials.newest.items()}
+        self._write_arrays(f"round-{self._next:06d}.npz", arrays)
         self._next += 1
+
+    def _places_of(self, trials: np.ndarray) -> dict[str, np.ndarray]:
+        points, seeds = np.divmod(trials, len(self._plan.seeds))
+        seeds = np.asarray(self._plan.seeds, np.int64)[seeds]
+        return {"point": self._places[points], "seed": seeds}
+
+    def _trials_at(self, stored: Mapping[str, np.ndarray]) -> list[int]:
+        """The trials of a file; of points and seeds that are not asked for, −1."""
+        points = {place: i for i, place in enumerate(self._places.tolist())}
+        seeds = {seed: i for i, seed in enumerate(self._plan.seeds)}
+        pairs = zip(stored["point"].tolist(), stored["seed"].tolist(), strict=True)
+        known = lambda p, s: p in points and s in seeds
+        return [points[p] * len(seeds) + seeds[s] if known(p, s) else -1 for p, s in pairs]
+
+    # States.
+
+    def states(self) -> dict[int, tuple[int, str]]:
+        """For each trial with a state to go on from the step that it is of, and its file: the
+        newest whose metrics are on disk, too (a last state is there before them). With a scheduler
+        nobody goes on from a last state."""
+        reached = dict(zip(self.finished.number.tolist(), self.finished.reached, strict=True))
+        decides = self._plan.stages is not None and bool(self._plan.stages.scheduler)
+        found: dict[int, tuple[int, str]] = {}
+        for file in [*self._path.glob("states-*.npz"), *self._path.glob("final-*.npz")]:
+            with _damaged(file, STATE), zipfile.ZipFile(file) as archive:
+                if (broken := archive.testzip()) is not None:
+                    raise ValueError(f"{broken} is damaged")
+            head = lambda stored: (self._trials_at(stored), stored["step"].tolist())
+            for trial, step in zip(*_stored(file, head, STATE), strict=True):
+                is_newest = found.get(trial, (-1, ""))[0] < step <= reached.get(trial, -1)
+                if is_newest and not (decides and file.name.startswith("final-")):
+                    found[trial] = step, file.name
+        return found
+
+    def write_states(
+        self, trials: np.ndarray, step: int, states: list[np.ndarray], form: Form
+    ) -> str:
+        """Write the states of trials that are under way; the file's name."""
+        numbers = [int(file.stem[7:]) for file in self._path.glob("states-*.npz")]
+        name = f"states-{max(numbers, default=-1) + 1:06d}.npz"
+        self._write_arrays(name, self._state_arrays(trials, step, states, form))
+        return name
+
+    def read_states(self, trials: list[tuple[int, str]], spec: Spec) -> list[np.ndarray]:
+        """The states of these trials, from these files, arrays with a leading axis over them."""
+        rows: dict[str, tuple[list[int], list[np.ndarray]]] = {}
+        for name in dict.fromkeys(name for _, name in trials):
+            read = lambda stored: (self._trials_at(stored), state_of(stored, spec))
+            rows[name] = _stored(self._path / name, read, STATE)
+        each = [[x[rows[n][0].index(t)] for x in rows[n][1]] for t, n in trials]
+        return [np.stack(leaves) for leaves in zip(*each, strict=True)] if spec.data else []
+
+    def checkpoints(self) -> set[str]:
+        """The files of states of trials under way."""
+        return {file.name for file in self._path.glob("states-*.npz")}
+
+    def delete(self, name: str) -> None:
+        """Remove a file of states."""
+        (self._path / name).unlink(missing_ok=True)
+
+    def keep_state(self, trial: int, step: int, state: list[np.ndarray], form: Form) -> None:
+        """Write the last state of one trial, to be kept."""
+        arrays = self._state_arrays(np.array([trial]), step, state, form)
+        self._write_arrays(final_file(arrays["point"][0], arrays["seed"][0]), arrays)
+
+    def final_files(self) -> dict[int, Path]:
+        """For each trial the file of its last state, whether it is there or not."""
+        trials = np.arange(self._plan.trials)
+        places = self._places_of(trials)
+        pairs = zip(trials.tolist(), places["point"], places["seed"], strict=True)
+        return {trial: self._path / final_file(p, s) for trial, p, s in pairs}
+
+    def drop_states(self, is_dropped: Callable[[int], bool]) -> None:
+        """Remove kept states of these trials."""
+        for file in self._path.glob("final-*.npz"):
+            place, seed = map(int, file.stem[6:].split("_"))
+            one = {"point": np.array([place]), "seed": np.array([seed])}
+            if is_dropped(self._trials_at(one)[0]):
+                file.unlink()
+
+    def _state_arrays(
+        self, trials: np.ndarray, step: int, states: list[np.ndarray], form: Form
+    ) -> dict[str, np.ndarray]:
+        return {
+            **self._places_of(trials),
+            "step": np.full(len(trials), step),
+            **{f"leaf {i}": x for i, x in enumerate(states)},
+            "dtypes": np.array([str(x.dtype) for x in states], str),
+            "impls": np.array(form.impls, str),
+            "tree": np.array(form.skeleton),
+        }
+
+    # Decisions.
+
+    def write_decision(self, decided: dict[str, Any]) -> None:
+        """Write a decision of a scheduler, encoded, whole or not at all."""
+        text = json.dumps(decided).encode()
+        self._write(f"decision-{decided['boundary']:012d}.json", lambda file: file.write(text))
+
+    def _write_arrays(self, name: str, arrays: Mapping[str, Any]) -> None:
+        self._write(name, lambda file: np.savez(file, **arrays))
 
     def _write(self, name: str, write: Any) -> None:
         temporary = self._path / f".{name}.tmp"
-        with _explained(f"{name} cannot be written to {self._path}; what was there is untouched"):
+        with _explained(
+            f"{name} cannot be written to {self._path}; what was there is untouched, and the same "
+            "call goes on from it once this is mended"
+        ):
             try:
                 with open(temporary, "wb") as file:
                     write(file)
@@ -127,9 +239,48 @@ class Store:
                     os.close(folder)
 
 
-def read(path: str | os.PathLike[str]) -> tuple[Plan, Trials, tuple[str, str]]:
-    """What a folder holds: the plan, the finished trials, and the name of the objective and the
-    mode of the last call.
+STATE = "the trials whose states it held start again"
+ROUND = "the trials that it held run again"
+
+
+def final_file(place: int, seed: int) -> str:
+    """Of a state that is kept."""
+    return f"final-{place:06d}_{seed}.npz"
+
+
+def state_of(stored: Mapping[str, np.ndarray], spec: Spec) -> list[np.ndarray]:
+    """The arrays of a file of states; ValueError where they are not those of `spec`."""
+    dtypes = stored["dtypes"].tolist()
+    arrays = []
+    for i, name in enumerate(dtypes):
+        x, dtype = stored[f"leaf {i}"], np.dtype(name)
+        arrays.append(_typed(x, dtype))
+    got = [(x.shape[1:], x.dtype) for x in arrays]
+    if got != [(x.shape, x.dtype) for x in spec.data]:
+        raise ValueError(f"it holds states of other shapes or dtypes, {got}")
+    return arrays
+
+
+def read_decisions(path: Path) -> list[dict[str, Any]]:
+    """A folder's decisions, in order."""
+    found = []
+    for file in sorted(path.glob("decision-*.json")):
+        try:
+            found.append(json.loads(file.read_bytes()))
+            Decided.decode(found[-1])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{file} is damaged ({error!r}). What was decided there cannot be decided again, "
+                "since trials went on from it: put a copy of it back, or give another path."
+            ) from error
+    return found
+
+
+def read(
+    path: str | os.PathLike[str],
+) -> tuple[Plan, Trials, tuple[str, str], list[Decided], dict[int, Path]]:
+    """What a folder holds: the plan, what is known of its trials, the name of the objective and the
+    mode of the last call, what a scheduler decided, and for each trial the file of its state.
 
     Raises:
       ValueError: for a folder that is damaged or no sweep's.
@@ -152,12 +303,23 @@ def read(path: str | os.PathLike[str]) -> tuple[Plan, Trials, tuple[str, str]]:
             }
             for lengths in per_structure
         ]
-        seeds = tuple(manifest["seeds"])
-        plan = Plan(points, seeds, manifest["every"], groups, metrics, fingerprint)
+        seeds, stages = tuple(manifest["seeds"]), manifest["stages"]
+        if stages is not None:
+            of = {name: jax.ShapeDtypeStruct((), np.dtype(d)) for name, d in stages["evaluations"]}
+            stages = Stages(**stages | {"rungs": tuple(stages["rungs"]), "evaluations": of})
+        plan = Plan(points, seeds, manifest["every"], groups, metrics, fingerprint, stages)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{folder / MANIFEST} is damaged: {error!r}.") from error
-    trials = _read_rounds(folder, plan, np.arange(len(points)))
-    return plan, trials, (manifest["objective"], manifest["mode"])
+    trials = _read_rounds(folder, plan, np.arange(len(points)), every=False)
+    decided = [Decided.decode(one) for one in read_decisions(folder)]
+    for one in decided:
+        for point, why in one.stopped.items():
+            trials.stopped[trials.number // len(seeds) == point] = why
+    files = {}
+    for file in folder.glob("final-*.npz"):
+        place, seed = map(int, file.stem[6:].split("_"))
+        files[place * len(seeds) + seeds.index(seed)] = file
+    return plan, trials, (manifest["objective"], manifest["mode"]), decided, files
 
 
 def _manifest(plan: Plan, aim: tuple[str, str]) -> dict[str, Any]:
@@ -172,6 +334,7 @@ def _manifest(plan: Plan, aim: tuple[str, str]) -> dict[str, Any]:
         "objective": aim[0],
         "mode": aim[1],
         "every": plan.every,
+        "stages": None if plan.stages is None else _encoded(plan.stages),
         "metrics": {name: [str(m.dtype), len(m.shape)] for name, m in plan.metrics[0].items()},
         "lengths": of(map(lengths, plan.metrics)),
         "dtypes": plan.fingerprint.dtypes,
@@ -180,6 +343,11 @@ def _manifest(plan: Plan, aim: tuple[str, str]) -> dict[str, Any]:
         "constants": of(plan.fingerprint.constants),
         "jax": plan.fingerprint.jax,
     }
+
+
+def _encoded(stages: Stages) -> dict[str, Any]:
+    evaluations = [[name, str(m.dtype)] for name, m in stages.evaluations.items()]
+    return stages._asdict() | {"rungs": list(stages.rungs), "evaluations": evaluations}
 
 
 def _structure(group: Group) -> str:
@@ -220,6 +388,7 @@ def _from_format_1(manifest: dict[str, Any]) -> dict[str, Any]:
         },
         "lengths": dict.fromkeys(manifest["programs"], lengths),
         "constants": dict.fromkeys(manifest["programs"]),  # they were in the programs' text
+        "stages": None,
     }
 
 
@@ -251,6 +420,7 @@ def _extend(asked: dict[str, Any], before: dict[str, Any], points: Points, path:
     for name, what in SAME.items():
         if asked[name] != before[name]:
             refuse(what, before[name], asked[name])
+    _check_stages(asked["stages"], before["stages"], path, refuse)
     stored = _points(before)
     known, keys = list(_keys(points, stored)), list(_keys(points, points))
     if missing := set(known) - set(keys):
@@ -271,11 +441,71 @@ def _extend(asked: dict[str, Any], before: dict[str, Any], points: Points, path:
             then, now = before[name][structure], asked[name][structure]
             if then not in (now, None):
                 refuse(f"{what}, for {structure}", then[:12], now[:12])
+    same = keys == known and before["seeds"] == asked["seeds"]
+    if before["stages"] and before["stages"]["scheduler"] and not same:
+        refuse(
+            "a scheduler, whose decisions are about its points and seeds",
+            f"{len(known)} points × {len(before['seeds'])} seeds",
+            f"{len(keys)} × {len(asked['seeds'])}, or another order",
+        )
     new = set(keys) - set(known)
     added = [point for key, point in zip(keys, asked["points"], strict=True) if key in new]
     asked["points"] = before["points"] + added
     for name in ("programs", "constants", "lengths", "dtypes"):
         asked[name] = before[name] | asked[name]
+
+
+def _check_stages(asked: Any, before: Any, path: Path, refuse: Callable[..., None]) -> None:
+    """A `Training` goes on with the same stages, or with more steps where it can."""
+    if (asked is None) != (before is None):
+        kind = lambda stages: "a function" if stages is None else "a Training"
+        refuse("another kind of training", kind(before), kind(asked))
+    if asked is None:
+        return
+    for name, what in (
+        ("scheduler", "another scheduler"),
+        ("evaluate_every", "another evaluate_every"),
+        ("evaluations", "other metrics of evaluate"),
+    ):
+        if asked[name] != before[name]:
+            more = asked["steps"] != before["steps"] and name == "evaluate_every"
+            remedy = (
+                f"To go on with more steps, give evaluate_every={before[name]}." if more else ""
+            )
+            refuse(what, before[name] or "none", asked[name] or "none", remedy)
+    if asked["steps"] < before["steps"]:
+        refuse("more steps", before["steps"], asked["steps"])
+    if asked["steps"] > before["steps"] and before["scheduler"]:
+        refuse(
+            "a scheduler and other steps",
+            before["steps"],
+            asked["steps"],
+            "What was stopped cannot go on: sweep the best points anew, or go on with one by "
+            "training.run(..., state=result.state(record), start=...).",
+        )
+    missing = 0
+    if asked["steps"] > before["steps"]:
+        missing = _finished_without_state(path, before["steps"])
+    if missing:
+        refuse(
+            "fewer steps, and not the state of each trial",
+            before["steps"],
+            asked["steps"],
+            f'{missing} finished trials have none: give keep_states="all" from the start.',
+        )
+
+
+def _finished_without_state(path: Path, steps: int) -> int:
+    """How many trials came to the end and left no state."""
+    head = lambda stored: list(zip(stored["point"].tolist(), stored["seed"].tolist(), strict=True))
+    kept = {file.name for file in path.glob("final-*.npz")}
+    ended = set()
+    for file in _round_files(path):
+        reached = _stored(file, lambda stored: stored["reached"].tolist())
+        ended |= {
+            place for place, r in zip(_stored(file, head), reached, strict=True) if r >= steps
+        }
+    return sum(final_file(*place) not in kept for place in ended)
 
 
 def _round_files(path: Path) -> list[Path]:
@@ -286,8 +516,9 @@ def _round_number(file: Path) -> int:
     return int(file.stem[6:])
 
 
-def _read_rounds(path: Path, plan: Plan, places: np.ndarray) -> Trials:
-    """The finished trials of the plan, whose points have these places in the manifest."""
+def _read_rounds(path: Path, plan: Plan, places: np.ndarray, every: bool) -> Trials:
+    """What is known of the plan's trials, whose points have these places in the manifest: of every
+    one, or of those that the folder has, in order; no rows where it has none."""
     point_at = {place: i for i, place in enumerate(places.tolist())}
     seed_at = {seed: i for i, seed in enumerate(plan.seeds)}
     group_of = np.zeros(len(plan.points), int)
@@ -295,35 +526,69 @@ def _read_rounds(path: Path, plan: Plan, places: np.ndarray) -> Trials:
         group_of[group.indices] = i
     files = _round_files(path)
     numbers = []
+    spans: dict[int, list[tuple[int, int]]] = collections.defaultdict(list)
+    wanted = ("point", "seed", *(("start", "reached") if plan.stages else ()))
     for file in files:
-        points, seeds = (_stored(file, lambda stored, k=k: stored[k]) for k in ("point", "seed"))
+        points, seeds, *span = _stored(file, lambda stored: [stored[k].tolist() for k in wanted])
         with _damaged(file):
-            if len(points) != len(seeds):
+            if len({len(points), len(seeds), *map(len, span)}) > 1:
                 raise ValueError("its arrays have different lengths")
-        pairs = zip(points.tolist(), seeds.tolist(), strict=True)
+        pairs = zip(points, seeds, strict=True)
         numbers.append(np.array([point_at[p] * len(seed_at) + seed_at[s] for p, s in pairs], int))
-    trials, at = plan.no_trials(sum(map(len, numbers))), 0
+        for trial, *one in zip(numbers[-1].tolist(), *span, strict=True):
+            spans[trial].append(tuple(one) if plan.stages else (0, 1))
+    reached = {trial: _without_gap(each) for trial, each in spans.items()}
+    found = np.array(sorted(trial for trial, step in reached.items() if step), int)
+    if every and len(found):
+        found = np.arange(plan.trials)
+    rows = {int(trial): i for i, trial in enumerate(found)}
+    trials = no_trials(plan, len(rows))
+    trials.number[:] = found
     for file, number in zip(files, numbers, strict=True):
-        rows = slice(at, at + len(number))
-        at, trials.number[rows] = rows.stop, number
-        groups, size = set(group_of[number // len(plan.seeds)].tolist()), len(number)
+        groups = set(group_of[number // len(plan.seeds)].tolist())
 
-        def fill(stored, rows=rows, groups=groups, count=size):
+        def fill(stored, number=number, groups=groups):
+            stops = stored["reached"].tolist() if plan.stages else [1] * len(number)
+            on = [stop <= reached[t] for t, stop in zip(number.tolist(), stops, strict=True)]
+            of = lambda x: x if all(on) else x[np.array(on, bool)]
+            mine = np.array([rows[t] for t in of(number).tolist()], int)
             for name, into in trials.metrics.items():
-                columns, x = _metric(stored, name, plan, groups, count)
-                into[rows if columns is None else (rows, columns)] = x
+                columns, x = _metric(stored, name, plan, groups, len(number))
+                into[mine if columns is None else np.ix_(mine, columns)] = of(x)
+            if plan.stages:
+                newer = of(stored["reached"]) >= trials.reached[mine]
+                for name, into in trials.newest.items():
+                    x = of(_typed(stored["newest " + name], plan.dtype(name)))
+                    into[mine[newer]] = x[newer]
+                trials.stopped[mine] = np.maximum(trials.stopped[mine], of(stored["stopped"]))
+            trials.reached[mine] = np.maximum(trials.reached[mine], of(np.array(stops)))
             trials.seconds[:] += stored["seconds"]
 
         _stored(file, fill)
+    if not plan.stages:
+        ends, points = plan.ends(), trials.number // len(plan.seeds)
+        for name, into in trials.newest.items():
+            into[:] = trials.metrics[name][np.arange(len(points)), ends[name][points] - 1]
     return trials
+
+
+def _without_gap(spans: list[tuple[int, int]]) -> int:
+    """How far these spans of steps come from 0: one in the middle may have been moved away."""
+    end = 0
+    for start, stop in sorted(spans):
+        end = max(end, stop) if start <= end else end
+    return end
+
+
+def _typed(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    return x if x.dtype == dtype else x.view(dtype)  # bfloat16, stored as bytes
 
 
 def _metric(
     stored: Mapping[str, np.ndarray], name: str, plan: Plan, groups: set[int], count: int
 ) -> tuple[np.ndarray | None, np.ndarray]:
     """A round's metric and which of the plan's kept steps it has; ValueError where it is cut."""
-    x, dtype = stored["metric " + name], plan.dtype(name)
-    x = x if x.dtype == dtype else x.view(dtype)  # bfloat16, stored as bytes
+    x = _typed(stored["metric " + name], plan.dtype(name))
     if not plan.has_steps(name):
         if x.shape != (count,):
             raise ValueError(f"{name} has shape {x.shape}")
@@ -332,29 +597,33 @@ def _metric(
         steps = stored["steps " + name]
     else:  # format 1
         steps = plan.kept(min(groups, default=0), name)
-    own = [plan.metrics[group][name].shape[0] for group in groups]
+    own = () if plan.stages else [plan.metrics[group][name].shape[0] for group in groups]
     if x.shape != (count, len(steps)) or not set(own) <= set(steps.tolist()):
         raise ValueError(f"{name} has shape {x.shape}")
-    return np.searchsorted(plan.steps(name), steps), x
+    here = np.isin(steps, plan.steps(name))  # fewer steps had another last one
+    return np.searchsorted(plan.steps(name), steps[here]), x if here.all() else x[:, here]
 
 
 T = TypeVar("T")
 
 
-def _stored(file: Path, read: Callable[[Mapping[str, np.ndarray]], T]) -> T:
-    """What `read` gets of a round's arrays; ValueError where the file is damaged."""
-    with _damaged(file), open(file, "rb") as data, np.load(data, allow_pickle=False) as stored:
+def _stored(file: Path, read: Callable[[Mapping[str, np.ndarray]], T], lost: str = ROUND) -> T:
+    """What `read` gets of a file's arrays; ValueError where it is damaged."""
+    with (
+        _damaged(file, lost),
+        open(file, "rb") as data,
+        np.load(data, allow_pickle=False) as stored,
+    ):
         return read(stored)
 
 
 @contextlib.contextmanager
-def _damaged(file: Path) -> Iterator[None]:
+def _damaged(file: Path, lost: str = ROUND) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
-            f"{file} is damaged ({error!r}). Nothing was changed; move it away, and the trials "
-            "that it held run again."
+            f"{file} is damaged ({error!r}). Nothing was changed; move it away, and {lost}."
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""`train` under an abstract trace: the groups of points that share one, and what it refuses."""
+"""A training under an abstract trace: the points that share one, and what a sweep refuses."""
 
 import inspect
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -11,9 +11,10 @@ from jax.core import Tracer
 
 from rmsprop_jax._sweep.blame import explain
 from rmsprop_jax._sweep.points import RESERVED, Points
+from rmsprop_jax._sweep.states import REMEDY, Spec, check_leaves, check_same
+from rmsprop_jax._sweep.training import Training, strong
 from rmsprop_jax._sweep.values import is_number
 
-Train = Callable[..., dict[str, jax.Array]]
 Metrics = dict[str, jax.ShapeDtypeStruct]
 
 
@@ -132,62 +133,210 @@ jax.tree_util.register_pytree_node(
 )
 
 
-class TracedTrain(NamedTuple):
-    """`train` for one group, traced once: what is checked, hashed and compiled."""
+class Traces(NamedTuple):
+    """What one structure runs, each piece traced once: what is checked, hashed and compiled."""
 
-    traced: jax.stages.Traced
+    pieces: dict[str, jax.stages.Traced]
+    """Of a function: `train`. Of a `Training`: `init`, `step`, and `evaluate` where there is one.
+
+    All take (numbers, key, …, args); a state goes in and comes out as a list of plain arrays."""
     metrics: Metrics
-    read: set[str]
-    """The names that `train` read."""
+    """Of `train`; of `step`, scalars."""
+    evaluations: Metrics
+    """Of `evaluate`, scalars."""
+    state: Spec | None
+    reads: dict[str, set[str]]
+    """For each piece the names that it read."""
     reads_key: bool
 
     @property
     def equations(self) -> int:
-        """How long the program is."""
-        return sum(1 for _ in equations(self.traced.jaxpr))
+        """How long the longest program is."""
+        return max(sum(1 for _ in equations(piece.jaxpr)) for piece in self.pieces.values())
 
 
-def trace(train: Train, group: Group, points: Points, args: tuple[Any, ...]) -> TracedTrain:
-    """Trace `train` on abstract numbers; ValueError for what a sweep cannot run."""
-    check_call(train, args)
-    read: set[str] = set()
-    recorded = lambda numbers: _Recorded(group.structure | numbers, points.names, read)
+class _Tracer:
+    """Traces the pieces of one structure.
+
+    Args:
+      group, points: of the sweep.
+      args: of the sweep, not traced.
+    """
+
+    def __init__(self, group: Group, points: Points, args: tuple[Any, ...]):
+        self._group, self._points, self._args = group, points, args
+        self.reads: dict[str, set[str]] = {}
+        self.pieces: dict[str, jax.stages.Traced] = {}
+        self.reads_key = False
+        # Where args lie is no part of the program, nor of its fingerprint.
+        anywhere = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type)
+        self._abstract_args = jax.tree.map(anywhere, jax.eval_shape(lambda: args))
+
+    def trace(self, name: str, call: Callable[..., Any], *inputs: Any) -> Any:
+        """Trace `call(hp, key, *inputs, *args)`; what it returns, abstract.
+
+        Args:
+          name: "train", "init", "step" or "evaluate".
+          call: what runs.
+          *inputs: abstract, between the key and the args.
+        """
+        group, read = self._group, self.reads.setdefault(name, set())
+        recorded = lambda numbers: _Recorded(group.structure | numbers, self._points.names, read)
+        try:
+            traced = self._traced(call, recorded, group.dtypes, inputs, self._abstract_args)
+        except Exception as error:
+            trace_with = lambda names: self._with_numbers(call, inputs, names)
+            numbers = _python_numbers(self._args)
+            if better := explain(error, trace_with, [*group.dtypes, *numbers], name):
+                raise better from error
+            raise
+        self.pieces[name] = traced
+        key, program = traced.jaxpr.jaxpr.invars[len(group.dtypes)], traced.jaxpr.jaxpr
+        used = any(key is v for e in program.eqns for v in e.invars)
+        self.reads_key |= used or any(key is v for v in program.outvars)
+        return traced.out_info
+
+    def _traced(self, call, make_hp, dtypes, inputs, args) -> jax.stages.Traced:
+        numbers = {name: jax.ShapeDtypeStruct((), dtype) for name, dtype in dtypes.items()}
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        trial = jax.jit(
+            lambda numbers, key, inputs, args: call(make_hp(numbers), key, *inputs, *args)
+        )
+        return trial.trace(numbers, key, inputs, args)
+
+    def _with_numbers(self, call, inputs, names: Sequence[str]) -> None:
+        """Trace `call`, the named numbers of hp and args as Python numbers."""
+        group, point = self._group, self._points[self._group.indices[0]]
+        structure = group.structure | {n: point[n] for n in names if n in group.dtypes}
+        dtypes = {n: dtype for n, dtype in group.dtypes.items() if n not in names}
+        leaves, treedef = jax.tree_util.tree_flatten_with_path(self._args)
+        is_known = [f"args{jax.tree_util.keystr(path)}" in names for path, _ in leaves]
+        abstract = treedef.flatten_up_to(self._abstract_args)
+        others = [x for x, known in zip(abstract, is_known, strict=True) if not known]
+
+        def with_args(hp, key, *rest):
+            given, own = rest[: len(inputs)], iter(rest[len(inputs) :])
+            each = zip(leaves, is_known, strict=True)
+            args = treedef.unflatten(x if known else next(own) for (_, x), known in each)
+            return call(hp, key, *given, *args)
+
+        self._traced(with_args, lambda numbers: structure | numbers, dtypes, inputs, tuple(others))
+
+
+def trace_train(
+    train: Callable[..., Any], group: Group, points: Points, args: tuple[Any, ...]
+) -> Traces:
+    """Trace a function on abstract numbers; ValueError for what a sweep cannot run."""
+    check_call(train, "train", "train(hp, key, *args)", args)
+    tracer = _Tracer(group, points, args)
     try:
-        traced = _traced(train, recorded, group.dtypes, args)
+        metrics = tracer.trace("train", train)
     except Exception as error:
-        if hasattr(train, "lower") and group.structure:  # of jax.jit: it traces what it gets
-            raise ValueError(
-                f"train is jitted by itself, and so its jax.jit traces the structure too, "
-                f"{group.structure}. Give the function that you jitted (train.__wrapped__): the "
-                "sweep compiles it."
-            ) from error
-        point = points[group.indices[0]]
-        numbers = _python_numbers(args)
-        trace_with = lambda names: _with_numbers(train, group, point, args, names)
-        if better := explain(error, trace_with, [*group.dtypes, *numbers], "train"):
-            raise better from error
+        _refuse_jitted(train, "train", group, error)
         raise
-    key = traced.jaxpr.jaxpr.invars[len(group.dtypes)]
-    used = any(key is v for e in traced.jaxpr.jaxpr.eqns for v in e.invars)
-    reads_key = used or any(key is v for v in traced.jaxpr.jaxpr.outvars)
-    return TracedTrain(traced, _checked_metrics(traced.out_info, points), read, reads_key)
+    checked = check_metrics("train", metrics, points, scalars=False)
+    return Traces(tracer.pieces, checked, {}, None, tracer.reads, tracer.reads_key)
 
 
-def check_call(train: Train, args: tuple[Any, ...]) -> None:
-    """ValueError where `train` cannot be called so, or an argument is no array."""
-    if not callable(train):
-        raise ValueError(f"train must be a function train(hp, key, *args), got {train!r}.")
+def trace_training(
+    training: Training, group: Group, points: Points, args: tuple[Any, ...], batch: Any
+) -> Traces:
+    """Trace a training's pieces on abstract numbers; ValueError for what a sweep cannot run.
+
+    Args:
+      training, group, points, args: of the sweep.
+      batch: what `batches` gives for a step, abstract; None without `batches`.
+    """
+    tracer, found = _Tracer(group, points, args), []
+    given = () if batch is None else (batch,)
+    check_call(training.init, "init", "init(hp, key, *args)", args)
+    form = f"step(hp, state, key, {'batch, ' if given else ''}*args)"
+    check_call(training.step, "step", form, (None, *given, *args), args)
+
+    def init(hp, key, *args):
+        state = training.init(hp, jax.random.fold_in(key, 0), *args)
+        check_leaves(state, "init")
+        state = strong(state)
+        found.append(Spec.of(state))
+        return found[0].flat(state)
+
+    def step(hp, key, state, t, *rest):
+        key = jax.random.fold_in(key, t)
+        returned = training.step(hp, spec.tree(state), key, *rest)
+        if not isinstance(returned, tuple | list) or len(returned) != 2:
+            raise ValueError(
+                "step must return (state, metrics), got "
+                f"{type(returned).__name__}: return (params, opt_state), {{'loss': loss}}."
+            )
+        state, metrics = returned
+        check_leaves(state, "step")
+        state = strong(state)
+        check_same(spec, state)
+        return spec.flat(state), check_metrics("step", metrics, points, scalars=True)
+
+    of_state: Any = training.evaluate
+
+    def evaluate(hp, key, state, t, *args):
+        key = jax.random.fold_in(jax.random.fold_in(key, t), 1)
+        metrics = of_state(hp, spec.tree(state), key, *args)
+        return check_metrics("evaluate", metrics, points, scalars=True)
+
+    number = jax.ShapeDtypeStruct((), np.int32)
     try:
-        signature = inspect.signature(train)
+        tracer.trace("init", init)
+        spec = found[0]
+        _, metrics = tracer.trace("step", step, list(spec.data), number, *given)
+        evaluations = {}
+        if of_state is not None:
+            check_call(of_state, "evaluate", "evaluate(hp, state, key, *args)", (None, *args), args)
+            evaluations = tracer.trace("evaluate", evaluate, list(spec.data), number)
+    except jax.errors.UnexpectedTracerError as error:
+        raise ValueError(
+            "a state holds a traced value that is not among its leaves, and does not outlive its "
+            f"trace: {REMEDY}."
+        ) from error
+    except Exception as error:
+        for name in ("init", "step", "evaluate"):
+            _refuse_jitted(getattr(training, name), name, group, error)
+        raise
+    if clash := metrics.keys() & evaluations.keys():
+        raise ValueError(f"step and evaluate both return {sorted(clash)}: rename those of one.")
+    return Traces(tracer.pieces, metrics, evaluations, spec, tracer.reads, tracer.reads_key)
+
+
+def _refuse_jitted(function: Any, name: str, group: Group, error: Exception) -> None:
+    if hasattr(function, "lower") and group.structure:  # of jax.jit: it traces what it gets
+        raise ValueError(
+            f"{name} is jitted by itself, and so its jax.jit traces the structure too, "
+            f"{group.structure}. Give the function that you jitted ({name}.__wrapped__): the "
+            "sweep compiles it."
+        ) from error
+
+
+def check_call(
+    function: Any, name: str, form: str, given: tuple[Any, ...], args: tuple[Any, ...] | None = None
+) -> None:
+    """ValueError where a function cannot be called so, or an argument is no array.
+
+    Args:
+      function, name, form: as they are said.
+      given: all but hp and the key.
+      args: the sweep's, where these are not all that is given.
+    """
+    args = given if args is None else args
+    if not callable(function):
+        raise ValueError(f"{name} must be a function {form}, got {function!r}.")
+    try:
+        signature = inspect.signature(function)
     except (TypeError, ValueError):
         signature = None
     if signature is not None:
         try:
-            signature.bind(None, None, *args)
+            signature.bind(None, None, *given)
         except TypeError as error:
             raise ValueError(
-                f"sweep calls train(hp, key, *args) with {len(args)} args, but its signature is "
-                f"train{signature}: {error}."
+                f"sweep calls {form} with {len(args)} args, but its signature is "
+                f"{name}{signature}: {error}."
             ) from None
     for path, leaf in jax.tree_util.tree_flatten_with_path(args)[0]:
         place = f"args{jax.tree_util.keystr(path)}"
@@ -201,39 +350,13 @@ def check_call(train: Train, args: tuple[Any, ...]) -> None:
         except TypeError:
             raise ValueError(
                 f"{place} is {leaf!r}, a {type(leaf).__name__}, wanted an array or a number: let "
-                "train close over it, or make it a static axis."
+                f"{name} close over it, or make it a static axis."
             ) from None
 
 
 def _python_numbers(args: Any) -> list[str]:
     leaves = jax.tree_util.tree_flatten_with_path(args)[0]
     return [f"args{jax.tree_util.keystr(path)}" for path, x in leaves if is_number(x)]
-
-
-def _traced(train: Train, make_hp: Callable, dtypes: dict[str, Any], args) -> jax.stages.Traced:
-    numbers = {name: jax.ShapeDtypeStruct((), dtype) for name, dtype in dtypes.items()}
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    trial = jax.jit(lambda numbers, key, args: train(make_hp(numbers), key, *args))
-    # Where args lie is no part of the program, nor of its fingerprint.
-    anywhere = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type)
-    return trial.trace(numbers, key, jax.tree.map(anywhere, jax.eval_shape(lambda: args)))
-
-
-def _with_numbers(
-    train: Train, group: Group, point: dict[str, Any], args: Any, names: Sequence[str]
-) -> None:
-    """Trace `train`, the named numbers of hp and args as Python numbers."""
-    structure = group.structure | {n: point[n] for n in names if n in group.dtypes}
-    dtypes = {n: dtype for n, dtype in group.dtypes.items() if n not in names}
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(args)
-    known = [x if f"args{jax.tree_util.keystr(path)}" in names else None for path, x in leaves]
-    others = [x for x, python in zip([x for _, x in leaves], known, strict=True) if python is None]
-
-    def call(hp, key, *others):
-        rest = iter(others)
-        return train(hp, key, *treedef.unflatten(next(rest) if x is None else x for x in known))
-
-    _traced(call, lambda numbers: structure | numbers, dtypes, tuple(others))
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:
@@ -261,23 +384,32 @@ def constants(jaxpr: Any) -> Iterator[Any]:
             yield from constants(inner)
 
 
-def _checked_metrics(metrics: Any, points: Points) -> Metrics:
-    if not isinstance(metrics, dict) or not metrics:
-        arrays = {jax.ShapeDtypeStruct: "an array", dict: "an empty one"}
+def check_metrics(what: str, metrics: Any, points: Points, scalars: bool) -> Metrics:
+    """The metrics; ValueError where they are no named numbers."""
+    if not isinstance(metrics, dict) or (not metrics and what != "step"):
+        kind = "an array" if hasattr(metrics, "shape") else type(metrics).__name__
+        kind = "an empty one" if isinstance(metrics, dict) else kind
         raise ValueError(
-            f"train must return a dict of named metrics, got "
-            f'{arrays.get(type(metrics), type(metrics).__name__)}: return {{"loss": losses}}.'
+            f"{what} must return a dict of named metrics, got {kind}: "
+            f'return {{"loss": {"loss" if scalars else "losses"}}}.'
         )
     for name, metric in metrics.items():
         if not isinstance(name, str):
-            raise ValueError(f"train returned a metric named {name!r}; names must be strings.")
+            raise ValueError(f"{what} returned a metric named {name!r}; names must be strings.")
         if name in points.names or name in RESERVED:
             raise ValueError(
-                f"train returned a metric named {name!r}, which is a hyperparameter's or a "
+                f"{what} returned a metric named {name!r}, which is a hyperparameter's or a "
                 f"reserved name ({sorted(RESERVED)}): rename it."
             )
-        if not isinstance(metric, jax.ShapeDtypeStruct):
+        if isinstance(metric, bool | int | float):
+            continue
+        if not hasattr(metric, "shape") or not hasattr(metric, "dtype"):
             raise ValueError(f"metric {name!r} is {type(metric).__name__}, wanted an array.")
+        if scalars and metric.shape != ():
+            raise ValueError(
+                f"metric {name!r} of {what} has shape {metric.shape}, wanted a scalar: what "
+                "belongs to the trial as a whole is a part of the state."
+            )
         if len(metric.shape) > 1 or 0 in metric.shape:
             raise ValueError(
                 f"metric {name!r} has shape {metric.shape}, wanted a scalar or one value a step."

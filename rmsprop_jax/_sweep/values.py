@@ -15,6 +15,11 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def is_int(value: Any) -> bool:
+    """Whether this is a whole number, of Python or NumPy, and no bool."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
 def identity(value: Any) -> Hashable:
     """Equal for two values where they are alike in type and content, and only there.
 

@@ -1,0 +1,86 @@
+"""Data from the host, batch by batch: asked for once a step, the next while this one is used."""
+
+import concurrent.futures
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from rmsprop_jax._sweep.plan import Stages
+from rmsprop_jax._sweep.processes import Processes
+
+Source = Callable[[int], Any]
+
+
+class Batches:
+    """The batches of `batches(t)`, segment by segment, on the devices.
+
+    Args:
+      source: from a step, counted from 1, to a batch, a pytree of arrays.
+      processes: where they are placed.
+      first: the step that is asked for first, to know the shapes.
+    """
+
+    def __init__(self, source: Source, processes: Processes, first: int):
+        if not callable(source):
+            raise ValueError(f"batches must be a function from a step to a batch, got {source!r}.")
+        self._source, self._processes = source, processes
+        self._first: tuple[int, Any, list[Any]] | None = None
+        one = processes.on_each(lambda: self._checked(first, source(first)))
+        self._asked = {first: one}
+        abstract = lambda x: jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype))
+        self.one = jax.tree.map(abstract, self._asked[first])
+        self._pool = concurrent.futures.ThreadPoolExecutor(1, "batches")
+        self._next: tuple[tuple[int, int], concurrent.futures.Future] | None = None
+        self._placed: tuple[tuple[int, int], Any] | None = None
+        self._stages: Stages | None = None
+
+    def along(self, stages: Stages) -> None:
+        """Where the segments end."""
+        self._stages = stages
+
+    def segment(self, start: int, stop: int) -> Any:
+        """The batches of the steps in (start, stop], on the devices, each leaf with a leading axis
+        as long as the longest segment."""
+        assert self._stages is not None
+        if self._placed is None or self._placed[0] != (start, stop):
+            ready = lambda: self._stacked(start, stop)
+            if self._next is not None and self._next[0] == (start, stop):
+                ready = self._next[1].result
+            stacked = self._processes.on_each(ready)
+            self._placed = (start, stop), self._processes.place(stacked)
+            if stop < self._stages.steps:
+                ahead = stop, self._stages.after(stop)
+                self._next = ahead, self._pool.submit(self._stacked, *ahead)
+        return self._placed[1]
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _stacked(self, start: int, stop: int) -> Any:
+        assert self._stages is not None
+        each = []
+        for t in range(start + 1, stop + 1):
+            batch = self._asked.pop(t, None)
+            each.append(self._checked(t, self._source(t)) if batch is None else batch)
+        short = self._stages.longest - len(each)
+        fill = lambda *xs: np.stack([*xs, *[xs[-1]] * short])
+        return jax.tree.map(fill, *each)
+
+    def _checked(self, t: int, batch: Any) -> Any:
+        """The batch as NumPy arrays; ValueError where it is another than the first."""
+        try:
+            arrays = jax.tree.map(np.asarray, batch)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"batches({t}) is no pytree of arrays: {error}.") from error
+        if not jax.tree.leaves(arrays) or any(x.dtype == object for x in jax.tree.leaves(arrays)):
+            raise ValueError(f"batches({t}) must be a pytree of arrays, got {batch!r}.")
+        kinds = [(x.shape, str(x.dtype)) for x in jax.tree.leaves(arrays)]
+        self._first = self._first or (t, jax.tree.structure(arrays), kinds)
+        if self._first[1:] != (jax.tree.structure(arrays), kinds):
+            raise ValueError(
+                f"batches({t}) has another structure, shape or dtype than batches({self._first[0]})"
+                f": {kinds} instead of {self._first[2]}. All batches must be alike."
+            )
+        return arrays

@@ -1,0 +1,145 @@
+"""What a scheduler decided: asked once, checked, written down, told to every process, replayed."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rmsprop_jax._sweep.plan import FAILED, STOPPED, Plan
+from rmsprop_jax._sweep.processes import Processes
+from rmsprop_jax._sweep.schedulers import Decision, Scheduler, Table
+from rmsprop_jax._sweep.values import is_int, is_number
+
+
+class Decided(NamedTuple):
+    """What follows from a decision."""
+
+    boundary: int
+    stopped: dict[int, int]
+    """For each point that ends here, why."""
+    copies: dict[int, tuple[int, dict[str, float]]]
+    """For each point that copies, of which, and all numbers with which it goes on."""
+    objective: list[list[float | str]]
+    """What was decided on, for people to read: of each point and seed; "nan" for none."""
+
+    def encode(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "boundary": self.boundary,
+            "objective": self.objective,
+            "stopped": {str(point): why for point, why in self.stopped.items()},
+            "copies": {str(point): list(copy) for point, copy in self.copies.items()},
+        }
+
+    @classmethod
+    def decode(cls, stored: dict[str, Any]) -> "Decided":
+        stopped = {int(point): why for point, why in stored["stopped"].items()}
+        copies = {int(point): (copy[0], copy[1]) for point, copy in stored["copies"].items()}
+        return cls(stored["boundary"], stopped, copies, stored["objective"])
+
+
+class Decisions:
+    """A sweep's decisions, those from before and those to come.
+
+    Args:
+      scheduler: who decides.
+      plan: what is asked.
+      of_init_only: for each structure the names that only `init` reads.
+      known: what was decided before.
+      write: writes one down, or None.
+      processes: the first of them asks.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        plan: Plan,
+        of_init_only: Sequence[set[str]],
+        known: Sequence[dict[str, Any]],
+        write: Callable[[dict[str, Any]], None] | None,
+        processes: Processes,
+    ):
+        self._scheduler, self._plan, self._of_init_only = scheduler, plan, of_init_only
+        self._write, self._processes = write, processes
+        self.known = [Decided.decode(one) for one in processes.tell_json(list(known))]
+
+    def at(
+        self, boundary: int, table: Callable[[], Table], before: Callable[[Decided], None]
+    ) -> Decided:
+        """What was, or now is, decided at a boundary.
+
+        Args:
+          boundary: a step.
+          table: what the scheduler sees.
+          before: called with a new decision before it is written down.
+        """
+        for one in self.known:
+            if one.boundary == boundary:
+                return one
+
+        def ask() -> dict[str, Any]:
+            seen = table()
+            return self._checked(boundary, seen, self._scheduler.decide(boundary, seen)).encode()
+
+        encoded = self._processes.tell_json(self._processes.on_first(ask))
+        decided, write = Decided.decode(encoded), self._write
+        before(decided)
+        self._processes.on_first(lambda: write and write(encoded))
+        self.known.append(decided)
+        return decided
+
+    def _checked(self, boundary: int, table: Table, answer: Any) -> Decided:
+        """ValueError for an answer that cannot be followed."""
+
+        def refuse(what: str):
+            raise ValueError(
+                f"the scheduler {self._scheduler!r} answered, at step {boundary}, {what}"
+            )
+
+        answer = Decision() if answer is None else answer
+        if not isinstance(answer, Decision):
+            refuse(f"{answer!r}, wanted a Decision(stop=..., copy=...) or None.")
+        known, active = range(len(table.points)), table.active
+        is_point = lambda x: is_int(x) and x in known and active[x]
+        if not isinstance(answer.stop, Sequence | np.ndarray) or isinstance(answer.stop, str):
+            refuse(f"stop={answer.stop!r}, wanted a list of points.")
+        if bad := [x for x in answer.stop if not is_point(x)]:
+            refuse(f"stop with {bad}, wanted numbers of points that still run.")
+        stop = {int(x) for x in answer.stop}
+        if len(stop) == active.sum():
+            refuse("that all points stop.")
+        if not isinstance(answer.copy, Mapping):
+            refuse(f"copy={answer.copy!r}, wanted a dict from points to (donor, numbers).")
+        copies = {}
+        for point, copy in answer.copy.items():
+            if not isinstance(copy, tuple | list) or len(copy) != 2:
+                refuse(f"copy with {point!r}: {copy!r}, wanted (donor, numbers).")
+            donor, new = copy
+            if not (is_point(point) and is_point(donor)) or {point, donor} & stop:
+                refuse(f"that {point!r} copies {donor!r}, wanted two points that go on.")
+            if donor in answer.copy:
+                refuse(f"that {donor} gives and takes: a donor copies from no one.")
+            if table.structure[point] != table.structure[donor]:
+                refuse(f"that {point} copies {donor}, a point of another structure.")
+            copies[int(point)] = (
+                int(donor),
+                self._numbers(table, int(point), int(donor), new, refuse),
+            )
+        why = lambda x: STOPPED if np.isfinite(table.objective[x]).all() else FAILED
+        plain = lambda x: x if math.isfinite(x) else str(x)
+        objective = [list(map(plain, row)) for row in table.objective.tolist()]
+        return Decided(boundary, {x: why(x) for x in sorted(stop)}, copies, objective)
+
+    def _numbers(self, table: Table, point: int, donor: int, new: Any, refuse: Any) -> dict:
+        """All numbers with which a point goes on."""
+        points = self._plan.points
+        traced = [n for n, x in points[point].items() if points.is_traced(n, x)]
+        if not isinstance(new, Mapping) or set(new) - set(traced):
+            refuse(f"the numbers {new!r} for {point}, wanted a dict of some of {traced}.")
+        if bad := {n: x for n, x in new.items() if not is_number(x) or not math.isfinite(x)}:
+            refuse(f"{bad} for {point}, wanted finite numbers.")
+        of_donor = self._of_init_only[table.structure[point]]
+        own = lambda name: table.points[donor if name in of_donor else point][name]
+        whole = lambda name, x: int(x) if points.dtype(name).kind == "i" else float(x)
+        return {name: whole(name, new.get(name, own(name))) for name in traced}

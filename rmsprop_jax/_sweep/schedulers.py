@@ -1,0 +1,225 @@
+"""Which trials go on: `halving`, `population`, and what a scheduler of somebody's own is."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from rmsprop_jax._sweep.sampling import Distribution
+from rmsprop_jax._sweep.values import is_int
+
+
+class Table(NamedTuple):
+    """What a scheduler sees at a boundary: all points as they stand there, in their order."""
+
+    points: list[dict[str, Any]]
+    """The hyperparameters, as they are now."""
+    objective: np.ndarray
+    """float64 array of shape (points, seeds): the objective at this boundary. NaN where it is not
+    finite, and where a trial has ended before."""
+    active: np.ndarray
+    """bool array of shape (points,): which still run."""
+    structure: np.ndarray
+    """int array of shape (points,): equal for points that share one."""
+    mode: str
+    """"min" or "max"."""
+
+    def ranked(self) -> np.ndarray:
+        """The active points, best first by the mean over their seeds; those with a seed that is not
+        finite after all whole ones; of equal ones the lower number first."""
+        points = np.flatnonzero(self.active)
+        objective = self.objective[points] * (1.0 if self.mode == "min" else -1.0)
+        broken = ~np.isfinite(objective).all(1)
+        count = np.maximum(np.isfinite(objective).sum(1), 1)
+        means = np.where(np.isfinite(objective), objective, 0.0).sum(1) / count
+        means[~np.isfinite(objective).any(1)] = np.inf
+        return points[np.lexsort((points, means, broken))]
+
+
+class Decision(NamedTuple):
+    """What a scheduler answers."""
+
+    stop: Sequence[int] = ()
+    """Points that end here."""
+    copy: Mapping[int, tuple[int, Mapping[str, float]]] = {}
+    """For a point: another of its structure, whose state it takes over seed by seed, and the
+    numbers with which it goes on. Neither is stopped, and no point is both giver and taker."""
+
+
+class Scheduler(Protocol):
+    """What `sweep` asks at each of the `boundaries`. A scheduler of your own has these two.
+
+    `decide` is a pure function of what it sees: it is called once for each boundary, on one
+    process, when all trials have come there, in no order of arrival; a sweep that was killed
+    replays what it answered.
+    """
+
+    def boundaries(self, steps: int) -> Sequence[int]:
+        """At which steps, before the last, it wants to be asked. Trials are evaluated there."""
+        ...
+
+    def decide(self, boundary: int, table: Table) -> Decision | None:
+        """Which points stop and which copy which, after this step; None for nothing."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class halving:  # noqa: N801 (reads as a function where it is called)
+    """Successive halving: at each rung the best 1/eta of the points go on, the others stop.
+
+    Rungs stand after `first` · eta^k steps. A point counts by the mean of the objective over its
+    seeds, which stop together; max(1, ⌈n/eta⌉) of n points survive, over all structures. One with a
+    seed that is not finite ranks after all whole ones, and has failed where it does not survive.
+
+    It saves what the stopped trials would have run. With as many devices as trials that is little:
+    the survivors take as long as ever. It can lose a point that starts slowly: set `first` where
+    learning curves have parted.
+
+    Args:
+      eta: at least 2; how many times fewer points go on from rung to rung.
+      first: the steps of the first rung; by default ⌈steps/eta²⌉, so two rungs.
+
+    Raises:
+      ValueError: for numbers out of range.
+
+    References:
+      Jamieson and Talwalkar, [Non-stochastic Best Arm
+      Identification](https://arxiv.org/abs/1502.07943), 2016; Li et al.,
+      [Hyperband](https://arxiv.org/abs/1603.06560), 2018.
+    """
+
+    eta: int = 3
+    first: int | None = None
+
+    def __post_init__(self):
+        given = {"eta": (self.eta, 2)} | ({} if self.first is None else {"first": (self.first, 1)})
+        for name, (value, least) in given.items():
+            if not is_int(value) or value < least:
+                raise ValueError(
+                    f"{name} must be a whole number of at least {least}, got {value!r}."
+                )
+
+    def boundaries(self, steps: int) -> list[int]:
+        """`first`, `first` · eta, … below `steps`."""
+        rung = -(-steps // self.eta**2) if self.first is None else self.first
+        if rung >= steps:
+            raise ValueError(
+                f"the first rung, at {rung} steps, is not before the end, at {steps}: give "
+                "halving(first=...) below, or more steps."
+            )
+        found = []
+        while rung < steps:
+            found.append(rung)
+            rung *= self.eta
+        return found
+
+    def decide(self, boundary: int, table: Table) -> Decision:
+        """The best go on."""
+        ranked = table.ranked()
+        return Decision(stop=ranked[max(1, -(-len(ranked) // self.eta)) :].tolist())
+
+
+@dataclasses.dataclass(frozen=True)
+class population:  # noqa: N801
+    """Population-based training: at each boundary the worst members take over the state of one of
+    the best, and go on with its hyperparameters, changed a little or drawn anew.
+
+    The points of a structure are a population; at least 4. Seed j of the worse copies seed j of the
+    better, so that seeds are runs of the whole method. A member's random key stays its own. Of the
+    numbers only those in `space` change; what only `init` reads is the donor's, with its state, and
+    any other stays the member's own. A new number is near the donor's (a factor of 1.25 up or down
+    where the distribution is logarithmic, a tenth of the range else, reflected at its ends) or, one
+    time in four, drawn anew. `result.history` has the lineage.
+
+    What it finds is a schedule, not a setting: what a heat map or `sensitivity` would say of the
+    numbers at the end is not so.
+
+    Args:
+      space: for each hyperparameter that may change its distribution, as for `sample`.
+      every: the steps between boundaries; by default a tenth of all, at least 1.
+      fraction: of a population, in (0, .5]: so many of the worst copy from so many of the best.
+      seed: of the choices.
+
+    Raises:
+      ValueError: for an empty space, something else than a distribution of numbers in it, a static
+        one, or a number out of range.
+
+    References:
+      Jaderberg et al., [Population Based Training of Neural
+      Networks](https://arxiv.org/abs/1711.09846), 2017: truncation selection, perturb or resample.
+    """
+
+    space: Mapping[str, Distribution]
+    every: int | None = None
+    fraction: float = 0.25
+    seed: int = 0
+
+    def __post_init__(self):
+        if not isinstance(self.space, Mapping) or not self.space:
+            raise ValueError(
+                f"population needs a dict of at least one distribution, got {self.space!r}."
+            )
+        for name, distribution in self.space.items():
+            if not isinstance(distribution, Distribution):
+                raise ValueError(f"{name!r} is {distribution!r}, wanted a distribution.")
+            if distribution.is_static or not distribution.is_numeric:
+                raise ValueError(
+                    f"{name!r} is {distribution}: structure cannot change within a trial, only "
+                    "numbers can."
+                )
+        if self.every is not None and (not is_int(self.every) or self.every < 1):
+            raise ValueError(f"every must be a whole number of at least 1, got {self.every!r}.")
+        if not isinstance(self.fraction, int | float) or not 0 < self.fraction <= 0.5:
+            raise ValueError(f"fraction must be a number in (0, 0.5], got {self.fraction!r}.")
+        if not is_int(self.seed):
+            raise ValueError(f"seed must be a whole number, got {self.seed!r}.")
+
+    def __repr__(self) -> str:
+        return (
+            f"population({dict(self.space)}, every={self.every}, fraction={self.fraction}, "
+            f"seed={self.seed})"
+        )
+
+    def boundaries(self, steps: int) -> list[int]:
+        """Each `every` steps, below `steps`."""
+        every = max(1, steps // 10) if self.every is None else self.every
+        if every >= steps:
+            raise ValueError(
+                f"population(every={every}) has no boundary before the end, at {steps} steps: give "
+                "a smaller every, or more steps."
+            )
+        return list(range(every, steps, every))
+
+    def decide(self, boundary: int, table: Table) -> Decision:
+        """The worst of each structure copy from the best."""
+        ranked, copy = table.ranked(), {}
+        for structure in np.unique(table.structure[ranked]).tolist():
+            members = ranked[table.structure[ranked] == structure]
+            count = max(1, math.floor(self.fraction * len(members)))
+            best, worst = members[:count].tolist(), members[len(members) - count :].tolist()
+            whole = [p for p in best if np.isfinite(table.objective[p]).all()]
+            for point in worst if whole else ():
+                rng = np.random.default_rng([abs(self.seed), self.seed < 0, boundary, point])
+                donor = whole[rng.integers(len(whole))]
+                had = table.points[donor]
+                copy[point] = (
+                    donor,
+                    {
+                        name: explored(distribution, had[name], rng)
+                        for name, distribution in self.space.items()
+                        if name in had
+                    },
+                )
+        return Decision(copy=copy)
+
+
+def explored(distribution: Distribution, value: float, rng: np.random.Generator) -> float:
+    """A number near this one in the distribution's own coordinate, or one time in four any."""
+    if rng.random() < 0.25:
+        return distribution.quantile(float(rng.random()))
+    u = distribution.unit(value) + distribution.nudge * (1 if rng.random() < 0.5 else -1)
+    u = -u if u < 0 else u
+    u = 2 - u if u > 1 else u
+    return distribution.quantile(min(max(u, 0.0), float(np.nextafter(1.0, 0.0))))

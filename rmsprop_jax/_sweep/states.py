@@ -1,0 +1,232 @@
+"""A training's state: what may be one, and as flat arrays, on the devices and on the host."""
+
+import functools
+import json
+import types
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from rmsprop_jax._sweep.training import strong
+from rmsprop_jax._sweep.values import is_key
+
+DEPTH = 40  # of closures in closures: an optimiser is a chain of chains
+REMEDY = (
+    "keep arrays only, (params, opt_state) say: build the optimiser in step, from hp, and "
+    "partition a module into its arrays and the rest (eqx.partition, nnx.split)"
+)
+
+
+class Spec(NamedTuple):
+    """The structure of a state, and its leaves as plain arrays: a PRNG key as its data."""
+
+    treedef: Any
+    impls: tuple[str, ...]
+    """For each leaf the implementation of a PRNG key, or ""."""
+    data: tuple[jax.ShapeDtypeStruct, ...]
+    """The arrays."""
+
+    @classmethod
+    def of(cls, state: Any) -> "Spec":
+        """Of a state that is checked already."""
+        leaves, treedef = jax.tree.flatten(state)
+        impls = tuple(str(jax.random.key_impl(x)) if is_key(x) else "" for x in leaves)
+        shaped = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
+        return cls(treedef, impls, tuple(map(shaped, _plain(leaves))))
+
+    @classmethod
+    def like(cls, state: Any) -> "Spec":
+        """Of a state that may be abstract."""
+        found: list[Spec] = []
+        jax.eval_shape(lambda state: found.append(cls.of(strong(state))), state)
+        return found[0]
+
+    def flat(self, state: Any) -> list[jax.Array]:
+        """The state's arrays."""
+        return _plain(self.treedef.flatten_up_to(state))
+
+    def tree(self, arrays: Sequence[Any]) -> Any:
+        """The state again."""
+        leaves = [
+            jax.random.wrap_key_data(jnp.asarray(x), impl=impl) if impl else x
+            for x, impl in zip(arrays, self.impls, strict=True)
+        ]
+        return self.treedef.unflatten(leaves)
+
+    @property
+    def bytes(self) -> int:
+        """Of one trial's state."""
+        return sum(x.size * x.dtype.itemsize for x in self.data)
+
+    @property
+    def form(self) -> "Form":
+        """What can be written down of the structure."""
+        try:
+            text = json.dumps(_skeleton(self.treedef.unflatten([0] * len(self.data))))
+        except ValueError:
+            text = ""
+        return Form(self.impls, text)
+
+
+class Form(NamedTuple):
+    """What a file says of a state's structure."""
+
+    impls: Sequence[str]
+    """For each leaf the implementation of a PRNG key, or ""."""
+    skeleton: str
+    """The structure as JSON, where it is of dicts, lists and tuples only; else ""."""
+
+    def spec(self, arrays: Sequence[np.ndarray]) -> Spec | None:
+        """The structure, with the shapes of these arrays; None where there is no skeleton."""
+        if not self.skeleton:
+            return None
+        treedef = jax.tree.structure(_from_skeleton(json.loads(self.skeleton)))
+        shaped = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays)
+        return Spec(treedef, tuple(self.impls), shaped)
+
+
+def _skeleton(tree: Any) -> Any:
+    if tree is None or type(tree) is int:
+        return tree
+    if type(tree) in (list, tuple):
+        return {type(tree).__name__: list(map(_skeleton, tree))}
+    if type(tree) is dict and all(type(key) is str for key in tree):
+        return {"dict": {key: _skeleton(x) for key, x in tree.items()}}
+    raise ValueError(f"{type(tree).__name__} has no skeleton")
+
+
+def _from_skeleton(tree: Any) -> Any:
+    if not isinstance(tree, dict):
+        return tree
+    ((kind, inside),) = tree.items()
+    if kind == "dict":
+        return {key: _from_skeleton(x) for key, x in inside.items()}
+    return {"list": list, "tuple": tuple}[kind](map(_from_skeleton, inside))
+
+
+def _plain(leaves: Sequence[Any]) -> list[Any]:
+    return [jax.random.key_data(x) if is_key(x) else x for x in leaves]
+
+
+class Kept:
+    """States that were kept: in memory, or each in a file of its own.
+
+    Args:
+      memory: for each trial its arrays.
+      specs: for each structure of the sweep its state.
+      files: for each trial its file.
+      forms: for each structure what is known of it where `specs` are not.
+    """
+
+    def __init__(
+        self,
+        memory: dict[int, list[np.ndarray]] | None = None,
+        specs: Sequence[Spec] = (),
+        files: dict[int, Path] | None = None,
+        forms: Sequence[Form] = (),
+    ):
+        self._memory = {} if memory is None else memory  # the very dict: it fills up
+        self._specs, self._files, self._forms = specs, files or {}, forms
+
+    def without_structure(self) -> "Kept":
+        """The same, as it can be pickled: a structure may hold functions."""
+        forms = [spec.form for spec in self._specs] or self._forms
+        return Kept(self._memory, (), self._files, forms)
+
+    def trials(self) -> list[int]:
+        """Those with a state."""
+        return sorted({*self._memory, *(t for t, file in self._files.items() if file.exists())})
+
+    def get(self, trial: int, structure: int) -> tuple[list[np.ndarray], Form, Spec | None] | None:
+        """A trial's arrays and their form, and its structure where that is known; None where it was
+        not kept."""
+        if trial in self._memory:
+            arrays = [x.copy() for x in self._memory[trial]]
+            form = self._specs[structure].form if self._specs else self._forms[structure]
+        elif trial in self._files and self._files[trial].exists():
+            with np.load(self._files[trial], allow_pickle=False) as stored:
+                form = Form(stored["impls"].tolist(), str(stored["tree"]))
+                dtypes = stored["dtypes"].tolist()
+                leaves = [stored[f"leaf {i}"][0] for i in range(len(dtypes))]
+            each = zip(leaves, map(np.dtype, dtypes), strict=True)
+            arrays = [x if x.dtype == dtype else x.view(dtype) for x, dtype in each]
+        else:
+            return None
+        return arrays, form, self._specs[structure] if self._specs else form.spec(arrays)
+
+
+def check_leaves(state: Any, what: str) -> None:
+    """ValueError where a state has a leaf that is no array, or a tracer in its own structure."""
+    for path, x in jax.tree_util.tree_flatten_with_path(state)[0]:
+        known = isinstance(x, jax.Array | bool | int | float | complex)
+        if not known and not (isinstance(x, np.ndarray | np.generic) and x.dtype.kind in "biufcV"):
+            raise ValueError(
+                f"{what} returned a state whose leaf {jax.tree_util.keystr(path) or 'itself'} is "
+                f"{x!r}, a {type(x).__name__}, wanted an array: {REMEDY}."
+            )
+    if _has_tracer(jax.tree.structure(state)):
+        raise ValueError(
+            f"{what} returned a state with a traced value in its own structure, not among its "
+            "leaves: an optimiser (the tx of a Flax TrainState, say) that closed over a number of "
+            f"hp. It would not outlive its trace: {REMEDY}."
+        )
+
+
+def check_same(spec: Spec, state: Any) -> None:
+    """ValueError where a step changed the structure, a shape or a dtype."""
+    got = jax.tree.structure(state)
+    if got != spec.treedef:
+        raise ValueError(
+            f"step must return a state of the structure that it got: {spec.treedef}; it returned "
+            f"{got}."
+        )
+    paths = jax.tree_util.tree_flatten_with_path(state)[0]
+    for (path, _), x, wanted in zip(paths, spec.flat(state), spec.data, strict=True):
+        if (x.shape, x.dtype) != (wanted.shape, wanted.dtype):
+            raise ValueError(
+                f"step changed the state's {jax.tree_util.keystr(path) or 'array'}: "
+                f"{wanted.dtype}{list(wanted.shape)} before, {x.dtype}{list(x.shape)} after. Keep "
+                "shapes and dtypes, with a cast where numbers of another dtype come in."
+            )
+
+
+def _has_tracer(treedef: Any) -> bool:
+    """Whether a tracer is in what a tree's nodes keep beside their children."""
+    data = treedef.node_data()
+    own = data is not None and any(isinstance(x, Tracer) for x in _reach(data[1], set(), DEPTH))
+    return own or any(map(_has_tracer, treedef.children()))
+
+
+def _reach(x: Any, seen: set[int], depth: int) -> Iterator[Any]:
+    """What an object holds: the items of containers, what functions close over, attributes."""
+    if id(x) in seen or depth < 0:
+        return
+    seen.add(id(x))
+    yield x
+    inside: Sequence[Any] = ()
+    if isinstance(x, Tracer | str | bytes | int | float | type | types.ModuleType | np.ndarray):
+        return
+    if isinstance(x, dict):
+        inside = [*x.values()]
+    elif isinstance(x, tuple | list | set | frozenset):
+        inside = [*x]
+    elif isinstance(x, functools.partial):
+        inside = [x.func, *x.args, *x.keywords.values()]
+    elif isinstance(x, types.MethodType):
+        inside = [x.__self__, x.__func__]
+    elif isinstance(x, types.FunctionType):
+        inside = [*(x.__defaults__ or ())]
+        for cell in x.__closure__ or ():
+            try:
+                inside.append(cell.cell_contents)
+            except ValueError:  # empty
+                continue
+    elif hasattr(x, "__dict__"):
+        inside = [*vars(x).values()]
+    for one in inside:
+        yield from _reach(one, seen, depth - 1)

@@ -1,0 +1,443 @@
+"""Checkpoints of trainings under way: what a stop costs, how a sweep goes on, also for longer."""
+
+import os
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rmsprop_jax as rj
+from rmsprop_jax._sweep import keeping, rounds, store
+from tests.test_store import child
+from tests.trainings import POINTS, SCALE, alone, noisy, plain, sweep
+
+OPTIONS = {"evaluate_every": 10, "seeds": 2}
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return sweep(keep_states="all", **OPTIONS)
+
+
+def assert_same(result, other):
+    for name in other.metrics:
+        assert result.metrics[name].tobytes() == other.metrics[name].tobytes()
+    np.testing.assert_array_equal(result.objective, other.objective)
+    assert result.status.tolist() == other.status.tolist()
+    assert result.reached.tolist() == other.reached.tolist()
+
+
+def stop_at(count):
+    """A callback that raises at its so-manieth call."""
+    calls = []
+
+    def callback(report):
+        calls.append(1)
+        if len(calls) == count:
+            raise KeyboardInterrupt
+
+    return callback
+
+
+def logged():
+    """The training, and the steps that it takes: (rate, seed's bits, step)."""
+    training, log = noisy(), []
+
+    def step(hp, state, key, scale):
+        jax.debug.callback(
+            lambda *x: log.append(tuple(float(y) for y in x)), hp["rate"], hp["decay"],
+            state["count"],
+        )  # fmt: skip
+        return training.step(hp, state, key, scale)
+
+    return rj.Training(training.init, step, training.evaluate), log
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 17])
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_stop_costs_the_segments_in_flight_and_no_more(count, devices, tmp_path, whole):
+    training, log = logged()
+    here, there = jax.devices()[:devices], jax.devices()[: 3 - devices]
+    run = lambda **more: sweep(
+        training, path=tmp_path, checkpoint_seconds=0, keep_states="all", **OPTIONS | more
+    )
+    with pytest.raises(rj.SweepInterrupted) as caught:
+        run(callback=stop_at(count), devices=here)
+    jax.effects_barrier()
+    before = len(log)
+    assert caught.value.result.reached.sum() <= before
+    again = run(devices=there)
+    jax.effects_barrier()
+    assert_same(again, whole)
+    twice = len(log) - len(POINTS) * 2 * 50
+    assert 0 <= twice <= 2 * devices * 10  # two segments of each device may be in flight
+    for point in POINTS:
+        for seed in (0, 1):
+            for x, y in zip(plain(again.state(point, seed)), plain(whole.state(point, seed)),
+                            strict=True):  # fmt: skip
+                np.testing.assert_array_equal(x, y)
+    log.clear()
+    run()
+    jax.effects_barrier()
+    assert not log
+    assert not list(tmp_path.glob("states-*"))
+
+
+def test_without_checkpoints_only_whole_trials_are_on_disk(tmp_path):
+    with pytest.raises(rj.SweepInterrupted):
+        sweep(path=tmp_path, callback=stop_at(7), devices=jax.devices()[:1], **OPTIONS)
+    assert not list(tmp_path.glob("states-*"))
+    loaded = rj.SweepResult.load(tmp_path)
+    assert set(loaded.status) == {"finished"}
+
+
+def test_what_is_under_way_is_loaded_as_far_as_it_is(tmp_path, whole):
+    with pytest.raises(rj.SweepInterrupted):
+        sweep(
+            path=tmp_path, callback=stop_at(8), checkpoint_seconds=0, devices=jax.devices()[:1],
+            **OPTIONS,
+        )  # fmt: skip
+    loaded = rj.SweepResult.load(tmp_path)
+    assert loaded.status.tolist() == ["finished", "unfinished"]
+    reached = loaded.reached[1]
+    assert 10 <= reached < 50
+    np.testing.assert_array_equal(
+        loaded.metrics["loss"][1, :reached], whole.metrics["loss"][1, :reached]
+    )
+    assert np.isnan(loaded.metrics["loss"][1, reached:]).all()
+    assert np.isnan(loaded.by_point()[0, 1])
+    assert loaded.best().point == POINTS[0]
+
+
+def test_the_older_states_are_deleted_after_the_newer_are_on_disk(tmp_path, monkeypatch):
+    events, write, delete = [], store.Store.write_states, store.Store.delete
+
+    def written(self, *args):
+        name = write(self, *args)
+        events.append(("write", name))
+        return name
+
+    def deleted(self, name):
+        assert events[-1][0] == "write" or events[-1][0] == "delete"
+        events.append(("delete", name))
+        delete(self, name)
+
+    monkeypatch.setattr(store.Store, "write_states", written)
+    monkeypatch.setattr(store.Store, "delete", deleted)
+    sweep(points=POINTS[:1], path=tmp_path, checkpoint_seconds=0, evaluate_every=10)
+    kinds = [kind for kind, _ in events]
+    assert kinds[:3] == ["write", "write", "delete"]
+    assert kinds.count("write") == kinds.count("delete") == 4
+    assert events[2][1] == events[0][1]
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "foreign"])
+def test_a_damaged_state_is_named_and_its_trial_starts_again_once_it_is_moved(
+    damage, tmp_path, whole
+):
+    training, log = logged()
+    run = lambda **more: sweep(
+        training, path=tmp_path, checkpoint_seconds=0, devices=jax.devices()[:1], **OPTIONS | more
+    )
+    with pytest.raises(rj.SweepInterrupted):
+        run(callback=stop_at(8))
+    (file,) = tmp_path.glob("states-*")
+    data = file.read_bytes()
+    if damage == "cut":
+        file.write_bytes(data[: len(data) // 2])
+    elif damage == "flipped":
+        with np.load(file) as stored:
+            at = data.index(stored["leaf 6"].tobytes()) + 2
+        file.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+    elif damage == "empty":
+        file.write_bytes(b"")
+    else:
+        np.savez(file.with_suffix(""), point=np.zeros(1, int))
+    before = {f.name: f.read_bytes() for f in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match=rf"{file.name} is damaged.*start again"):
+        run()
+    assert {f.name: f.read_bytes() for f in tmp_path.iterdir()} == before
+    file.rename(tmp_path.parent / f"{tmp_path.name}-away")
+    jax.effects_barrier()
+    log.clear()
+    assert_same(run(), whole)
+    jax.effects_barrier()
+    assert len(log) == (len(POINTS) * 2 - 1) * 50  # one was finished
+
+
+def test_a_full_disk_is_a_clear_error_and_loses_nothing(tmp_path):
+    """The kernel refuses files beyond 9,000 bytes: those of the second trial's state."""
+    code, words = child(
+        "import resource\n"
+        "from tests.test_keeping import *\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))\n"
+        "of_sizes(folder)",
+        tmp_path,
+    )
+    assert code == 1
+    assert any(
+        "states-000000.npz cannot be written" in w
+        and "what was there is untouched, and the same call goes on from it" in w
+        and "File too large" in w
+        for w in words
+    )
+    assert any(
+        "finished is in this exception's .result: SweepResult(1 of 2 trials finished, 1 unf" in w
+        for w in words
+    )
+    assert not list(tmp_path.glob("states-*"))
+    assert not list(tmp_path.glob(".*.tmp"))
+    rounds_then = {file: file.read_bytes() for file in tmp_path.glob("round-*")}
+    assert_same(of_sizes(tmp_path), of_sizes(None))
+    assert {file: file.read_bytes() for file in rounds_then} == rounds_then
+
+
+def of_sizes(path):
+    """Two trials whose states are of different sizes."""
+    training = rj.Training(
+        lambda hp, key: jnp.ones(4000 if hp["large"] else 4) * hp["x"],
+        lambda hp, s, key: (s, {"loss": s[0]}),
+    )
+    return rj.sweep(
+        training, rj.grid(x=[1.0], large=[False, True]), steps=10, evaluate_every=5, path=path,
+        checkpoint_seconds=0, progress=False,
+    )  # fmt: skip
+
+
+# A kill between any two files.
+
+
+WAYS = {
+    "steps": {},
+    "batches": {"batches": lambda t: np.float32(t)},
+    "halving": {"scheduler": lambda rung: rj.halving(2, rung)},
+    "population": {
+        "scheduler": lambda rung: rj.population({"rate": rj.uniform(0.1, 0.9)}, every=rung)
+    },
+}
+
+
+def walk(path, way, steps, rung=None, **options):
+    """A random walk, upwards or downwards."""
+
+    def step(hp, x, key, *batch):
+        drift = 1.0 if hp["up"] else -1.0
+        return x - hp["rate"] * x + drift * jax.random.uniform(key), {"loss": x**2}
+
+    ups = [True] if steps == 4 else [False, True]
+    given = WAYS[way] | options
+    if "scheduler" in given:
+        given["scheduler"] = given["scheduler"](rung or steps - 2)
+    return rj.sweep(
+        rj.Training(lambda hp, key: jax.random.uniform(key), step),
+        rj.grid(rate=[0.4, 0.3, 0.2, 0.1], up=ups), steps=steps, evaluate_every=2, path=path,
+        checkpoint_seconds=0, progress=False, **given,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("way", "keep", "steps"),
+    [
+        ("steps", 2, 4),
+        ("halving", "all", 4),
+        ("population", 2, 4),
+        *(
+            pytest.param(way, keep, 6, marks=pytest.mark.slow)
+            for way in WAYS
+            for keep in (2, "all")
+        ),
+    ],
+)
+def test_a_kill_between_any_two_files_costs_a_segment_and_no_more(
+    way, keep, steps, tmp_path, monkeypatch
+):
+    """The folder is copied before each file gets its name, and before each is deleted."""
+    monkeypatch.setattr(rounds, "ROUND_SECONDS", 0)  # several rounds of a structure
+    folder, copies, ran = tmp_path / "run", [], []
+    replace, unlink, advance = os.replace, Path.unlink, rounds.Structure.advance
+
+    def copy():
+        to = tmp_path / f"copy{len(copies)}"
+        shutil.copytree(folder, to, ignore=shutil.ignore_patterns(".lock"))
+        copies.append((to, set(ran)))
+
+    def noted(self, live, stop, batches):
+        ran.extend((int(trial), live.reached) for trial in live.trials)
+        return advance(self, live, stop, batches)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rounds.Structure, "advance", noted)
+        patch.setattr(os, "replace", lambda *names: (copy(), replace(*names)))
+        patch.setattr(Path, "unlink", lambda self, **options: (copy(), unlink(self, **options)))
+        whole = walk(folder, way, steps, keep_states=keep)
+    monkeypatch.setattr(rounds.Structure, "advance", noted)
+    assert len(ran) == len(set(ran))
+    files = lambda path: {file.name for file in path.glob("[!r]*-*")}
+    kept = [file.name for file in folder.glob("final-*")]
+    assert not list(folder.glob("states-*"))
+    for i, (path, before) in enumerate(copies):
+        ran.clear()
+        again = walk(path, way, steps, keep_states=keep, devices=jax.devices()[: 1 + i % 2])
+        assert_same(again, whole)
+        assert again.history == whole.history
+        twice = before & set(ran)
+        assert len({start for _, start in twice}) <= 1  # the segment that was in flight
+        assert files(path) == files(folder)
+        assert len(ran) == len(set(ran))
+        for name in kept:
+            with np.load(path / name) as one, np.load(folder / name) as other:
+                assert {k: x.tobytes() for k, x in one.items()} == {
+                    k: x.tobytes() for k, x in other.items()
+                }
+
+
+def test_a_member_that_starts_again_has_no_donor_left(tmp_path, monkeypatch):
+    """Its donor's state of then is no more: refused, not taken from a later step."""
+    monkeypatch.setattr(rounds, "ROUND_SECONDS", 0)
+    whole = walk(None, "population", 6, 2)
+
+    def stop(report):
+        if report.trials[0].step == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(rj.SweepInterrupted):
+        walk(tmp_path, "population", 6, 2, callback=stop, devices=jax.devices()[:1])
+    starts = [[start for start, *_ in lineage[1:]] for lineage in whole.history]
+    taker = starts.index([2])
+    for file in tmp_path.glob("states-*"):
+        with np.load(file) as stored:
+            assert stored["step"] == [4]
+            if stored["point"] == [taker]:
+                file.unlink()
+    with pytest.raises(ValueError, match="after step 2, the states of 1 others, which have gone"):
+        walk(tmp_path, "population", 6, 2)
+    for file in [*tmp_path.glob("states-*"), *tmp_path.glob("round-*")]:
+        file.unlink()
+    assert_same(walk(tmp_path, "population", 6, 2), whole)
+
+
+@pytest.mark.parametrize("way", ["steps", "halving"])
+def test_a_round_that_is_moved_away_from_the_middle_is_run_again(way, tmp_path, monkeypatch):
+    """Not a hole of NaN in its trials."""
+    monkeypatch.setattr(rounds, "ROUND_SECONDS", 0)
+    whole = walk(tmp_path, way, 6, 2, keep_states="all", devices=jax.devices()[:1])
+    best = whole.points.index_of(whole.best().point)
+    for file in sorted(tmp_path.glob("round-*")):
+        with np.load(file) as stored:
+            if best in stored["point"] and stored["reached"][0] == 4:
+                file.rename(tmp_path.parent / f"{tmp_path.name}-away")
+                lost = stored["point"].tolist()
+    assert len(lost) == (4 if way == "halving" else 1)
+    loaded = rj.SweepResult.load(tmp_path)
+    assert (loaded.reached != whole.reached).nonzero()[0].tolist() == lost
+    assert (loaded.reached[lost] == 2).all()
+    assert np.isnan(loaded.metrics["loss"][lost, 2:]).all()
+    assert loaded.status[best] == "unfinished"
+    written = {file: file.read_bytes() for file in tmp_path.glob("round-*")}
+    again = walk(tmp_path, way, 6, 2, keep_states="all")
+    assert_same(again, whole)
+    assert_same(rj.SweepResult.load(tmp_path), whole)
+    np.testing.assert_array_equal(again.state(again.best()), whole.state(whole.best()))
+    for file in set(tmp_path.glob("round-*")) - set(written):
+        with np.load(file) as stored:
+            assert set(stored["point"].tolist()) <= set(lost)
+    assert {file: file.read_bytes() for file in written} == written
+
+
+# Going on for longer.
+
+
+def longer(**more):
+    return sweep(**{"steps": 80, "evaluate_every": 10, "keep_states": "all", **more})
+
+
+def test_more_steps_go_on(tmp_path):
+    training, log = logged()
+    longer(training=training, steps=50, path=tmp_path)
+    jax.effects_barrier()
+    log.clear()
+    more = longer(training=training, path=tmp_path)
+    jax.effects_barrier()
+    assert len(log) == len(POINTS) * 30
+    assert_same(more, longer())
+    state, _ = alone(noisy(), POINTS[2], 0, 80)
+    for x, y in zip(plain(more.state(POINTS[2])), plain(state), strict=True):
+        np.testing.assert_array_equal(x, y)
+    assert_same(rj.SweepResult.load(tmp_path), longer())
+    with pytest.raises(ValueError, match="more steps: 80 there, 50 here"):
+        longer(steps=50, path=tmp_path)
+
+
+def test_more_steps_with_every_and_an_odd_end(tmp_path):
+    longer(steps=45, path=tmp_path, every=7)
+    assert_same(longer(path=tmp_path, every=7), longer(every=7))
+
+
+REFUSED = {
+    "no states": ({"keep_states": 1}, {}, r'finished trials have none: give keep_states="all"'),
+    "other evaluate_every": ({}, {"evaluate_every": 20}, "give evaluate_every=10"),
+    "default evaluate_every": ({"evaluate_every": None}, {"evaluate_every": None},
+                               "give evaluate_every=3"),
+    "a scheduler": ({"scheduler": rj.halving(3, 10)}, {"scheduler": rj.halving(3, 10)},
+                    r"What was stopped cannot go on.*training\.run"),
+    "another training": ({}, {"training": noisy(jnp.ones(5))}, "another train"),
+    "other args": ({}, {"args": (SCALE * 2,)}, "other args"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_go_on_is_told_what_to_do(case, tmp_path):
+    first, second, message = REFUSED[case]
+    longer(steps=50, path=tmp_path, **first)
+    before = {f.name: f.read_bytes() for f in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match=message):
+        longer(path=tmp_path, **second)
+    assert {f.name: f.read_bytes() for f in tmp_path.iterdir()} == before
+
+
+def test_functions_and_trainings_do_not_share_a_folder(tmp_path):
+    train = lambda hp, key: {"loss": hp["x"] * jnp.arange(3.0)}
+    training = rj.Training(lambda hp, key: 0, lambda hp, s, key: (s, {"loss": hp["x"]}))
+    points = rj.grid(x=[1.0])
+    rj.sweep(train, points, path=tmp_path / "f", progress=False)
+    rj.sweep(training, points, steps=3, path=tmp_path / "t", progress=False)
+    with pytest.raises(ValueError, match="a function there, a Training here"):
+        rj.sweep(training, points, steps=3, path=tmp_path / "f", progress=False)
+    with pytest.raises(ValueError, match="a Training there, a function here"):
+        rj.sweep(train, points, path=tmp_path / "t", progress=False)
+
+
+def test_points_and_seeds_may_be_added(tmp_path, whole):
+    sweep(points=POINTS[:5], path=tmp_path, evaluate_every=10)
+    assert_same(sweep(path=tmp_path, **OPTIONS), sweep(**OPTIONS))
+
+
+# Room.
+
+
+def test_states_that_do_not_fit_are_refused_before_anything_runs(tmp_path, monkeypatch):
+    ran = []
+    big = rj.Training(
+        lambda hp, key: jnp.ones(1_000_000) * hp["x"],
+        lambda hp, s, key: (jax.debug.callback(lambda: ran.append(1)), (s, {"loss": s[0]}))[1],
+    )
+    run = lambda **more: rj.sweep(
+        big, rj.grid(x=[1.0, 2.0, 3.0]), steps=2, progress=False, keep_states="all", **more
+    )
+    monkeypatch.setattr(keeping, "free_bytes", lambda: 20e6)
+    with pytest.raises(ValueError, match=r"2 trials under way and 3 kept need 0\.02 GB, and 0\.02"):
+        run()
+    run(path=tmp_path / "a")  # kept on disk
+    assert ran
+    ran.clear()
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=25e6))
+    with pytest.raises(
+        ValueError, match=r"\(twice\) and 3 kept need 0\.028 GB on disk, and 0\.025"
+    ):
+        run(path=tmp_path / "b")
+    jax.effects_barrier()
+    assert not ran

@@ -1,0 +1,501 @@
+"""Halving, populations, schedulers of somebody's own: who goes on, with what, from where."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rmsprop_jax as rj
+from rmsprop_jax._sweep.schedulers import Table, explored
+from tests.trainings import POINTS, SCALE, plain, sweep
+
+OPTIONS = {"seeds": 2, "evaluate_every": 10}
+
+
+@pytest.fixture(scope="module")
+def full():
+    """Nothing stopped: what each trial comes to at each evaluation."""
+    return sweep(keep_states="all", **OPTIONS)
+
+
+def survivors(full, rungs, eta):
+    """Successive halving by the book: which points reach which step."""
+    alive, reached = list(range(len(POINTS))), np.full(len(POINTS), 50)
+    values = full.metrics["validation"].reshape(len(POINTS), 2, -1).astype(float)
+    for rung in rungs:
+        column = full.steps["validation"].tolist().index(rung)
+        ranked = sorted(alive, key=lambda p: (values[p, :, column].mean(), p))
+        alive = ranked[: max(1, -(-len(alive) // eta))]
+        for point in ranked[len(alive) :]:
+            reached[point] = rung
+    return reached
+
+
+@pytest.mark.parametrize(("eta", "first", "rungs"), [(3, 10, [10, 30]), (2, 10, [10, 20, 40])])
+@pytest.mark.parametrize("devices", [1, 2])
+def test_halving_is_by_the_book(full, eta, first, rungs, devices):
+    result = sweep(
+        scheduler=rj.halving(eta, first), devices=jax.devices()[:devices], keep_states="all",
+        **OPTIONS,
+    )  # fmt: skip
+    reached = np.repeat(survivors(full, rungs, eta), 2)
+    assert result.reached.tolist() == reached.tolist()
+    assert result.status.tolist() == ["finished" if t == 50 else "stopped" for t in reached]
+    for trial, t in enumerate(reached):
+        np.testing.assert_array_equal(
+            result.metrics["loss"][trial, :t], full.metrics["loss"][trial, :t]
+        )
+        assert np.isnan(result.metrics["loss"][trial, t:]).all()
+        assert (result.metrics["count"][trial, t:] == 0).all()
+        at = full.steps["validation"].tolist().index(t)
+        assert result.objective[trial] == full.metrics["validation"][trial, at]
+        state = result.state(POINTS[trial // 2], trial % 2)
+        assert state["count"] == t
+    whole = result.by_point()
+    assert np.isfinite(whole).all(1).tolist() == (reached[::2] == 50).tolist()
+    best = result.best()
+    assert reached[2 * result.points.index_of(best.point)] == 50
+    for x, y in zip(plain(result.state(best)), plain(full.state(best)), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_halving_of_a_maximum_and_its_default_rungs():
+    result = sweep(scheduler=rj.halving(), mode="max", **OPTIONS)
+    assert result.status.tolist().count("finished") == 2 * 2  # 12, 4, 2 points
+    assert sorted(set(result.reached.tolist())) == [6, 18, 50]
+    assert rj.halving().boundaries(600) == [67, 201]
+    assert rj.halving(2).boundaries(100) == [25, 50]
+    assert rj.halving(4, 1).boundaries(100) == [1, 4, 16, 64]
+
+
+def failing(at=lambda hp, t: False):
+    """loss x/t; NaN for some."""
+    return rj.Training(
+        lambda hp, key: 0,
+        lambda hp, t, key: (
+            t + 1,
+            {"loss": jnp.where(at(hp, t + 1) & (jax.random.key_data(key)[0] >= 0), jnp.nan,
+                               hp["x"] / (t + 1.0))},
+        ),
+    )  # fmt: skip
+
+
+def test_points_with_a_failed_seed_rank_last_and_have_failed():
+    """x = 1 would be best, and is NaN from step 3 on."""
+    training = failing(lambda hp, t: (hp["x"] == 1) & (t >= 3))
+    points = rj.grid(x=[1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    result = rj.sweep(
+        training, points, steps=12, scheduler=rj.halving(3, 4), progress=False, evaluate_every=4
+    )
+    assert result.status.tolist() == ["failed", *["finished"] * 2, *["stopped"] * 3]
+    assert result.reached.tolist() == [4, 12, 12, 4, 4, 4]
+    assert result.best().point == {"x": 2.0}
+    assert np.isnan(result.objective[0])
+
+
+def test_a_failed_point_survives_only_where_too_few_are_whole():
+    training = failing(lambda hp, t: hp["x"] > 1)
+    points = rj.grid(x=[1.0, 2.0, 3.0, 4.0])
+    result = rj.sweep(
+        training, points, steps=8, scheduler=rj.halving(2, 4), progress=False, evaluate_every=4
+    )
+    assert result.reached.tolist() == [8, 8, 4, 4]
+    assert result.status.tolist() == ["finished", "failed", "failed", "failed"]
+
+
+def test_ties_go_to_the_lower_number():
+    training = rj.Training(lambda hp, key: 0, lambda hp, s, key: (s, {"loss": 0 * hp["x"]}))
+    points = rj.grid(x=[5.0, 1.0, 3.0, 2.0])
+    result = rj.sweep(training, points, steps=8, scheduler=rj.halving(2, 4), progress=False)
+    assert result.reached.tolist() == [8, 8, 4, 4]
+
+
+def test_nothing_compiles_whatever_the_rungs(full):
+    from tests.test_sweep import compiles
+
+    sweep(scheduler=rj.halving(3, 10), **OPTIONS)
+    with compiles() as compiled:
+        sweep(scheduler=rj.halving(2, 10), **OPTIONS)
+        sweep(scheduler=rj.halving(5, 10), **OPTIONS)
+    assert not compiled
+
+
+# Populations.
+
+SPACE = {"rate": rj.log_uniform(1e-3, 1.0)}
+MEMBERS = rj.grid(rate=[1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3], decay=[0.9], centered=[False, True])
+PBT = rj.population(SPACE, every=10, seed=3)
+
+
+@pytest.fixture(scope="module")
+def evolved():
+    return sweep(points=MEMBERS, scheduler=PBT, keep_states="all", **OPTIONS)
+
+
+def test_the_worst_copy_from_the_best_of_their_structure(evolved):
+    copies = 0
+    for trial, lineage in enumerate(evolved.history):
+        assert lineage[0] == (0, None, {"rate": MEMBERS[trial // 2]["rate"], "decay": 0.9})
+        for start, donor, numbers in lineage[1:]:
+            copies += 1
+            assert start in (10, 20, 30, 40)
+            assert donor % 2 == trial % 2  # seed by seed
+            of = lambda t: MEMBERS[t // 2]["centered"]
+            assert of(donor) == of(trial)
+            column = evolved.steps["validation"].tolist().index(start)
+            at = evolved.metrics["validation"].reshape(12, 2, -1)[:, :, column].mean(1)
+            peers = [p for p in range(12) if of(2 * p) == of(trial)]
+            ranked = sorted(peers, key=lambda p: at[p])
+            assert trial // 2 == ranked[-1]
+            assert donor // 2 == ranked[0]
+            assert 1e-3 <= numbers["rate"] <= 1.0
+            assert numbers["decay"] == 0.9
+    assert copies == 4 * 2 * 2  # boundaries × structures × seeds, one of six each
+    assert set(evolved.status) == {"finished"}
+
+
+def test_a_seed_gives_the_same_population_and_another_another(evolved):
+    again = sweep(points=MEMBERS, scheduler=PBT, **OPTIONS, devices=jax.devices()[:1])
+    np.testing.assert_array_equal(again.metrics["loss"], evolved.metrics["loss"])
+    assert again.history == evolved.history
+    other = sweep(points=MEMBERS, scheduler=dataclasses.replace(PBT, seed=4), **OPTIONS)
+    assert other.history != evolved.history
+
+
+def test_a_member_is_trained_again_along_its_lineage(evolved):
+    """Numbers, donors and keys: the state at the end, bit for bit."""
+    deepest = max(range(24), key=lambda trial: len(evolved.history[trial]))
+    for trial in {deepest, evolved.points.index_of(evolved.best().point) * 2, 1}:
+        point, seed = MEMBERS[trial // 2], trial % 2
+        state, metrics = evolved.retrain(point, seed=seed, args=(SCALE,))
+        for x, y in zip(plain(state), plain(evolved.state(point, seed)), strict=True):
+            np.testing.assert_array_equal(x, y)
+        start = evolved.history[trial][-1][0]
+        np.testing.assert_array_equal(
+            metrics["loss"][start:], evolved.metrics["loss"][trial, start:]
+        )
+        assert metrics["loss"].shape == (50,)
+        np.testing.assert_allclose(
+            metrics["validation"], evolved.metrics["validation"][trial, -1], rtol=1e-6
+        )
+
+
+def test_tables_have_the_last_numbers(evolved):
+    table = evolved.to_dataframe()
+    last = [lineage[-1][2]["rate"] for lineage in evolved.history]
+    assert table["rate"].tolist() == last
+    assert evolved.to_xarray()["rate"].values.tolist() == last[::2]
+    for refused in (evolved.sensitivity, lambda: evolved.compare(MEMBERS[0], MEMBERS[1])):
+        with pytest.raises(ValueError, match=r"in a population these changed.*look at"):
+            refused()
+
+
+def test_members_that_began_equal_are_told_apart():
+    """By their place: a record is of one of them."""
+    result = sweep(
+        points=rj.Points([dict(MEMBERS[0])] * 8), scheduler=rj.population(PBT.space, every=10),
+        keep_states="all", seeds=[0],
+    )  # fmt: skip
+    for record in result.top(8):
+        params = np.asarray(result.state(record)["params"])
+        np.testing.assert_allclose(np.sum(params**2), record.objective, atol=5e-3)
+        again, _ = result.retrain(record, args=(SCALE,))
+        np.testing.assert_array_equal(np.asarray(again["params"]), params)
+        assert result.schedule(record)[-1][1] == 50
+
+
+def test_what_only_init_reads_is_the_donors():
+    def init(hp, key):
+        return hp["start"]
+
+    def step(hp, x, key):
+        return x - hp["rate"] * x - 0 * hp["own"], {"loss": x}
+
+    points = rj.Points([{"start": s, "rate": 0.5, "own": 10.0 * s} for s in (1.0, 2.0, 3.0, 4.0)])
+    scheduler = rj.population({"rate": rj.uniform(0.1, 0.9)}, every=5)
+    result = rj.sweep(rj.Training(init, step), points, steps=10, scheduler=scheduler,
+                      progress=False)  # fmt: skip
+    ((_, _, first), (start, donor, numbers)) = result.history[3]
+    assert (first["start"], start, donor) == (4.0, 5, 0)
+    assert numbers["start"] == 1.0
+    assert numbers["own"] == 40.0
+    assert numbers["rate"] != 0.5
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["uniform", "log_uniform", "one_minus", "integers", "choice", "narrow"],
+)
+def test_numbers_are_explored_in_their_own_coordinate(name):
+    distribution = {
+        "uniform": rj.uniform(-1.0, 3.0),
+        "log_uniform": rj.log_uniform(1e-5, 1e-1),
+        "one_minus": rj.one_minus(rj.log_uniform(1e-3, 0.5)),
+        "integers": rj.integers(2, 40),
+        "choice": rj.choice([0.0, 0.9, 0.95]),
+        "narrow": rj.log_uniform(1.0, 1.1),
+    }[name]
+    rng, seen = np.random.default_rng(0), []
+    value = distribution.quantile(0.3)
+    for _ in range(2000):
+        seen.append(explored(distribution, value, rng))
+        value = seen[-1]
+    low, high = distribution.quantile(0.0), distribution.quantile(1 - 1e-12)
+    assert all(min(low, high) <= x <= max(low, high) for x in seen)
+    assert np.ptp([distribution.unit(x) for x in seen]) > 0.6  # it goes everywhere
+    if name == "log_uniform":
+        near = {round(np.log(explored(distribution, 1e-3, rng) / 1e-3), 6) for _ in range(200)}
+        assert {round(np.log(1.25), 6), round(-np.log(1.25), 6)} <= near
+    if name == "one_minus":
+        near = {round((1 - explored(distribution, 0.99, rng)) / 0.01, 6) for _ in range(200)}
+        assert {1.25, 0.8} <= near
+    for u in (0.0, 0.25, 0.5, 0.75, 0.999):
+        assert distribution.quantile(
+            min(max(distribution.unit(distribution.quantile(u)), 0), 1 - 1e-9)
+        ) == pytest.approx(distribution.quantile(u), rel=1e-6)
+
+
+# On disk.
+
+
+def without_seconds(result):
+    return {name: x.tobytes() for name, x in result.metrics.items()}, result.status.tolist()
+
+
+@pytest.mark.parametrize("kind", ["halving", "population"])
+def test_decisions_are_on_disk_and_replayed(kind, tmp_path, full, evolved):
+    """From the folder as it was after each decision, and after each file that followed it."""
+    scheduler, points = (PBT, MEMBERS) if kind == "population" else (rj.halving(3, 10), POINTS)
+    whole = evolved if kind == "population" else sweep(scheduler=scheduler, **OPTIONS)
+    snapshots = []
+
+    def snapshot(report):
+        snapshots.append(tmp_path / f"copy{len(snapshots)}")
+        shutil.copytree(tmp_path / "run", snapshots[-1])
+
+    run = lambda path, **more: sweep(
+        points=points, scheduler=scheduler, path=path, checkpoint_seconds=0, keep_states="all",
+        **OPTIONS | more,
+    )  # fmt: skip
+    done = run(tmp_path / "run", callback=snapshot)
+    assert without_seconds(done) == without_seconds(whole)
+    decisions = sorted((tmp_path / "run").glob("decision-*"))
+    assert [json.loads(f.read_text())["boundary"] for f in decisions] == (
+        [10, 20, 30, 40] if kind == "population" else [10, 30]
+    )
+    assert len(snapshots) > 6
+    for i, copy in enumerate(snapshots[1 :: max(1, len(snapshots) // 4)]):
+        asked = []
+
+        class Noted(type(scheduler)):
+            def decide(self, boundary, table, asked=asked):
+                asked.append(boundary)
+                return super().decide(boundary, table)
+
+            __repr__ = lambda self: repr(scheduler)
+
+        known = [json.loads(f.read_text())["boundary"] for f in copy.glob("decision-*")]
+        again = sweep(
+            points=points, scheduler=Noted(**vars(scheduler)), path=copy, checkpoint_seconds=0,
+            keep_states="all", devices=jax.devices()[: 1 + i % 2], **OPTIONS,
+        )  # fmt: skip
+        assert without_seconds(again) == without_seconds(whole)
+        assert again.history == done.history
+        assert not set(asked) & set(known)
+        for trial in (0, 5, 23):
+            point, seed = points[trial // 2], trial % 2
+            for x, y in zip(
+                plain(again.state(point, seed)), plain(done.state(point, seed)), strict=True
+            ):
+                np.testing.assert_array_equal(x, y)
+    loaded = rj.SweepResult.load(tmp_path / "run")
+    assert without_seconds(loaded) == without_seconds(whole)
+    assert loaded.history == done.history
+    assert loaded.reached.tolist() == done.reached.tolist()
+    done.save(tmp_path / "saved")
+    saved = rj.SweepResult.load(tmp_path / "saved")
+    for other in (saved, run(tmp_path / "saved")):
+        assert without_seconds(other) == without_seconds(whole)
+        assert other.history == done.history
+    for x, y in zip(
+        plain(saved.state(points[1], 1, like=done.state(points[1], 1))),
+        plain(done.state(points[1], 1)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_a_lost_or_damaged_decision_is_not_decided_anew(tmp_path, full):
+    """Its trials went on from it, so that what it was decided on is no more."""
+
+    def stop(report):
+        if report.trials[0].step > 30:
+            raise RuntimeError("enough")
+
+    go = lambda callback=None: sweep(
+        scheduler=rj.halving(3, 10), path=tmp_path, checkpoint_seconds=0, callback=callback,
+        **OPTIONS,
+    )  # fmt: skip
+    with pytest.raises(RuntimeError, match="enough"):
+        go(stop)
+    first, second = sorted(tmp_path.glob("decision-*"))
+    for step, file in {10: first, 30: second}.items():
+        text = file.read_text()
+        file.write_text(text[:40])
+        with pytest.raises(ValueError, match=rf"{file.name} is damaged.*put a copy of it back"):
+            go()
+        file.unlink()
+        with pytest.raises(ValueError, match=rf"after step {step} is missing.*put a copy"):
+            go()
+        file.write_text(text)
+    assert go().reached.tolist() == np.repeat(survivors(full, [10, 30], 3), 2).tolist()
+
+
+def test_points_and_seeds_cannot_join_a_folder_with_a_scheduler(tmp_path):
+    given = {"path": tmp_path, "scheduler": rj.halving(3, 10), **OPTIONS}
+    run = lambda **more: sweep(**given | more)
+    run()
+    more_points = POINTS + rj.grid(rate=[0.5], decay=[0.9], centered=[False])
+    for more in ({"seeds": 3}, {"points": more_points}, {"points": POINTS[::-1]}):
+        with pytest.raises(ValueError, match="decisions are about its points and seeds"):
+            run(**more)
+    with pytest.raises(ValueError, match="another scheduler"):
+        run(scheduler=rj.halving(2, 10))
+    with pytest.raises(ValueError, match="another scheduler"):
+        run(scheduler=None)
+    with pytest.raises(ValueError, match=r"other steps.*What was stopped cannot go on"):
+        run(steps=100)
+
+
+# Schedulers of somebody's own.
+
+
+class Median:
+    """Stops what is worse than the median; asked wherever there is something new."""
+
+    def __init__(self):
+        self.seen = []
+
+    def decide(self, boundary, table):
+        self.seen.append((boundary, table))
+        worse = table.objective.mean(1) > np.nanmedian(table.objective[table.active].mean(1))
+        return rj.Decision(stop=np.flatnonzero(table.active & worse).tolist())
+
+
+def test_a_scheduler_of_ones_own():
+    scheduler = Median()
+    result = sweep(scheduler=scheduler, **OPTIONS)
+    assert [boundary for boundary, _ in scheduler.seen] == [10, 20, 30, 40]
+    table = scheduler.seen[1][1]
+    assert isinstance(table, Table)
+    assert table.objective.shape == (12, 2)
+    assert table.points == list(POINTS)
+    assert table.mode == "min"
+    assert table.active.sum() == 6
+    assert np.isnan(table.objective[~table.active]).all()
+    assert len(set(table.structure.tolist())) == 2
+    assert (result.status == "finished").sum() == 2
+    assert result.best().point == sweep(**OPTIONS).best().point
+
+
+def answer(what):
+    class Own:
+        boundaries = staticmethod(lambda steps: [10])
+        decide = staticmethod(lambda boundary, table: what)
+        __repr__ = lambda self: "Own()"
+
+    return Own()
+
+
+OTHER = next(i for i, p in enumerate(POINTS) if p["centered"] != POINTS[0]["centered"])
+SAME = next(i for i, p in enumerate(POINTS) if i and p["centered"] == POINTS[0]["centered"])
+NONSENSE = {
+    "no decision": ("stop", r"'stop', wanted a Decision"),
+    "a number": (3, "wanted a Decision"),
+    "no list": (rj.Decision(stop="all"), "wanted a list of points"),
+    "unknown point": (rj.Decision(stop=[99]), r"stop with \[99\]"),
+    "negative": (rj.Decision(stop=[-1]), r"stop with \[-1\]"),
+    "no number": (rj.Decision(stop=["a"]), r"stop with \['a'\]"),
+    "all": (rj.Decision(stop=list(range(12))), "that all points stop"),
+    "no dict": (rj.Decision(copy=[1]), "wanted a dict"),
+    "no pair": (rj.Decision(copy={0: 1}), r"wanted \(donor, numbers\)"),
+    "unknown donor": (rj.Decision(copy={0: (99, {})}), "wanted two points that go on"),
+    "stopped donor": (rj.Decision(stop=[SAME], copy={0: (SAME, {})}), "two points that go on"),
+    "itself": (rj.Decision(copy={0: (0, {})}), "gives and takes"),
+    "a chain": (rj.Decision(copy={0: (SAME, {}), SAME: (0, {})}), "gives and takes"),
+    "structure": (rj.Decision(copy={0: (OTHER, {})}), "another structure"),
+    "unknown number": (rj.Decision(copy={0: (SAME, {"lr": 1.0})}), r"some of \['rate', 'decay'\]"),
+    "a flag": (rj.Decision(copy={0: (SAME, {"centered": True})}), "some of"),
+    "no float": (rj.Decision(copy={0: (SAME, {"rate": "x"})}), "wanted finite numbers"),
+    "nan": (rj.Decision(copy={0: (SAME, {"rate": float("nan")})}), "wanted finite numbers"),
+}
+
+
+@pytest.mark.parametrize("case", NONSENSE)
+def test_nonsense_is_refused_and_what_is_finished_kept(case):
+    what, message = NONSENSE[case]
+    with pytest.raises(ValueError, match=message) as caught:
+        sweep(scheduler=answer(what), **OPTIONS)
+    assert "Own()" in str(caught.value)
+    assert "at step 10" in str(caught.value)
+    assert set(caught.value.result.reached) == {10}
+
+
+def test_a_scheduler_may_stop_and_copy_at_once(full):
+    decision = rj.Decision(stop=[OTHER], copy={0: (SAME, {"rate": 0.05})})
+    result = sweep(scheduler=answer(decision), **OPTIONS)
+    assert result.reached.tolist() == [10 if t // 2 == OTHER else 50 for t in range(24)]
+    assert result.history[0][1] == (10, 2 * SAME, {"rate": 0.05, "decay": POINTS[0]["decay"]})
+    others = [t for t in range(24) if t // 2 not in (0, OTHER)]
+    np.testing.assert_array_equal(result.metrics["loss"][others], full.metrics["loss"][others])
+
+
+def test_none_is_nothing(full):
+    result = sweep(scheduler=answer(None), **OPTIONS)
+    np.testing.assert_array_equal(result.metrics["loss"], full.metrics["loss"])
+
+
+BAD = {
+    "a class": (lambda: sweep(scheduler=rj.halving), "an object with decide"),
+    "a word": (lambda: sweep(scheduler="halving"), "an object with decide"),
+    "eta": (lambda: rj.halving(1), "eta must be a whole number of at least 2, got 1"),
+    "first": (lambda: rj.halving(first=0), "first must be"),
+    "first rung": (lambda: sweep(scheduler=rj.halving(first=50)), r"first rung, at 50 steps"),
+    "no space": (lambda: rj.population({}), "at least one distribution"),
+    "no distribution": (lambda: rj.population({"rate": [1]}), "wanted a distribution"),
+    "static": (lambda: rj.population({"n": rj.static(rj.integers(1, 2))}), "structure cannot"),
+    "words": (lambda: rj.population({"n": rj.choice(["a"])}), "structure cannot"),
+    "every": (lambda: rj.population(SPACE, every=0), "every must be"),
+    "fraction": (lambda: rj.population(SPACE, fraction=0.6), r"fraction must be a number in"),
+    "late": (lambda: sweep(scheduler=rj.population(SPACE, every=50)), "no boundary before the end"),
+    "unread": (
+        lambda: rj.sweep(
+            rj.Training(lambda hp, k: hp["x"], lambda hp, s, k: (s, {"loss": s + hp["y"]})),
+            rj.grid(x=[1.0, 2.0, 3.0, 4.0], y=[1.0]), steps=10, progress=False,
+            scheduler=rj.population({"x": rj.uniform(0, 1)}),
+        ),
+        "'x', but step never reads it",
+    ),
+    "unknown": (
+        lambda: sweep(scheduler=rj.population({"lr": rj.uniform(0, 1)})),
+        r"'lr', which is no number of the points",
+    ),
+    "few": (lambda: sweep(points=POINTS[:6], scheduler=PBT), "at least 4 points of each structure"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_schedulers_are_refused(case):
+    call, message = BAD[case]
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_schedulers_are_told_apart_by_what_they_print():
+    assert repr(rj.halving()) == "halving(eta=3, first=None)"
+    assert "log_uniform(0.001, 1)" in repr(PBT)
+    assert repr(PBT) == repr(dataclasses.replace(PBT))

@@ -1,0 +1,631 @@
+"""A `Training` in a sweep: what it computes in segments, shows, keeps, stops, goes on with."""
+
+import collections
+import copy
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax.training import train_state as train_state_module
+
+import rmsprop_jax as rj
+from rmsprop_jax._sweep import compiling, program, rounds
+from tests.test_sweep import compiles
+from tests.trainings import POINTS, SCALE, alone, noisy, plain, sweep
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """Each trial of two seeds by itself: its state and metrics."""
+    training = noisy()
+    return {
+        (i, seed): alone(training, point, seed, 50)
+        for i, point in enumerate(POINTS)
+        for seed in (3, 1)
+    }
+
+
+def assert_same(result, expected, steps=50):
+    """Bit for bit, metrics and states."""
+    for trial, (i, s) in enumerate(zip(result.point_index, result.seed_index, strict=True)):
+        state, metrics = expected[int(i), result.seeds[s]]
+        for name, x in metrics.items():
+            np.testing.assert_array_equal(result.metrics[name][trial], x)
+        got = result.state(result.points[i], result.seeds[s])
+        assert jax.tree.structure(got) == jax.tree.structure(state)
+        for x, y in zip(plain(got), plain(state), strict=True):
+            assert x.dtype == y.dtype
+            np.testing.assert_array_equal(x, y)
+
+
+SEGMENTS = [1, 7, 20, 50]
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("evaluate_every", SEGMENTS)
+def test_any_segments_are_bit_for_bit_the_whole_run(expected, evaluate_every, devices):
+    """Steps that do not divide; keys, None and empty arrays in the state; two structures."""
+    result = sweep(
+        evaluate_every=evaluate_every,
+        seeds=[3, 1],
+        devices=jax.devices()[:devices],
+        keep_states="all",
+    )
+    assert len(result) == len(POINTS) * 2
+    assert_same(result, expected)
+    at = [t for t in range(1, 51) if t % evaluate_every == 0 or t == 50]
+    assert result.steps["validation"].tolist() == at
+    assert result.steps["loss"].tolist() == list(range(1, 51))
+    assert result.metrics["seen"].tolist() == [at] * len(result)
+    assert set(result.status) == {"finished"}
+    assert set(result.reached) == {50}
+
+
+def test_evaluate_gets_the_state_and_a_key_of_its_own(expected):
+    result = sweep(evaluate_every=25, seeds=[3])
+    training = noisy()
+    for trial in (0, 5):
+        point = POINTS[trial]
+        state, _ = alone(training, point, 3, 25)
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(3), 25), 1)
+        now = training.evaluate(point, state, key, SCALE)["validation"]
+        np.testing.assert_allclose(result.metrics["validation"][trial, 0], now, rtol=1e-6)
+
+
+def test_pieces_get_the_keys_that_are_promised():
+    """init fold_in(k, 0), step t fold_in(k, t), evaluate fold_in(fold_in(k, t), 1)."""
+    bits = lambda key: jax.random.key_data(key)[0]
+    training = rj.Training(
+        lambda hp, key: bits(key),
+        lambda hp, state, key: (state, {"loss": hp["x"], "init": state, "step": bits(key)}),
+        lambda hp, state, key: {"evaluate": bits(key)},
+    )
+    result = rj.sweep(training, rj.grid(x=[1.0]), steps=6, evaluate_every=4, progress=False)
+    fold, key = jax.random.fold_in, jax.random.key(0)
+    assert result.metrics["init"][0, 0] == bits(fold(key, 0))
+    assert result.metrics["step"][0].tolist() == [int(bits(fold(key, t))) for t in range(1, 7)]
+    of = lambda t: int(bits(fold(fold(key, t), 1)))
+    assert result.metrics["evaluate"][0].tolist() == [of(4), of(6)]
+
+
+def test_each_piece_of_a_structure_compiles_once():
+    """Whatever the boundaries; and a second call nothing."""
+    sweep(seeds=2)  # the small programs around the rounds
+    program._KEPT.clear()
+    training, options = noisy(), {"evaluate_every": 7, "seeds": 2}
+    with compiles() as compiled:
+        sweep(training, **options)
+    assert len(compiled) == 6  # two structures × init, segment, evaluate
+    with compiles() as compiled:
+        sweep(training, **options)
+        sweep(training, scheduler=rj.halving(first=7), **options)
+    assert not compiled
+
+
+@pytest.mark.parametrize("batch_size", [5, 100])
+def test_a_batch_gives_the_same_within_rounding_and_repeats_itself(batch_size):
+    one = sweep(seeds=2, evaluate_every=20)
+    batched, again = (sweep(seeds=2, evaluate_every=20, batch_size=batch_size) for _ in range(2))
+    for name in one.metrics:
+        np.testing.assert_allclose(batched.metrics[name], one.metrics[name], rtol=2e-3, atol=1e-5)
+        np.testing.assert_array_equal(batched.metrics[name], again.metrics[name])
+    best = batched.best()
+    assert best.point == one.best().point
+    got, wanted = batched.state(best)["params"], one.state(best)["params"]
+    np.testing.assert_allclose(got, wanted, rtol=1e-2, atol=1e-5)
+
+
+def test_on_a_device_with_little_memory_the_batch_fits(monkeypatch):
+    monkeypatch.setattr(compiling, "free_memory", lambda devices: 20_000)
+    monkeypatch.setattr("rmsprop_jax._sweep.program.BUFFER_BYTES", 1)
+    made, init = [], compiling.Programs.__new__
+
+    def noted(cls, layout, **programs):
+        made.append(layout)
+        return init(cls, layout, **programs)
+
+    monkeypatch.setattr(compiling.Programs, "__new__", noted)
+    points = rj.grid(rate=np.linspace(0.01, 0.1, 64), decay=[0.9], centered=[False])
+    result = sweep(points=points, evaluate_every=25)
+    assert made[0].batch_size == 32 > made[-1].batch_size > 1
+    one = sweep(points=points, evaluate_every=25, batch_size=1)
+    np.testing.assert_allclose(result.objective, one.objective, rtol=1e-2)
+
+
+def test_tiny_trainings_share_rounds(monkeypatch):
+    sizes, start = [], rounds.Structure.begin
+
+    def noted(self, live, *args):
+        sizes.append(len(live.trials))
+        return start(self, live, *args)
+
+    monkeypatch.setattr(rounds.Structure, "begin", noted)
+    training = rj.Training(
+        lambda hp, key: jax.random.uniform(key),
+        lambda hp, x, key: (x * hp["x"], {"loss": x}),
+    )
+    points = rj.grid(x=np.linspace(0.1, 0.9, 300))
+    result = rj.sweep(training, points, steps=10, progress=False)
+    assert sizes[:4] == [2] * 4
+    assert max(sizes) > 2
+    assert sum(sizes) == 300
+    first = jax.random.uniform(jax.random.fold_in(jax.random.key(0), 0))
+    wanted = first * np.float32(np.linspace(0.1, 0.9, 300)) ** 9
+    np.testing.assert_allclose(result.objective, wanted, rtol=1e-5)
+
+
+# run.
+
+
+def test_run_in_parts_is_the_whole(expected):
+    training, point = noisy(), POINTS[3]
+    state, first = alone(training, point, 3, 20)
+    go_on = jax.jit(
+        lambda numbers, state: training.run(
+            point | numbers, jax.random.key(3), SCALE, steps=30, state=state, start=20
+        )
+    )
+    state, rest = go_on({"rate": jnp.float32(point["rate"]), "decay": jnp.float32(0.99)}, state)
+    whole_state, whole = expected[3, 3]
+    np.testing.assert_array_equal(np.concatenate([first["loss"], rest["loss"]]), whole["loss"])
+    for x, y in zip(plain(state), plain(whole_state), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_run_is_differentiable():
+    training = noisy()
+
+    def final(rate):
+        hp = {"rate": rate, "decay": 0.9, "centered": False}
+        return training.run(hp, jax.random.key(0), SCALE, steps=10)[1]["loss"][-1]
+
+    h = 1e-3
+    slope = (final(1e-2 + h) - final(1e-2 - h)) / (2 * h)
+    np.testing.assert_allclose(jax.grad(final)(1e-2), slope, rtol=2e-2)
+
+
+def test_python_numbers_in_a_state_become_strong_arrays():
+    """A weak 1.0 beside bfloat16 passes a scan, and fails from the host."""
+    training = rj.Training(
+        lambda hp, key: (1.0, 2, True, jnp.full(3, 1.0), np.float32(1)),
+        lambda hp, s, key: ((s[0] * 0.5, s[1] + 1, s[2], s[3] * 1.0, s[4]), {"loss": hp["x"]}),
+    )
+    state, _ = training.run({"x": 1.0}, jax.random.key(0), steps=3)
+    assert [x.dtype for x in state] == [jnp.float32, jnp.int32, bool, jnp.float32, jnp.float32]
+    assert not any(x.weak_type for x in state)
+    result = rj.sweep(training, rj.grid(x=[1.0]), steps=3, progress=False)
+    assert [x.dtype for x in result.state(result.best())] == [x.dtype for x in state]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "at least 1, got 0"),
+        ({"steps": 2.0}, r"got 2\.0"),
+        ({"steps": 3, "start": 5}, "start=5 needs the state"),
+    ],
+)
+def test_run_refuses(options, message):
+    with pytest.raises(ValueError, match=message):
+        noisy().run({}, jax.random.key(0), **options)
+
+
+# What is kept.
+
+
+def test_the_best_states_are_kept():
+    result = sweep(seeds=2, keep_states=3)
+    for rank, record in enumerate(result.top(12)):
+        for seed in (0, 1):
+            if rank < 3:
+                assert result.state(record, seed)["count"] == 50
+            else:
+                with pytest.raises(ValueError, match="was not kept: keep_states"):
+                    result.state(record, seed)
+    with pytest.raises(ValueError, match="seed 5 is none of the sweep's"):
+        result.state(result.best(), 5)
+    none = sweep(keep_states=0)
+    with pytest.raises(ValueError, match="was not kept"):
+        none.state(none.best())
+    most = sweep(mode="max", keep_states=1)
+    assert most.state(most.best())["count"] == 50
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_whatever_fails_the_kept_states_are_those_of_the_top(mode, on_disk, tmp_path):
+    """Points of which some seed failed rank after whole ones, but are there where those are few."""
+
+    def step(hp, state, key, table):
+        return state, {"loss": table[jnp.int32(hp["i"]), state]}
+
+    init = lambda hp, key, table: jnp.int32(jax.random.key_data(key)[1] % 3)
+    key_data = lambda s: jax.random.key_data(jax.random.fold_in(jax.random.key(s), 0))[1] % 3
+    seeds = [next(s for s in range(99) if key_data(s) == j) for j in range(3)]
+    training, points = rj.Training(init, step), rj.grid(i=np.arange(6.0))
+    rng = np.random.default_rng(on_disk)
+    for turn, failing in enumerate((0.0, 0.3, 0.6, 0.9)):
+        table = rng.integers(4, size=(6, 3)).astype(np.float32)
+        table[rng.random((6, 3)) < failing] = np.nan
+        result = rj.sweep(
+            training, points, steps=2, seeds=seeds, args=(table,), mode=mode, keep_states=3,
+            path=tmp_path / str(turn) if on_disk else None, progress=False,
+        )  # fmt: skip
+        np.testing.assert_array_equal(result.by_point(), table)
+        kept = {record.point["i"] for record in result.top(3)} if np.isfinite(table).any() else ()
+        for point in points:
+            for j, seed in enumerate(seeds):
+                if point["i"] in kept:
+                    assert result.state(point, seed) == j
+                else:
+                    with pytest.raises(ValueError, match="was not kept"):
+                        result.state(point, seed)
+
+
+def test_a_kept_state_is_a_copy():
+    result = sweep()
+    result.state(result.best())["params"][:] = 0
+    assert np.asarray(result.state(result.best())["params"]).any()
+
+
+def test_states_on_disk(tmp_path, expected):
+    found = sweep(seeds=[3, 1], path=tmp_path, keep_states="all", evaluate_every=25)
+    assert_same(found, expected)
+    loaded = rj.SweepResult.load(tmp_path)
+    for i, point in enumerate(POINTS):
+        like = found.state(point)
+        state = loaded.state(point, 1, like=jax.eval_shape(lambda like=like: like))
+        for x, y in zip(plain(state), plain(expected[i, 1][0]), strict=True):
+            assert x.dtype == y.dtype
+            np.testing.assert_array_equal(x, y)
+    with pytest.raises(ValueError, match=r"give like="):
+        loaded.state(POINTS[0])
+    with pytest.raises(ValueError, match="like has leaves"):
+        loaded.state(POINTS[0], like={"a": jnp.ones(3)})
+    best = sweep(seeds=[3, 1], path=tmp_path / "best", evaluate_every=25)
+    assert len(list((tmp_path / "best").glob("final-*"))) == 2  # one point, two seeds
+    for x, y in zip(plain(best.state(best.best())), plain(found.state(best.best())), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_a_state_of_dicts_lists_and_tuples_needs_no_like(tmp_path):
+    training = rj.Training(
+        lambda hp, key: {"a": [jnp.ones(2), (None, key)], "b": {"c": 3}},
+        lambda hp, s, key: (s, {"loss": hp["x"]}),
+    )
+    result = rj.sweep(training, rj.grid(x=[1.0]), steps=2, path=tmp_path, progress=False)
+    for other in (rj.SweepResult.load(tmp_path), pickle.loads(pickle.dumps(result))):
+        state = other.state({"x": 1.0})
+        assert jax.tree.structure(state) == jax.tree.structure(result.state({"x": 1.0}))
+        assert jnp.issubdtype(state["a"][1][1].dtype, jax.dtypes.prng_key)
+
+
+def test_a_result_with_states_is_copied_and_pickled():
+    result = sweep()
+    like = result.state(result.best())
+    for other in (copy.deepcopy(result), pickle.loads(pickle.dumps(result))):
+        state = other.state(other.best(), like=like)
+        np.testing.assert_array_equal(state["params"], like["params"])
+
+
+def test_a_point_is_trained_again(expected):
+    result = sweep(seeds=[3, 1], every=7)
+    record = result.top(5)[4]
+    i = result.points.index_of(record.point)
+    for seed in (3, 1):
+        state, metrics = result.retrain(record, seed=seed, args=(SCALE,))
+        np.testing.assert_array_equal(metrics["loss"], expected[i, seed][1]["loss"])
+        for x, y in zip(plain(state), plain(expected[i, seed][0]), strict=True):
+            np.testing.assert_array_equal(x, y)
+        row = (result.point_index == i) & (np.array(result.seeds)[result.seed_index] == seed)
+        np.testing.assert_allclose(
+            metrics["validation"], result.metrics["validation"][row][0, -1], rtol=1e-6
+        )
+
+
+# Series.
+
+
+@pytest.mark.parametrize("every", [1, 7, 50])
+def test_every_thins_what_step_returns(every, expected):
+    result = sweep(every=every, seeds=[3], evaluate_every=25)
+    at = [t for t in range(1, 51) if t % every == 0 or t == 50]
+    assert result.steps["loss"].tolist() == at
+    assert result.steps["validation"].tolist() == [25, 50]
+    for i in range(len(POINTS)):
+        np.testing.assert_array_equal(
+            result.metrics["loss"][i], expected[i, 3][1]["loss"][np.array(at) - 1]
+        )
+
+
+def test_objectives_of_steps_and_of_evaluations_and_functions():
+    by_step = sweep(objective="loss", every=7)
+    whole = sweep(objective="loss")
+    np.testing.assert_array_equal(by_step.objective, whole.metrics["loss"][:, -1])
+    by_function = sweep(objective=lambda m: m["loss"].min() + len(m["validation"]))
+    count = len(by_function.steps["validation"])
+    np.testing.assert_allclose(
+        by_function.objective, by_function.metrics["loss"].min(1) + count, rtol=1e-6
+    )
+
+
+def test_a_sweep_without_evaluate_is_cut_into_twenty():
+    training = noisy()
+    training = rj.Training(training.init, training.step)
+    reports = []
+    sweep(training, POINTS[:2], steps=40, objective="loss", callback=reports.append)
+    assert sorted({r.step for report in reports for r in report}) == list(range(2, 41, 2))
+
+
+# What is shown.
+
+
+def test_the_callback_hears_of_every_round():
+    reports = []
+    result = sweep(seeds=[3, 1], evaluate_every=25, callback=reports.append)
+    heard = collections.Counter((r.number, r.step) for report in reports for r in report.trials)
+    assert heard == {(n, t): 1 for n in range(24) for t in (25, 50)}
+    for report in reports:
+        for trial in report:
+            assert trial.point == POINTS[trial.number // 2]
+            assert trial.seed == (3, 1)[trial.number % 2]
+            row = result.metrics
+            assert trial.metrics["loss"] == row["loss"][trial.number, trial.step - 1]
+            assert (
+                trial.metrics["validation"] == row["validation"][trial.number, trial.step // 25 - 1]
+            )
+
+
+def test_the_callback_of_a_function_hears_of_every_round():
+    reports = []
+    train = lambda hp, key: {"loss": hp["x"] * jnp.arange(1.0, 4.0), "end": hp["x"]}
+    rj.sweep(train, rj.grid(x=[1.0, 2.0, 3.0]), callback=reports.append, progress=False)
+    heard = [(r.number, r.step, r.metrics) for report in reports for r in report]
+    assert heard == [(i, 3, {"loss": 3.0 * (i + 1), "end": i + 1.0}) for i in range(3)]
+
+
+def test_an_exception_of_the_callback_stops_the_sweep_and_keeps_what_is_finished(tmp_path):
+    def stop(report):
+        if any(r.number >= 3 and r.step == 50 for r in report):
+            raise RuntimeError("enough")
+
+    options = {"evaluate_every": 25, "devices": jax.devices()[:1]}
+    with pytest.raises(RuntimeError, match="enough") as caught:
+        sweep(callback=stop, path=tmp_path, checkpoint_seconds=0, **options)
+    result = caught.value.result
+    assert (result.status == "finished").sum() >= 3
+    again = sweep(path=tmp_path, checkpoint_seconds=0, **options)
+    whole = sweep(**options)
+    np.testing.assert_array_equal(again.metrics["loss"], whole.metrics["loss"])
+
+
+def test_the_bar_counts_steps(capsys):
+    sweep(progress=True, evaluate_every=10)
+    bar = capsys.readouterr().err
+    assert f"{12 * 50}/{12 * 50}" in bar
+    assert "finished 12, stopped 0, failed 0, best 0." in bar
+    assert "/600" in bar
+    sweep(progress=True, evaluate_every=10, scheduler=rj.halving(eta=3, first=10))
+    bar = capsys.readouterr().err
+    total = 8 * 10 + 2 * 30 + 2 * 50
+    assert f"{total}/{total}" in bar
+    assert "finished 2, stopped 10, failed 0" in bar
+
+
+def test_tables_say_how_far_trials_came():
+    table = sweep(seeds=2, scheduler=rj.halving(eta=3, first=10)).to_dataframe()
+    names = ["rate", "decay", "centered", "seed", "count", "loss", "seen", "validation"]
+    assert list(table) == [*names, "objective", "failed", "status", "reached"]
+    assert (table["reached"] == table["seen"]).all()
+    assert table[table.status == "finished"]["reached"].unique().tolist() == [50]
+    assert (table["objective"] == table["validation"]).all()
+    assert not table["failed"].any()
+    data = sweep(seeds=2, scheduler=rj.halving(eta=3, first=10), evaluate_every=25).to_xarray()
+    assert data.sizes["step_loss"] == 50
+    assert data.step_validation.values.tolist() == [10, 25, 30, 50]
+    assert np.isnan(data.validation.values[data.reached.values == 10][:, 1:]).all()
+    assert np.isfinite(data.validation.values[data.reached.values == 50]).all()
+    assert set(data.status.values.reshape(-1).tolist()) == {"finished", "stopped"}
+
+
+# What is refused, before anything runs.
+
+X = rj.grid(x=[1.0, 2.0])
+STEP = lambda hp, s, key: (s, {"loss": hp["x"]})
+
+
+def made(step=STEP, init=lambda hp, key: jnp.zeros(2), evaluate=None):
+    return lambda: rj.Training(init, step, evaluate)
+
+
+def train_state(hp, key):
+    """What a Flax user would write first: its tx closes over hp."""
+    return train_state_module.TrainState.create(
+        apply_fn=jnp.sin, params={"w": jnp.ones(2)}, tx=rj.rmsprop(hp["x"])
+    )
+
+
+TYPES = (jnp.tanh, "name", object(), np.array(["a"]), optax.sgd(0.1))
+REFUSED = {
+    "another shape": (made(lambda hp, s, k: (s[:1], {"loss": hp["x"]})),
+                      r"step changed the state's array: float32\[2\] before, float32\[1\] after"),
+    "another dtype": (
+        made(lambda hp, s, k: ({"a": s["a"] * 1.5}, {"loss": hp["x"]}),
+             lambda hp, k: {"a": jnp.zeros(2, int)}),
+        r"state's \['a'\]: int32\[2\] before, float32\[2\] after.*cast",
+    ),
+    "another structure": (
+        made(lambda hp, s, k: ((s, s), {"loss": hp["x"]})),
+        r"step must return a state of the structure that it got",
+    ),
+    "a vector": (made(lambda hp, s, k: (s, {"loss": s})),
+                 r"'loss' of step has shape \(2,\), wanted a scalar"),
+    "a vector of evaluate": (made(evaluate=lambda hp, s, k: {"val": s}),
+                             r"'val' of evaluate has shape \(2,\)"),
+    "no pair": (made(lambda hp, s, k: s), r"step must return \(state, metrics\), got"),
+    "no metrics": (made(lambda hp, s, k: (s, s)), "step must return a dict of named metrics"),
+    "no evaluations": (made(evaluate=lambda hp, s, k: None), "evaluate must return a dict"),
+    "clash": (made(evaluate=lambda hp, s, k: {"loss": hp["x"]}),
+              r"step and evaluate both return \['loss'\]"),
+    "a word": (made(lambda hp, s, k: (s, {"loss": "low"})), "'loss' is str, wanted an array"),
+    "our name": (made(lambda hp, s, k: (s, {"loss": hp["x"], "status": hp["x"]})),
+                 r"\['status'\]: a training's results have columns"),
+    "a function in the state": (made(init=lambda hp, k: {"f": jnp.sin}),
+                                r"init returned a state whose leaf \['f'\].*build the optimiser"),
+    "a tracer in the structure": (
+        lambda: rj.Training(
+            train_state, lambda hp, s, k: (s.apply_gradients(grads=s.params), {"loss": hp["x"]})
+        ),
+        r"a traced value in its own structure.*TrainState.*build the optimiser in step",
+    ),
+    "unread": (lambda: rj.Training(lambda hp, k: 0, lambda hp, s, k: (s, {"loss": 1.0})),
+               "never reads the axis 'x'"),
+    "unknown": (made(lambda hp, s, k: (s, {"loss": hp["y"]})), r"hp\['y'\], but no axis gives it"),
+    "a bool": (made(lambda hp, s, k: (s, {"loss": 1.0 if hp["x"] > 1 else 0.0})),
+               r"step used 'x' as.*static"),
+    "a number of the key": (made(lambda hp, s, k: (s, {"loss": float(jax.random.uniform(k))
+                                                               + hp["x"]})),
+                            r"step used a traced value as a Python number"),
+    "an init that fails": (made(init=lambda hp, k: jnp.zeros(hp["x"])),
+                           r"traced value as a Python number \(.*a shape"),
+    "an evaluate that fails": (made(evaluate=lambda hp, s, k: {"v": np.sin(s[0])}),
+                               r"evaluate used a traced value as a NumPy array.*jax\.numpy"),
+    "too few arguments": (made(lambda hp, s: (s, {})),
+                          r"sweep calls step\(hp, state, key, \*args\)"),
+    "no objective": (made(lambda hp, s, k: (s, {"cost": hp["x"]})), "'loss'.*'cost'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_training_that_does_not_fit_is_refused(case):
+    make, message = REFUSED[case]
+    with pytest.raises(ValueError, match=message):
+        rj.sweep(make(), X, steps=3, progress=False)
+
+
+@pytest.mark.parametrize("leaf", TYPES, ids=["function", "str", "object", "text", "optimiser"])
+def test_a_state_of_something_else_is_refused(leaf):
+    with pytest.raises(ValueError, match="wanted an array: keep arrays only"):
+        rj.sweep(made(init=lambda hp, key: (hp["x"], leaf))(), X, steps=3, progress=False)
+    later = lambda hp, s, key: ((s, leaf), {"loss": hp["x"]})
+    with pytest.raises(ValueError, match="step returned a state whose leaf"):
+        rj.sweep(made(later)(), X, steps=3, progress=False)
+
+
+def test_what_the_refusal_of_a_train_state_advises_works():
+    def init(hp, key):
+        params = {"w": jnp.ones(2)}
+        return params, rj.rmsprop(hp["x"]).init(params)
+
+    def step(hp, state, key):
+        state = train_state_module.TrainState(
+            step=0, apply_fn=jnp.sin, params=state[0], tx=rj.rmsprop(hp["x"]), opt_state=state[1]
+        )
+        state = state.apply_gradients(grads=state.params)
+        return (state.params, state.opt_state), {"loss": state.params["w"][0]}
+
+    result = rj.sweep(rj.Training(init, step), X, steps=3, progress=False)
+    assert not result.failed.any()
+
+
+def test_a_train_state_whose_optimiser_is_of_no_trial_is_taken():
+    tx = rj.rmsprop(0.1)
+    training = rj.Training(
+        lambda hp, key: train_state_module.TrainState.create(
+            apply_fn=jnp.sin, params={"w": jnp.ones(2) * hp["x"]}, tx=tx
+        ),
+        lambda hp, s, key: (s.apply_gradients(grads=s.params), {"loss": s.params["w"][0]}),
+    )
+    result = rj.sweep(training, X, steps=3, evaluate_every=2, progress=False)
+    state = result.state(result.best())
+    assert isinstance(state, train_state_module.TrainState)
+    assert state.step == 3
+    alone, _ = jax.jit(lambda x, k: training.run({"x": x}, k, steps=3))(
+        jnp.float32(1), jax.random.key(0)
+    )
+    np.testing.assert_array_equal(state.params["w"], alone.params["w"])
+
+
+OPTIONS = {
+    "no steps": ({}, "a Training needs steps"),
+    "steps 0": ({"steps": 0}, "steps must be an int of at least 1"),
+    "steps 2.5": ({"steps": 2.5}, "steps must be an int"),
+    "evaluate_every": ({"steps": 3, "evaluate_every": 0}, "evaluate_every must be an int"),
+    "keep_states": ({"steps": 3, "keep_states": 3}, "more than the 2 points"),
+    "keep_states -1": ({"steps": 3, "keep_states": -1}, 'must be 0, a whole number, or "all"'),
+    "keep_states best": ({"steps": 3, "keep_states": "best"}, 'or "all", got'),
+    "checkpoint_seconds": ({"steps": 3, "checkpoint_seconds": -1}, "checkpoint_seconds must be"),
+    "callback": ({"steps": 3, "callback": 3}, "callback must be a function"),
+    "every": ({"steps": 3, "every": {"val": 2}}, r"every names \['val'\]"),
+}
+
+
+@pytest.mark.parametrize("case", OPTIONS)
+def test_options_that_do_not_fit_are_refused(case):
+    options, message = OPTIONS[case]
+    with pytest.raises(ValueError, match=message):
+        rj.sweep(made()(), X, progress=False, **options)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"steps": 3},
+        {"evaluate_every": 3},
+        {"scheduler": rj.halving()},
+        {"keep_states": 2},
+        {"keep_states": "all"},
+        {"keep_states": 0},
+        {"batches": lambda t: t},
+    ],
+    ids=str,
+)
+def test_what_is_for_a_training_is_refused_for_a_function(option):
+    (name,) = option
+    with pytest.raises(ValueError, match=rf"^{name} is for a Training"):
+        rj.sweep(lambda hp, key: {"loss": hp["x"]}, X, progress=False, **option)
+
+
+@pytest.mark.parametrize("bad", [(None, STEP), (3, STEP), (STEP, None), (STEP, STEP, 3)])
+def test_a_training_is_made_of_functions(bad):
+    with pytest.raises(ValueError, match="must be a function"):
+        rj.Training(*bad)
+
+
+def test_a_jitted_piece_is_told_to_give_the_function():
+    points = rj.grid(x=[1.0], flag=[True])
+    step = jax.jit(lambda hp, s, key: (s, {"loss": hp["x"] if hp["flag"] else 0.0}))
+    with pytest.raises(ValueError, match=r"step is jitted by itself.*step\.__wrapped__"):
+        rj.sweep(made(step)(), points, steps=3, progress=False)
+
+
+def test_failed_trials_run_to_their_end_and_are_marked():
+    training = rj.Training(
+        lambda hp, key: 1.0,
+        lambda hp, s, key: (jnp.where(hp["x"] > 1, jnp.nan, s), {"loss": s}),
+    )
+    result = rj.sweep(training, X, steps=4, progress=False)
+    assert result.status.tolist() == ["finished", "failed"]
+    assert result.reached.tolist() == [4, 4]
+    assert result.best().point == {"x": 1.0}
+    assert result.state({"x": 1.0}) == 1.0
+
+
+def test_one_step_and_one_segment():
+    result = rj.sweep(made()(), X, steps=1, progress=False)
+    assert result.objective.tolist() == [1.0, 2.0]
+    assert result.metrics["loss"].shape == (2, 1)
+
+
+def test_lanes_of_a_while_loop_may_differ():
+    def step(hp, s, key):
+        s = jax.lax.while_loop(lambda c: c < hp["x"], lambda c: c + 1.0, 0.0)
+        return s, {"loss": s}
+
+    training = rj.Training(lambda hp, key: 0.0, step)
+    for batch_size in (1, 2):
+        result = rj.sweep(training, X, steps=3, batch_size=batch_size, progress=False)
+        assert result.objective.tolist() == [1.0, 2.0]
