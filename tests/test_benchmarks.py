@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import jax
@@ -9,6 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import rmsprop_jax as rj
+from tests.benchmarks import halving, memory, population, segments
+from tests.benchmarks.__main__ import main as benchmarks
 from tests.benchmarks.runner import interleaved, median
 from tests.benchmarks.sweep import Outcome, differences, refuse_batched_lapack, refuse_other_work
 
@@ -59,3 +63,55 @@ def test_page_is_what_was_printed(tmp_path):
     )
     assert "## Tiny trials" in done.stdout
     assert page.read_text("utf-8") == done.stdout
+
+
+def test_sizes_are_for_those_that_take_them():
+    with pytest.raises(SystemExit):
+        benchmarks(["tiny", "--size", "hidden=8"])
+
+
+def test_quick_forms_of_what_trainings_cost_and_find():
+    """In one process: sides of equal programs share their compiles."""
+    page = "\n".join(line for each in (segments, halving, population) for line in each.main(True))
+    assert "| whole | 1 | 0 |" in page
+    assert "| one segment | 2 | 0 |" in page
+    assert "| segments | 1 | 0 |" in page  # `init` is that of one segment
+    assert "| segments, on disk | 0 | 0 |" in page
+    for row in ("| best setting lost |", "| population |", "| random search, falling rates |"):
+        assert row in page
+
+
+def test_quick_form_of_memory():
+    page = list(memory.main(True))
+    rows = [line for line in page if line.startswith("|") and "×" in line]
+    assert len(rows) == len(memory.CASES) or not memory.CLEAR.exists()
+
+
+def test_long_metrics_are_hardly_copied(tmp_path):
+    """What the benchmark of memory measures in whole processes, in arrays of NumPy's."""
+    points = rj.grid(a=np.linspace(0.0, 1.0, 32), b=rj.static([False, True]))  # in turn
+    names, steps = "wxyz", 20_000
+    own = len(points) * len(names) * steps * 4
+
+    def train(hp, key):
+        series = hp["a"] + hp["b"] * jnp.arange(steps, dtype=jnp.float32)
+        return dict.fromkeys(names, series)
+
+    def peak(action):
+        tracemalloc.start()
+        try:
+            result = action()
+            return tracemalloc.get_traced_memory()[1] / own, result
+        finally:
+            tracemalloc.stop()
+
+    sweep = lambda **options: rj.sweep(
+        train, points, path=tmp_path / "sweep", progress=False, **{"objective": "w"} | options
+    )
+    load = lambda: rj.SweepResult.load(tmp_path / "sweep", objective=lambda m: m["w"][-9:].mean())
+    sweep()
+    for action in (sweep, load):
+        share, result = peak(action)
+        assert len(result) == len(points)
+        assert share < 1.6
+    assert peak(lambda: result.save(tmp_path / "saved"))[0] < 0.5  # beside the result

@@ -1,0 +1,66 @@
+"""Successive halving beside the full sweep: what it saves, and what it loses.
+
+36 settings of an LSTM under `rj.halving(eta=3)`, and all 36 to their end, with one seed after
+another. A trial that halving lets finish must give the full sweep's number bit for bit, so what can
+be lost is the best setting itself: where it was stopped, how many nats better was it than the best
+of those that went on?
+"""
+
+import numpy as np
+
+import rmsprop_jax as rj
+from tests.benchmarks.lstm import lstm
+from tests.benchmarks.runner import header, interleaved, median, row
+
+
+def main(quick: bool, hidden: int = 32, steps: int = 450, seeds: int = 5):
+    if quick:
+        hidden, steps, seeds = 8, 9, 1
+    points = rj.grid(
+        learning_rate=[1e-3, 3e-3, 1e-2, 3e-2] if quick else [1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1],
+        decay=[0.5] if quick else [0.5, 0.9, 0.99],
+        centered=rj.static([False] if quick else [False, True]),
+    )
+    training, args = lstm(hidden, held_out=500 if quick else None)
+
+    def side(scheduler):
+        return lambda seed: rj.sweep(
+            training,
+            points,
+            seeds=[seed],
+            steps=steps,
+            evaluate_every=-(-steps // 3),
+            scheduler=scheduler,
+            objective="validation",
+            args=args,
+            progress=False,
+        )
+
+    halving = rj.halving(eta=3)
+    results = interleaved({"full": side(None), "halving": side(halving)}, seeds)
+    pairs = list(zip(results["full"], results["halving"], strict=True))
+    lost = []
+    yield (
+        f"\n## {len(points)} settings of an LSTM of {hidden} units, {steps} steps: halving after "
+        f"{halving.boundaries(steps)} steps, {seeds} seeds\n"
+    )
+    yield header("seed", "best of all", "nats", "best by halving", "nats", "lost")
+    for seed, (full, halved) in enumerate(pairs):
+        done = halved.status == "finished"
+        np.testing.assert_array_equal(halved.objective[done], full.objective[done])
+        best, found = full.best(), halved.best()
+        lost.append(found.objective - best.objective)
+        each = [x for r in (best, found) for x in (words(r.point), f"{r.objective:.4f}")]
+        yield row(seed, *each, f"{lost[-1]:.4f}")
+    yield "\n" + header("halving ÷ full, or halving − full", "measured")
+    of_steps = [halved.reached.sum() / full.reached.sum() for full, halved in pairs]
+    of_time = [halved.run_seconds / full.run_seconds for full, halved in pairs]
+    yield row("steps", median(of_steps, 3))
+    yield row("run time", median(of_time, 3))
+    missed = sum(x > 0 for x in lost)
+    yield row("best setting lost", f"{missed} of {seeds} seeds")
+    yield row("nats lost, mean and largest", f"{np.mean(lost):.4f}, {np.max(lost):.4f}")
+
+
+def words(point) -> str:
+    return ", ".join(f"{name} {value}" for name, value in point.items())

@@ -1,0 +1,50 @@
+"""The example's character LSTM in steps, as several benchmarks train it."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import rmsprop_jax as rj
+
+EPS = 1e-6  # with `centered` the denominator may be all but 0: 1e-8 would allow huge steps
+
+
+def optimizer(hp: dict[str, Any]) -> optax.GradientTransformation:
+    return rj.rmsprop(hp["learning_rate"], decay=hp["decay"], centered=hp["centered"], eps=EPS)
+
+
+def lstm(
+    hidden: int, evaluated: bool = True, held_out: int | None = None
+) -> tuple[rj.Training, tuple[jax.Array, ...]]:
+    """The training, with `evaluate` or without, and its `args`: the text, and what is held out of
+    it, or so many characters of that."""
+    sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
+    from lstm_language_model import BATCH, LENGTH, CharLSTM, cross_entropy, evaluate, load
+
+    corpus = load(held_out=held_out)
+    model = CharLSTM(len(corpus.characters), hidden)
+
+    def init(hp, key, text, *held_out):
+        params = model.init(key, jnp.zeros((1, 1), jnp.int32))
+        return params, optimizer(hp).init(params)
+
+    def step(hp, state, key, text, *held_out):
+        params, opt_state = state
+        starts = jax.random.randint(key, (BATCH,), 0, len(text) - LENGTH)
+        windows = text[starts[:, None] + jnp.arange(LENGTH + 1)]
+        loss, gradient = jax.value_and_grad(cross_entropy)(params, model, windows)
+        updates, opt_state = optimizer(hp).update(gradient, opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), {"loss": loss}
+
+    def score(hp, state, key, text, validation, test):
+        return {
+            "validation": evaluate(model, state[0], validation),
+            "test": evaluate(model, state[0], test),
+        }
+
+    training = rj.Training(init, step, score if evaluated else None)
+    return training, tuple(map(jnp.asarray, corpus[1:]))

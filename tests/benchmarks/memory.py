@@ -1,0 +1,167 @@
+"""Peak memory of the host, in multiples of the metrics' own size: long metrics, many trials.
+
+Each case has a process of its own, save in the quick form. It compiles first (the same sweep, of
+each structure a round), notes what it holds then, and lets the kernel begin a new peak
+(Linux only). The figure is that peak above what it held: metrics that are returned count for 1.
+"""
+
+import contextlib
+import ctypes
+import gc
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import rmsprop_jax as rj
+from rmsprop_jax._sweep import program
+from tests.benchmarks.runner import header, row
+
+ROOT, CLEAR = Path(__file__).parents[2], Path("/proc/self/clear_refs")
+METRICS = ("loss", "gradient", "update", "distance")
+AIM = 2.0
+KINDS = ("function", "Training")
+# In this order: a later case reads what an earlier one wrote.
+CASES = (
+    "sweep",
+    "sweep, its objective a function",
+    "sweep with a path",
+    "the same call again",
+    "load",
+    "save",
+    "load what was saved",
+)
+
+
+def solver(hp):
+    return rj.rmsprop(hp["learning_rate"], centered=hp["centered"], eps=1e-3)
+
+
+def init(hp, key):
+    params = jax.random.normal(key, (4,))
+    return params, solver(hp).init(params)
+
+
+def step(hp, state, key):
+    """One in a bowl of 4 parameters."""
+    params, opt_state = state
+    loss, gradient = jax.value_and_grad(lambda p: jnp.sum(p**2))(params)
+    update, opt_state = solver(hp).update(gradient, opt_state)
+    largest = (jnp.max(jnp.abs(x)) for x in (gradient, update, params))
+    return (params + update, opt_state), dict(zip(METRICS, (loss, *largest), strict=True))
+
+
+def last_tenth(metrics):
+    """An objective that reads a series."""
+    loss = metrics["loss"]
+    return loss[-max(1, len(loss) // 10) :].mean()
+
+
+def swept(kind: str, trials: int, steps: int, centered=(False, True), **options: Any):
+    """A sweep of two structures, whose points take turns, or of one of them."""
+    training = rj.Training(init, step)
+    points = rj.grid(
+        learning_rate=np.geomspace(1e-4, 1e-1, trials // 2), centered=rj.static(centered)
+    )
+    if kind == "Training":
+        return rj.sweep(training, points, steps=steps, progress=False, **options)
+    train = lambda hp, key: training.run(hp, key, steps=steps)[1]
+    return rj.sweep(train, points, progress=False, **options)
+
+
+def peak(kind: str, case: str, trials: int, steps: int, folder: str) -> int:
+    """Of this process in one case: bytes above what it held."""
+    path = Path(folder, kind)
+    saved = path.with_name(f"{kind} saved")
+    run = lambda **options: swept(kind, trials, steps, **options)
+    compile_all(run)
+    compiled = len(program._KEPT)
+    held = resident()
+    before = rj.SweepResult.load(path) if case == "save" else None
+    start_peak()
+    after = {
+        "sweep": run,
+        "sweep, its objective a function": lambda: run(objective=last_tenth),
+        "sweep with a path": lambda: run(path=path),
+        "the same call again": lambda: run(path=path),
+        "load": lambda: rj.SweepResult.load(path),
+        "save": lambda: before.save(saved),
+        "load what was saved": lambda: rj.SweepResult.load(saved),
+    }[case]()
+    bytes_ = status("VmHWM") - held
+    result = after or before
+    assert len(program._KEPT) == compiled
+    assert result.metrics["loss"].shape == (trials, steps)
+    assert np.isfinite(result.metrics["distance"]).all()
+    return bytes_
+
+
+def peak_of_its_own_process(*case: Any) -> int:
+    code = (
+        f"import jax; jax.config.update('jax_num_cpu_devices', {jax.device_count()})\n"
+        f"from tests.benchmarks.memory import peak; print(peak(*{case}))"
+    )
+    child = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, check=True, text=True
+    )
+    return int(child.stdout)
+
+
+def compile_all(run: Callable[..., rj.SweepResult]) -> None:
+    """The same sweep, of each structure a round."""
+
+    def stop(report):
+        raise StopIteration
+
+    for centered in (False, True):
+        with contextlib.suppress(StopIteration):
+            run(centered=[centered], callback=stop)
+
+
+def start_peak() -> None:
+    """Give back what is free, and let the peak begin anew."""
+    resident()
+    CLEAR.write_text("5")
+
+
+def resident() -> int:
+    """Bytes that the process holds, once it has given back what is free."""
+    gc.collect()
+    with contextlib.suppress(AttributeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)
+    return status("VmRSS")
+
+
+def status(name: str) -> int:
+    """A figure of the kernel's about this process, in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return 1024 * int(line.split()[1])
+    raise RuntimeError(f"/proc/self/status has no {name}.")
+
+
+def main(quick: bool):
+    trials, steps = (20, 200) if quick else (500, 20_000)
+    own = trials * steps * len(METRICS) * 4
+    yield (
+        f"\n## Peak memory of {trials} trials × {steps:,} steps × {len(METRICS)} metrics, "
+        f"{own / 1e6:,.2f} MB of float32\n"
+    )
+    if not CLEAR.exists():
+        yield "The kernel does not say: it is not Linux."
+        return
+    yield header("case", *KINDS, "wanted")
+    with tempfile.TemporaryDirectory() as folder:
+        for case in CASES:
+            cells = []
+            for kind in KINDS:
+                measure = peak if quick else peak_of_its_own_process
+                bytes_ = measure(kind, case, trials, steps, folder)
+                cells.append(f"{bytes_ / own:.2f} ×")
+            yield row(case, *cells, f"≤ {AIM:.1f} ×")

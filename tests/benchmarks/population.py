@@ -1,0 +1,131 @@
+"""Population-based training beside random search, at equal steps.
+
+Both begin from the same members; random search keeps each member's numbers to the end. In each run,
+with points, keys and choices of its own, the best member is chosen by the objective. Two problems:
+
+- an LSTM, chosen on validation text; the test text, by which nothing was chosen, is shown, too;
+- a bowl under noisy gradients, where a rate that falls is known to beat every constant one: steps
+  of RMSProp do not shrink with the gradient, so that a small rate shakes less and comes later. The
+  third side knows that: the same members, random search, their rates falling to 0 from the first.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import rmsprop_jax as rj
+from tests.benchmarks.lstm import lstm
+from tests.benchmarks.runner import header, interleaved, row
+
+SPACE = {
+    "learning_rate": rj.log_uniform(1e-4, 1e-1),
+    "decay": rj.one_minus(rj.log_uniform(1e-3, 0.5)),
+}
+CURVATURE = np.geomspace(1.0, 1e-2, 20, dtype=np.float32)
+NOISE = 0.1
+
+
+class Problem(NamedTuple):
+    title: str
+    trainings: dict[str, rj.Training]
+    """Of random search, by the side's name; the first is the population's, too."""
+    args: tuple[jax.Array, ...]
+    evaluations: tuple[str, ...]
+    """The first is the objective."""
+    members: int
+    steps: int
+    runs: int
+
+
+def an_lstm(quick: bool) -> Problem:
+    hidden, members, steps, runs = (8, 4, 30, 1) if quick else (16, 16, 300, 3)
+    training, args = lstm(hidden, held_out=500 if quick else None)
+    title = f"an LSTM of {hidden} units, nats a character"
+    evaluations = ("validation", "test")
+    return Problem(title, {"random search": training}, args, evaluations, members, steps, runs)
+
+
+def a_bowl(quick: bool) -> Problem:
+    members, steps, runs = (4, 30, 1) if quick else (16, 2000, 5)
+    trainings = {"random search": bowl(None), "random search, falling rates": bowl(steps)}
+    title = "a bowl under noisy gradients, its true loss"
+    return Problem(title, trainings, (), ("loss without noise",), members, steps, runs)
+
+
+def bowl(falls_for: int | None) -> rj.Training:
+    """20 parameters of curvatures that differ 100-fold; the rate falls to 0 in so many steps."""
+
+    def solver(hp):
+        rate = hp["learning_rate"]
+        if falls_for is not None:
+            rate = optax.linear_schedule(rate, 0.0, falls_for)
+        return rj.rmsprop(rate, decay=hp["decay"], centered=hp["centered"], eps=1e-6)
+
+    def loss(params):
+        return 0.5 * jnp.sum(CURVATURE * params**2)
+
+    def init(hp, key):
+        params = jax.random.normal(key, CURVATURE.shape)
+        return params, solver(hp).init(params)
+
+    def step(hp, state, key):
+        params, opt_state = state
+        value, gradient = jax.value_and_grad(loss)(params)
+        gradient += NOISE * jax.random.normal(key, params.shape)
+        updates, opt_state = solver(hp).update(gradient, opt_state)
+        return (params + updates, opt_state), {"loss": value}
+
+    def evaluate(hp, state, key):
+        return {"loss without noise": loss(state[0])}
+
+    return rj.Training(init, step, evaluate)
+
+
+def best(problem: Problem, training: rj.Training, is_population: bool, run: int) -> list[float]:
+    """The evaluations, at the end, of the member that is best by the objective."""
+    objective, *_ = problem.evaluations
+    points = rj.sample(SPACE, problem.members, seed=run) * rj.grid(centered=[False])
+    result = rj.sweep(
+        training,
+        points,
+        seeds=[run],
+        steps=problem.steps,
+        evaluate_every=max(1, problem.steps // 10),
+        scheduler=rj.population(SPACE, seed=run) if is_population else None,
+        objective=objective,
+        args=problem.args,
+        progress=False,
+    )
+    member = result.ranked()[0]  # with one seed a point is a trial
+    return [float(result.metrics[name][member, -1]) for name in problem.evaluations]
+
+
+def compared(problem: Problem):
+    """A row a side: what its best members came to, and how often the population's came lower."""
+    first, *_ = problem.trainings.values()
+    sides = {"population": functools.partial(best, problem, first, True)}
+    for name, training in problem.trainings.items():
+        sides[name] = functools.partial(best, problem, training, False)
+    found = {name: np.array(each) for name, each in interleaved(sides, problem.runs).items()}
+    yield (
+        f"\n## Population-based training: {problem.title}\n\n{problem.members} members × "
+        f"{problem.steps} steps; mean (least–most) of {problem.runs} runs, and in how many the "
+        "population came lower.\n"
+    )
+    columns = ((name, "population lower") for name in problem.evaluations)
+    yield header("side", *(column for pair in columns for column in pair))
+    for name, values in found.items():
+        cells = []
+        for ours, theirs in zip(found["population"].T, values.T, strict=True):
+            cells.append(f"{theirs.mean():.4g} ({theirs.min():.4g}–{theirs.max():.4g})")
+            cells.append("" if name == "population" else f"{(ours < theirs).sum()} of {len(ours)}")
+        yield row(name, *cells)
+
+
+def main(quick: bool):
+    yield from compared(an_lstm(quick))
+    yield from compared(a_bowl(quick))
