@@ -21,7 +21,7 @@ DRAWN = PICTURES / "drawn.json"
 KEPT = {".png", ".gif", ".csv"}
 EXAMPLES = (
     *("trajectories", "effective_step", "nonstationary", "adam_is_momentum_plus_rmsprop"),
-    *("numerical_example", "lstm_language_model"),
+    *("numerical_example", "lstm_language_model", "population"),
 )
 
 
@@ -44,7 +44,9 @@ def draw(name):
     command = [sys.executable, f"examples/{name}.py", "--output", folder.relative_to(ROOT)]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, encoding="utf-8", check=True)
     for file in folder.iterdir():
-        if file.suffix not in KEPT:
+        if file.is_dir():  # a sweep's folder
+            shutil.rmtree(file)
+        elif file.suffix not in KEPT:
             file.unlink()
     lines = [line for line in done.stdout.splitlines() if not line.startswith("Wrote ")]
     (folder / f"{name}.txt").write_text("\n".join(lines).strip() + "\n", "utf-8")

@@ -90,21 +90,31 @@ def cross_entropy(params, model, windows):
     return optax.softmax_cross_entropy_with_integer_labels(logits, windows[:, 1:]).mean()
 
 
+def first(model, optimizer, key):
+    """The parameters to begin with, and the optimiser's state."""
+    params = model.init(key, jnp.zeros((1, 1), jnp.int32))
+    return params, optimizer.init(params)
+
+
+def step(model, optimizer, params, state, key, text):
+    """One step on random windows of `text`: the new parameters and state, and the loss."""
+    starts = jax.random.randint(key, (BATCH,), 0, len(text) - LENGTH)
+    windows = text[starts[:, None] + jnp.arange(LENGTH + 1)]
+    loss, gradient = jax.value_and_grad(cross_entropy)(params, model, windows)
+    updates, state = optimizer.update(gradient, state, params)
+    return optax.apply_updates(params, updates), state, loss
+
+
 def fit(model, optimizer, key, text, steps):
-    """Trains on random windows of `text`; returns the parameters and the loss of every step."""
+    """Trains for so many steps; returns the parameters and the loss of every step."""
     init_key, steps_key = jax.random.split(key)
-    params = model.init(init_key, jnp.zeros((1, 1), jnp.int32))
 
-    def step(carry, key):
-        params, state = carry
-        starts = jax.random.randint(key, (BATCH,), 0, len(text) - LENGTH)
-        windows = text[starts[:, None] + jnp.arange(LENGTH + 1)]
-        loss, gradient = jax.value_and_grad(cross_entropy)(params, model, windows)
-        updates, state = optimizer.update(gradient, state, params)
-        return (optax.apply_updates(params, updates), state), loss
+    def one(carry, key):
+        *carry, loss = step(model, optimizer, *carry, key, text)
+        return tuple(carry), loss
 
-    start = params, optimizer.init(params)
-    (params, _), losses = jax.lax.scan(step, start, jax.random.split(steps_key, steps))
+    start = first(model, optimizer, init_key)
+    (params, _), losses = jax.lax.scan(one, start, jax.random.split(steps_key, steps))
     return params, losses
 
 

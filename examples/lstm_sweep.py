@@ -1,15 +1,17 @@
 """Tune RMSProp on an LSTM: a grid of learning rate × decay × centered, in one call.
 
 36 trainings of a character model (lstm_language_model.py, in this folder), one compile for each
-value of `centered`. Finished trials are on disk: stop it when you like, and call it again. The best
-setting on validation topics is trained again, tested on topics that nothing was chosen by, and
-writes a little text. With one seed a lead may be luck: train_the_winner.py looks closer.
+value of `centered`. They are tried on validation topics on the way, as the bar and the curves show;
+with --halving the worse two thirds stop at a ninth and at a third of the steps. What is done is on
+disk: stop it when you like, and call it again. The best on validation topics is tested on topics
+that nothing was chosen by, and writes a little text. With one seed a lead may be luck:
+train_the_winner.py looks closer.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from lstm_language_model import encode, evaluate, fit, sample, start, unigram
+from lstm_language_model import encode, evaluate, first, sample, start, step, unigram
 
 import rmsprop_jax as rj
 
@@ -20,73 +22,81 @@ import rmsprop_jax as rj
 EPS = 1e-6
 
 
-def trainer(model, steps):
-    def train(hp, key, text, validation):
-        """The metrics, and the trained parameters."""
-        optimizer = rj.rmsprop(
-            hp["learning_rate"], decay=hp["decay"], eps=EPS, centered=hp["centered"]
-        )
-        params, losses = fit(model, optimizer, key, text, steps)
-        return {"loss": losses, "validation": evaluate(model, params, validation)}, params
+def trainer(model):
+    """One training of `model`; its state is the parameters and the optimiser's state."""
 
-    return train
+    def optimizer(hp):
+        return rj.rmsprop(hp["learning_rate"], decay=hp["decay"], eps=EPS, centered=hp["centered"])
+
+    def begin(hp, key, text, validation):
+        return first(model, optimizer(hp), key)
+
+    def go_on(hp, state, key, text, validation):
+        *state, loss = step(model, optimizer(hp), *state, key, text)
+        return tuple(state), {"loss": loss}
+
+    def score(hp, state, key, text, validation):
+        return {"validation": evaluate(model, state[0], validation)}
+
+    return rj.Training(begin, go_on, score)
 
 
 def main(argv=None):
-    args, corpus, model = start(__doc__, "lstm_sweep_output", argv)
-    steps = 10 if args.quick else 600
+    halving = {"action": "store_true", "help": "stop the worse two thirds, twice on the way"}
+    args, corpus, model = start(__doc__, "lstm_sweep_output", argv, [("--halving", halving)])
+    steps = 18 if args.quick else 600
     points = rj.grid(
         learning_rate=[1e-3, 3e-2] if args.quick else [1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1],
         decay=[0.5, 0.9] if args.quick else [0.5, 0.9, 0.99],
         centered=rj.static([False, True]),
     )
     text, validation, test = map(jnp.asarray, corpus[1:])
-    train = trainer(model, steps)
     print(
         f"Sweep: {len(points)} RMSProp settings, an LSTM of {model.hidden} units, {steps} steps "
         f"each, on {len(jax.devices())} {jax.default_backend()} devices."
     )
-    folder = args.output / "sweep"
+    folder = args.output / ("halving" if args.halving else "sweep")
     try:
         result = rj.sweep(
-            lambda hp, key, *data: train(hp, key, *data)[0],
+            trainer(model),
             points,
+            steps=steps,
+            evaluate_every=-(-steps // 9),  # the rungs of --halving are among these
+            scheduler=rj.halving(eta=3) if args.halving else None,
             objective="validation",
             args=(text, validation),
             path=folder,
         )
     except rj.SweepInterrupted as interrupt:
-        print(
-            f"\nInterrupted: {len(interrupt.result)} finished trials are in {folder}; the same "
-            "command goes on from there."
-        )
+        print(f"\nInterrupted: {interrupt.result!r}.\nThe same command goes on from {folder}.")
         raise SystemExit(130) from None
     print(f"Compiled in {result.compile_seconds:.1f} s, ran in {result.run_seconds:.1f} s.")
 
     csv = args.output / "trials.csv"
     table = result.to_dataframe()
     table.to_csv(csv, index=False)
-    ranked = table[~table.failed].sort_values("objective")
+    ranked = table[table.status == "finished"].sort_values("objective")
     print("\n    learning rate  decay  centered  validation loss (nats a character)")
     for i, (_, trial) in enumerate(ranked.iterrows(), start=1):
         if i <= 10 or i == len(ranked):
             print(
                 f"{i:3} {trial.learning_rate:13.3g} {trial.decay:6.3g} {trial.centered!s:>9} "
-                f"{trial.validation:11.3f}{'  the worst' if i == len(ranked) else ''}"
+                f"{trial.validation:11.3f}{'  the worst' if 1 < i == len(ranked) else ''}"
             )
+    ended = table.status.value_counts()
     print(
-        f"{int(table.failed.sum())} of {len(table)} trials failed (a loss that is not finite). "
+        f"Of {len(table)} trials {ended.get('stopped', 0)} were stopped on the way, and "
+        f"{ended.get('failed', 0)} failed (a loss that is not finite).\n"
         f"No context at all (unigram): {unigram(corpus, corpus.validation):.3f}."
     )
 
     best = result.best()
     setting = ", ".join(f"{name} {value}" for name, value in best.point.items())
-    print(f"\nTraining the best again: {setting}.")
-    metrics, params = jax.jit(lambda key: train(best.hp, key, text, validation))(best.keys[0])
+    params, _ = result.state(best)  # as it stood after its last step
     loss = float(jax.jit(evaluate, static_argnums=0)(model, params, test))
     base = unigram(corpus, corpus.test)
     print(
-        f"Validation loss {metrics['validation']:.3f} (in the sweep: {best.objective:.3f}).\n"
+        f"\nThe best, {setting}: validation loss {best.objective:.3f}.\n"
         f"Test loss {loss:.3f} nats = {loss / np.log(2):.2f} bits a character "
         f"(unigram: {base:.3f} nats = {base / np.log(2):.2f} bits)."
     )
@@ -106,9 +116,12 @@ def main(argv=None):
     rj.plots.heatmap(result, "learning_rate", "decay", ax=left)
     rj.plots.heatmap(result, "learning_rate", "centered", ax=right)
     plt.savefig(args.output / "heatmap.png", dpi=120)
-    ax = rj.plots.curves(result, "loss", smooth=max(1, steps // 15))
-    ax.set_title("training loss, nats a character")
-    ax.figure.savefig(args.output / "curves.png", dpi=120)
+    _, (left, right) = plt.subplots(1, 2, figsize=(13, 4.5), layout="constrained")
+    rj.plots.curves(result, "loss", smooth=steps // 18, ax=left)
+    left.set_title("training loss, nats a character")
+    rj.plots.curves(result, "validation", ax=right)
+    right.set_title("validation loss, nats a character")
+    plt.savefig(args.output / "curves.png", dpi=120)
     for name in (folder.name, csv.name, "sample.txt", "heatmap.png", "curves.png"):
         print(f"Wrote {args.output / name}")
 

@@ -2,7 +2,7 @@
 
 Reads the sweep that lstm_sweep.py left (and runs it where there is none). One seed chose among 36
 settings, so the first may only be the luckiest: the four best meet again on five seeds that none
-was chosen by. The winner of these is trained, saved, read back and tested.
+was chosen by. What the winner of these learnt is saved, read back and tested.
 """
 
 from pathlib import Path
@@ -44,11 +44,12 @@ def main(argv=None):
         print(f"  {name:14} {nats:.3f}")
 
     finalists, steps = screened.top(2 if args.quick else 4), int(screened.steps["loss"][-1])
-    train = lstm_sweep.trainer(model, steps)
     text, validation, test = map(jnp.asarray, corpus[1:])
     final = rj.sweep(
-        lambda hp, key, *data: train(hp, key, *data)[0],
+        lstm_sweep.trainer(model),
         rj.Points([record.point for record in finalists], screened.points.static),
+        steps=steps,
+        evaluate_every=-(-steps // 9),
         seeds=range(1, 3 if args.quick else 6),
         objective="validation",
         args=(text, validation),
@@ -67,13 +68,16 @@ def main(argv=None):
         f"p = {lead.p_value:.2g}, paired over {lead.seeds} seeds)."
     )
 
-    metrics, params = jax.jit(lambda key: train(best.hp, key, text, validation))(best.keys[0])
+    params, _ = final.state(best)  # of the first seed, as it stood after its last step
     save(args.output / "winner.npz", params)
     again = load(args.output / "winner.npz", params)
-    loss = float(jax.jit(evaluate, static_argnums=0)(model, again, test))
+    validated, loss = (
+        float(jax.jit(evaluate, static_argnums=0)(model, again, part))
+        for part in (validation, test)
+    )
     print(
-        f"\nTrained once more with seed {final.seeds[0]}: validation {metrics['validation']:.3f}, "
-        f"test {loss:.3f} nats = {loss / np.log(2):.2f} bits a character."
+        f"\nIts model of seed {final.seeds[0]}: validation {validated:.3f}, test {loss:.3f} nats = "
+        f"{loss / np.log(2):.2f} bits a character."
     )
 
     import matplotlib
@@ -86,8 +90,8 @@ def main(argv=None):
     for name, ax in zip(names, np.atleast_1d(axes), strict=True):
         rj.plots.sensitivity(screened, name, ax=ax)
     plt.savefig(args.output / "sensitivity.png", dpi=120)
-    ax = rj.plots.curves(final, "loss", smooth=max(1, steps // 15))
-    ax.set_title("training loss, nats a character")
+    ax = rj.plots.curves(final, "validation")
+    ax.set_title("validation loss, nats a character")
     ax.figure.savefig(args.output / "curves.png", dpi=120)
     final.to_dataframe().to_csv(args.output / "final.csv", index=False)
     for name in ("winner.npz", "final.csv", "sensitivity.png", "curves.png"):

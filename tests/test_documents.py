@@ -42,6 +42,48 @@ def test_code_on_pages_runs(page):
         exec(compile(code, page.name, "exec"), names)
 
 
+def test_the_reports_on_the_page_tell_tensorboard_and_wandb_each_trials_curve():
+    """With writers that note their calls as the real ones take them."""
+    page = ROOT / "docs" / "pages" / "sweep.md"
+    names, scalars, runs = {}, {}, []
+    exec(next(code for code in code_blocks(page) if "def to_tensorboard" in code), names)
+
+    class SummaryWriter:
+        def add_scalar(self, tag, scalar_value, global_step=None):
+            scalars.setdefault(tag, []).append((global_step, scalar_value))
+
+    class Run:
+        def __init__(self, config, reinit, project):
+            self.config, self.logged = config, []
+            assert (reinit, project) == ("create_new", "rmsprop")
+            runs.append(self)
+
+        def log(self, data, step):
+            self.logged.append((step, data["loss"]))
+
+    def step(hp, state, key):
+        return state + hp["x"], {"loss": state * jax.random.uniform(key)}
+
+    training = rmsprop_jax.Training(lambda hp, key: 0.0, step)
+    reports = [
+        names["to_tensorboard"](SummaryWriter()),
+        names["to_wandb"](Run, project="rmsprop"),
+    ]
+    result = rmsprop_jax.sweep(
+        training,
+        rmsprop_jax.grid(x=[1.0, 2.0]),
+        seeds=[4, 5],
+        steps=10,
+        evaluate_every=4,
+        progress=False,
+        callback=lambda trials: [report(trials) for report in reports],
+    )
+    curves = [[(t, float(loss[t - 1])) for t in (4, 8, 10)] for loss in result.metrics["loss"]]
+    assert scalars == {f"loss/trial {i}": curve for i, curve in enumerate(curves)}
+    configs = [{"x": x, "seed": seed} for x in (1.0, 2.0) for seed in (4, 5)]
+    assert [(run.config, run.logged) for run in runs] == list(zip(configs, curves, strict=True))
+
+
 def test_pages_have_code():
     assert {page.name for page in PAGES if code_blocks(page)} >= {"README.md", "index.md", "use.md"}
 
@@ -119,6 +161,18 @@ def test_optimiser_and_sweep_do_not_import_each_other(module):
         assert not any("_sweep" in name or "plots" in name for name in ours)
 
 
+def test_the_rooms_of_the_sweep_are_on_its_map_and_import_only_from_above():
+    text = importlib.import_module("rmsprop_jax._sweep").__doc__
+    rows = re.findall(r"^    (\w+(?: · \w+)*) {2}", text, re.M)
+    order = {room: i for i, room in enumerate(" · ".join(rows).split(" · "))}
+    ours = [module.rsplit(".", 1)[1] for module in MODULES if "_sweep." in module]
+    assert sorted(order) == sorted(ours)
+    for room in ours:
+        for name in imports(f"rmsprop_jax._sweep.{room}"):
+            if name.startswith("rmsprop_jax._sweep."):
+                assert order[name.rsplit(".", 1)[1]] < order[room], f"{room} imports {name}"
+
+
 def test_heavy_packages_are_imported_only_when_used():
     code = (
         "import sys, rmsprop_jax\n"
@@ -133,6 +187,7 @@ TELLS = {
     "lstm_language_model.py": "test bits",
     "lstm_sweep.py": "Test loss",
     "learned_hyperparameters.py": "learned",
+    "population.py": "The schedule that it found",
     "numerical_example.py": "units of the last place",
     "trajectories.py": "Fewest steps to .1",
     "effective_step.py": "exponent of its fall",
