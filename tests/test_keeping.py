@@ -246,8 +246,7 @@ def walk(path, way, steps, rung=None, **options):
         ("population", 2, 4),
         *(
             pytest.param(way, keep, 6, marks=pytest.mark.slow)
-            for way in WAYS
-            for keep in (2, "all")
+            for way, keep in zip(WAYS, ("all", 2, "all", 2), strict=True)
         ),
     ],
 )

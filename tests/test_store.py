@@ -133,7 +133,7 @@ STORM = pytest.mark.slow, pytest.mark.timeout(1800)
     [
         ("function", 2),
         ("halving", 2),
-        pytest.param("function", 20, marks=STORM),
+        pytest.param("function", 8, marks=STORM),
         pytest.param("steps", 6, marks=STORM),
         pytest.param("halving", 8, marks=STORM),
         pytest.param("population", 8, marks=STORM),

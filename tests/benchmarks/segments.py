@@ -27,8 +27,9 @@ from tests.benchmarks.runner import header, interleaved, median, row
 WANTED = {"whole": "about 1", "segments": "≤ 1.03", "segments, on disk": "≤ 1.05"}
 
 
-def main(quick: bool):
-    hidden, steps, every, rounds = (8, 6, 3, 1) if quick else (64, 300, 20, 5)
+def main(quick: bool, hidden: int = 64, steps: int = 300, every: int = 20, rounds: int = 5):
+    if quick:
+        hidden, steps, every, rounds = 8, 6, 3, 1
     points = rj.grid(
         learning_rate=np.geomspace(1e-3, 3e-2, 2 if quick else 4), decay=[0.9, 0.99],
         centered=[False],
