@@ -21,10 +21,8 @@ class static(tuple):  # noqa: N801 (reads as a function where it is called)
     """Mark an axis, or a distribution, as structure: `train` gets the Python objects themselves.
 
     One program is compiled for each combination of static values. Bools, strings and `None` are
-    structure without this mark; shapes, layer counts and optimisers' names need it.
-
-    Args:
-      values: a list, tuple, range or 1-D array, or a distribution for `sample`.
+    structure without this mark; shapes, layer counts and optimisers' names need it. It takes a
+    list, tuple, range or 1-D array, or a distribution for `sample`.
 
     Raises:
       ValueError: for a string, a dict, a set or a single value.
