@@ -150,7 +150,6 @@ def go(order, platform, trials, stages=None, structures=1, **options):
     )
     keeper = types.SimpleNamespace(
         take=None,
-        spills=False,
         is_due=lambda: False,
         finish=lambda trials, states: log.append(f"finish {trials.tolist()}"),
     )

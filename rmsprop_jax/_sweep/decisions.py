@@ -134,7 +134,7 @@ class Decisions:
     def _numbers(self, table: Table, point: int, donor: int, new: Any, refuse: Any) -> dict:
         """All numbers with which a point goes on."""
         points = self._plan.points
-        traced = [n for n, x in points[point].items() if points.is_traced(n, x)]
+        traced = list(points.traced(point))
         if not isinstance(new, Mapping) or set(new) - set(traced):
             refuse(f"the numbers {new!r} for {point}, wanted a dict of some of {traced}.")
         if bad := {n: x for n, x in new.items() if not is_number(x) or not math.isfinite(x)}:

@@ -135,8 +135,6 @@ def boundary_by_boundary(
             run.record(structure.fetch(structure.advance(live, stop, data)), held_up)
             held_up = 0.0
             advanced.update(live.trials.tolist())
-        if keeper.spills and live.states is not None and boundary < stages.steps:
-            live.host, live.states = structure.states(live), None
 
     def decide(boundary: int) -> None:
         """Ask, write down, and only then do."""

@@ -14,6 +14,7 @@ from rmsprop_jax._sweep.plan import Plan
 from rmsprop_jax._sweep.processes import Processes
 from rmsprop_jax._sweep.rounds import States, rows_of
 from rmsprop_jax._sweep.states import Spec
+from rmsprop_jax._sweep.statistics import ranked
 from rmsprop_jax._sweep.store import Store
 
 MEMORY_SHARE = 0.8  # of the host's free memory, for states
@@ -34,7 +35,6 @@ class Keeper:
 
     Attributes:
       kept: in memory, for each trial its state's arrays.
-      spills: whether states of all trials do not fit the devices, and wait on the host.
     """
 
     def __init__(
@@ -53,7 +53,6 @@ class Keeper:
         self._processes, self._last = processes, time.monotonic()
         self._group_of = plan.group_of()
         self.kept: dict[int, list[np.ndarray]] = {}
-        self.spills = False
         self._stored: dict[int, tuple[int, str]] = {}
         if specs:
             known = store.states() if store else {}
@@ -188,12 +187,10 @@ class Keeper:
     def _best(self) -> set[int]:
         """The points that may be among the best: those that are, and those not all finished."""
         table = self._ledger.final()
-        finite = np.isfinite(table)
-        count = finite.sum(1)
-        means = np.where(finite, table, 0).sum(1) / np.maximum(count, 1)
         open_ = ~np.all(self._ledger.ended.reshape(table.shape), axis=1)
-        ranked = np.lexsort((means, count < table.shape[1]))  # as `SweepResult.ranked`
-        closed = ranked[(count[ranked] > 0) & ~open_[ranked]]
+        counts = np.isfinite(table).any(1) & ~open_
+        order = ranked(table, self._ledger.mode)
+        closed = order[counts[order]]
         return set(closed[: int(self._keep)].tolist()) | set(np.flatnonzero(open_).tolist())
 
     def keep(self, trials: np.ndarray, states: States) -> None:

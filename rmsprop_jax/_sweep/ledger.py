@@ -54,6 +54,7 @@ class Ledger:
     Attributes:
       trials: of all, in the order of the points, then the seeds.
       numbers: for each traced hyperparameter the number of every trial, as it is now.
+      mode: "min" or "max".
     """
 
     def __init__(
@@ -64,7 +65,8 @@ class Ledger:
         write: Callable[[Trials, dict[str, slice], int], None] | None,
         start: float,
     ):
-        self._plan, self._aim, self._write = plan, aim, write
+        self._plan, self._aim, self._write, self.mode = plan, aim, write, aim.mode
+        self._steps = {name: plan.steps(name) for name in filter(plan.has_steps, plan.metrics[0])}
         known = stored if len(stored.number) else no_trials(plan, plan.trials)
         own = lambda x: np.require(x, requirements="W")  # what another process told is read-only
         of = lambda arrays: {name: own(arrays[name]) for name in plan.metrics[0] if name in arrays}
@@ -127,11 +129,11 @@ class Ledger:
         for name in list(call.metrics):
             x = call.metrics.pop(name)
             into = known.metrics[name]
-            if not self._plan.has_steps(name):
+            if name not in self._steps:
                 into[trials] = x
             elif self._plan.stages:
                 at = self._columns(name, call.start, call.stop)
-                steps = self._plan.steps(name)[at]
+                steps = self._steps[name][at]
                 into[trials, at] = x[:, steps - call.start - 1]
                 known.newest[name][trials] = x[:, -1]
             else:
@@ -147,25 +149,23 @@ class Ledger:
 
     def _columns(self, name: str, start: int, stop: int) -> slice:
         """Of the kept steps those in (start, stop]."""
-        steps = self._plan.steps(name)
-        return slice(*np.searchsorted(steps, [start, stop], side="right").tolist())
+        return slice(*np.searchsorted(self._steps[name], [start, stop], side="right").tolist())
 
     def commit(self, trials: np.ndarray) -> None:
         """Write what is known of these trials and not written yet."""
         if self._write is None:
             return
-        names = [name for name in self.trials.metrics if self._plan.has_steps(name)]
         since, now = self._committed[trials], self.trials.reached[trials]
         for start, stop in sorted(set(zip(since.tolist(), now.tolist(), strict=True))):
             rows = trials[(since == start) & (now == stop)]
             if start == stop:
                 continue
             if self._plan.stages:
-                columns = {name: self._columns(name, start, stop) for name in names}
+                columns = {name: self._columns(name, start, stop) for name in self._steps}
             else:
                 ends = self._plan.ends()
-                last = {name: int(ends[name][rows // self._seeds].max()) for name in names}
-                columns = {name: slice(0, last[name]) for name in names}
+                last = {n: int(end[rows // self._seeds].max()) for n, end in ends.items()}
+                columns = {name: slice(0, stop) for name, stop in last.items()}
             known = self.trials
             cut = {n: x[:, columns[n]] if n in columns else x for n, x in known.metrics.items()}
             known = known._replace(metrics=cut)
@@ -203,22 +203,20 @@ class Ledger:
         objective = np.where(active[:, None], self._objective.reshape(shape), np.nan)
         objective = np.where(np.isfinite(objective), objective, np.nan)
         points = [self.point(i * self._seeds) for i in range(shape[0])]
-        return Table(points, objective, active, self._plan.group_of(), self._aim.mode)
+        return Table(points, objective, active, self._plan.group_of(), self.mode)
 
     def final(self) -> np.ndarray:
-        """What each point came to, smaller is better: float64 of shape (points, seeds), NaN where a
-        trial did not finish, or failed."""
+        """What each point came to: float64 of shape (points, seeds), NaN where a trial did not
+        finish, or failed."""
         values = np.where(self.finished & np.isfinite(self._objective), self._objective, np.nan)
-        sign = 1.0 if self._aim.mode == "min" else -1.0
-        return sign * values.reshape(len(self._plan.points), self._seeds)
+        return values.reshape(len(self._plan.points), self._seeds)
 
     def point(self, trial: int) -> dict[str, Any]:
         """A trial's hyperparameters, as they are now."""
         return self._plan.points[trial // self._seeds] | self._numbers_of(trial)
 
     def _numbers_of(self, trial: int) -> dict[str, float]:
-        point = self._plan.points[trial // self._seeds]
-        traced = (n for n, x in point.items() if self._plan.points.is_traced(n, x))
+        traced = self._plan.points.traced(trial // self._seeds)
         return {name: self.numbers[name][trial].item() for name in traced}
 
     # What a scheduler decided.
@@ -281,7 +279,7 @@ class Ledger:
         """Trials finished, stopped, failed, and the best objective so far."""
         seen = self._judged > 0
         failed = int((seen & ~np.isfinite(self._objective)).sum())
-        pick = np.fmin if self._aim.mode == "min" else np.fmax
+        pick = np.fmin if self.mode == "min" else np.fmax
         whole = self._objective[seen & np.isfinite(self._objective)]
         best = pick.reduce(whole, initial=np.nan)
         text = f"failed {failed}, best {'none' if np.isnan(best) else f'{best:.4g}'}"
@@ -293,14 +291,14 @@ class Ledger:
     def report(self, trials: np.ndarray) -> Report:
         """Of these trials."""
         known, plan = self.trials, self._plan
-        longest = [name for name in known.metrics if plan.has_steps(name)]
+        ends = {} if plan.stages else plan.ends()
 
         def one(trial):
             newest = lambda name: known.newest.get(name, known.metrics[name])[trial].item()
             step = int(known.reached[trial])
             if not plan.stages:
-                ends = [plan.steps(n)[plan.ends()[n][trial // self._seeds] - 1] for n in longest]
-                step = int(max(ends, default=1))
+                last = (self._steps[n][end[trial // self._seeds] - 1] for n, end in ends.items())
+                step = int(max(last, default=1))
             metrics = {name: newest(name) for name in known.metrics}
             seed = plan.seeds[trial % self._seeds]
             return TrialReport(int(trial), self.point(trial), seed, step, metrics)

@@ -162,6 +162,10 @@ class Points(Sequence[dict[str, Any]]):
         """
         return dataframe({name: [point.get(name) for point in self] for name in self.names})
 
+    def traced(self, index: int) -> dict[str, Any]:
+        """A point's numbers that are no structure."""
+        return {name: x for name, x in self._points[index].items() if self.is_traced(name, x)}
+
     def is_traced(self, name: str, value: Any) -> bool:
         """Whether `train` gets this value as a traced number, not as a Python object."""
         return name not in self.static and is_number(value)

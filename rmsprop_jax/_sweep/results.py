@@ -16,7 +16,7 @@ from rmsprop_jax._sweep import store
 from rmsprop_jax._sweep.decisions import Decided
 from rmsprop_jax._sweep.objective import Aim, Objective, checked
 from rmsprop_jax._sweep.plan import FAILED, STOPPED, Plan, Trials
-from rmsprop_jax._sweep.points import Points, dataframe, hyperparameters
+from rmsprop_jax._sweep.points import dataframe, hyperparameters
 from rmsprop_jax._sweep.seeds import key_of
 from rmsprop_jax._sweep.states import Kept, Spec
 from rmsprop_jax._sweep.statistics import (
@@ -25,9 +25,12 @@ from rmsprop_jax._sweep.statistics import (
     Level,
     levels,
     mean_spread_interval,
+    means,
     paired,
+    ranked,
 )
 from rmsprop_jax._sweep.tracing import Group, trace_train
+from rmsprop_jax._sweep.training import evaluation_key, stacked_batches
 from rmsprop_jax._sweep.values import is_number, label
 
 
@@ -262,7 +265,7 @@ class SweepResult:
         if self._plan.stages:
             return self._retrain(i, seed, args, batches)
         whole = trace_train(self._train, self._group(i), self.points, args).pieces["train"]
-        numbers = self._arrays(i, traced(self.points, i))
+        numbers = self._arrays(i, self.points.traced(i))
         return jax.device_get(whole.lower().compile()(numbers, key_of(seed), (), args))
 
     def _place_of(self, record: Record | dict[str, Any]) -> int:
@@ -276,7 +279,10 @@ class SweepResult:
         return place if key(self.points[place]) == key(self.points[first]) else first
 
     def _group(self, point: int) -> Group:
-        return next(group for group in self._plan.groups if point in group.indices)
+        return self._plan.groups[self._group_number(point)]
+
+    def _group_number(self, point: int) -> int:
+        return int(self._plan.group_of()[point])
 
     def _arrays(self, point: int, numbers: dict[str, float]) -> dict[str, np.ndarray]:
         return {n: np.asarray(numbers[n], dtype) for n, dtype in self._group(point).dtypes.items()}
@@ -292,16 +298,14 @@ class SweepResult:
 
         @jax.jit
         def evaluate(numbers, key, args, state, t):
-            key = jax.random.fold_in(jax.random.fold_in(key, t), 1)
-            return training.evaluate(structure | numbers, state, key, *args)
+            return training.evaluate(structure | numbers, state, evaluation_key(key, t), *args)
 
         assert self._plan.stages is not None
         state, parts, key, numbers, stop = None, [], key_of(seed), {}, 0
         for start, stop, _, own in self._path(point, self._plan.stages.steps):
             numbers, some = self._arrays(point, own), None
             if batches is not None:
-                each = [batches(t) for t in range(start + 1, stop + 1)]
-                some = jax.tree.map(lambda *xs: np.stack(xs), *each)
+                some = stacked_batches(batches, start, stop)
             # `init` belongs to the first steps: their start is no traced number.
             begin = np.int32(start) if start else None
             state, metrics = run(numbers, key, args, state, begin, some, steps=stop - start)
@@ -409,8 +413,9 @@ class SweepResult:
             )
         return spec.tree(arrays)
 
-    def _group_number(self, point: int) -> int:
-        return [point in group.indices for group in self._plan.groups].index(True)
+    def point_now(self, row: int) -> dict[str, Any]:
+        """A trial's hyperparameters, as they were last."""
+        return self.points[int(self.point_index[row])] | self.history[row][-1][2]
 
     def __len__(self) -> int:
         return len(self.objective)
@@ -440,10 +445,7 @@ class SweepResult:
     def means(self) -> np.ndarray:
         """Each point's mean objective over the seeds that did not fail, float64 of shape (points,);
         NaN where none finished."""
-        table = self.by_point()
-        count = np.isfinite(table).sum(1)
-        sums = np.where(np.isfinite(table), table, 0.0).sum(1)
-        return np.divide(sums, count, out=np.full(len(table), np.nan), where=count > 0)
+        return means(self.by_point())
 
     def best(self, *, by: Objective | None = None, mode: str | None = None) -> Record:
         """The point with the best mean objective over the seeds.
@@ -499,9 +501,9 @@ class SweepResult:
     def ranked(self) -> np.ndarray:
         """The points with a finite objective, best first, those with a failed seed last: int array
         of places in `points`."""
-        table, means = self.by_point(), self.means()
-        order = np.lexsort((means if self.mode == "min" else -means, np.isnan(table).any(1)))
-        return order[np.isfinite(means[order])]
+        table = self.by_point()
+        order = ranked(table, self.mode)
+        return order[np.isfinite(table[order]).any(1)]
 
     def compare(self, a: Record | dict[str, Any], b: Record | dict[str, Any]) -> Comparison:
         """How much larger the objective of `a` is than that of `b`, paired by seed.
@@ -584,10 +586,7 @@ class SweepResult:
           ImportError: without pandas, which the extra `data` installs.
         """
         columns: dict[str, Any] = {
-            name: [
-                lineage[-1][2].get(name, self.points[i].get(name))
-                for i, lineage in zip(self.point_index, self.history, strict=True)
-            ]
+            name: [self.point_now(row).get(name) for row in range(len(self))]
             for name in self.points.names
         }
         columns["seed"] = [self.seeds[i] for i in self.seed_index]
@@ -636,8 +635,8 @@ class SweepResult:
         coordinates: dict[str, Any] = {trial: np.arange(shape[0]), seed: list(self.seeds)}
         coordinates |= {dims[name]: steps for name, steps in self.steps.items()}
         last = list(self.points)
-        for i, lineage in zip(self.point_index.tolist(), self.history, strict=True):
-            last[i] = self.points[i] | lineage[-1][2]
+        for row, point in enumerate(self.point_index.tolist()):
+            last[point] = self.point_now(row)
         for name in self.points.names:
             coordinates[name] = (trial, _column([point.get(name) for point in last]))
         data = {
@@ -670,14 +669,9 @@ def lineages(plan: Plan, trials: np.ndarray, decided: Sequence[Decided]) -> list
     found: list[list[Any]] = []
     for trial in trials.tolist():
         point, seed = divmod(trial, len(plan.seeds))
-        found.append([(0, None, traced(plan.points, point))])
+        found.append([(0, None, plan.points.traced(point))])
         for one in decided:
             if point in one.copies:
                 donor, numbers = one.copies[point]
                 found[-1].append((one.boundary, donor * len(plan.seeds) + seed, numbers))
     return found
-
-
-def traced(points: Points, point: int) -> dict[str, float]:
-    """A point's numbers that are no structure."""
-    return {name: x for name, x in points[point].items() if points.is_traced(name, x)}

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from rmsprop_jax._sweep.sampling import Distribution
+from rmsprop_jax._sweep.statistics import ranked
 from rmsprop_jax._sweep.values import is_int
 
 
@@ -30,12 +31,7 @@ class Table(NamedTuple):
         """The active points, best first by the mean over their seeds; those with a seed that is not
         finite after all whole ones; of equal ones the lower number first."""
         points = np.flatnonzero(self.active)
-        objective = self.objective[points] * (1.0 if self.mode == "min" else -1.0)
-        broken = ~np.isfinite(objective).all(1)
-        count = np.maximum(np.isfinite(objective).sum(1), 1)
-        means = np.where(np.isfinite(objective), objective, 0.0).sum(1) / count
-        means[~np.isfinite(objective).any(1)] = np.inf
-        return points[np.lexsort((points, means, broken))]
+        return points[ranked(self.objective[points], self.mode)]
 
 
 class Decision(NamedTuple):

@@ -3,7 +3,7 @@
 import functools
 import json
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ import numpy as np
 from jax.core import Tracer
 
 from rmsprop_jax._sweep.training import strong
-from rmsprop_jax._sweep.values import is_key
+from rmsprop_jax._sweep.values import decode, encode, is_key, typed
 
 DEPTH = 40  # of closures in closures: an optimiser is a chain of chains
 REMEDY = (
@@ -67,7 +67,7 @@ class Spec(NamedTuple):
     def form(self) -> "Form":
         """What can be written down of the structure."""
         try:
-            text = json.dumps(_skeleton(self.treedef.unflatten([0] * len(self.data))))
+            text = json.dumps(encode(self.treedef.unflatten([0] * len(self.data)), "a state"))
         except ValueError:
             text = ""
         return Form(self.impls, text)
@@ -85,32 +85,19 @@ class Form(NamedTuple):
         """The structure, with the shapes of these arrays; None where there is no skeleton."""
         if not self.skeleton:
             return None
-        treedef = jax.tree.structure(_from_skeleton(json.loads(self.skeleton)))
+        treedef = jax.tree.structure(decode(json.loads(self.skeleton)))
         shaped = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays)
         return Spec(treedef, tuple(self.impls), shaped)
 
 
-def _skeleton(tree: Any) -> Any:
-    if tree is None or type(tree) is int:
-        return tree
-    if type(tree) in (list, tuple):
-        return {type(tree).__name__: list(map(_skeleton, tree))}
-    if type(tree) is dict and all(type(key) is str for key in tree):
-        return {"dict": {key: _skeleton(x) for key, x in tree.items()}}
-    raise ValueError(f"{type(tree).__name__} has no skeleton")
-
-
-def _from_skeleton(tree: Any) -> Any:
-    if not isinstance(tree, dict):
-        return tree
-    ((kind, inside),) = tree.items()
-    if kind == "dict":
-        return {key: _from_skeleton(x) for key, x in inside.items()}
-    return {"list": list, "tuple": tuple}[kind](map(_from_skeleton, inside))
-
-
 def _plain(leaves: Sequence[Any]) -> list[Any]:
     return [jax.random.key_data(x) if is_key(x) else x for x in leaves]
+
+
+def leaves_of(stored: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """The arrays of a file of states, each with a leading axis over its trials."""
+    dtypes = stored["dtypes"].tolist()
+    return [typed(stored[f"leaf {i}"], np.dtype(name)) for i, name in enumerate(dtypes)]
 
 
 class Kept:
@@ -151,10 +138,7 @@ class Kept:
         elif trial in self._files and self._files[trial].exists():
             with np.load(self._files[trial], allow_pickle=False) as stored:
                 form = Form(stored["impls"].tolist(), str(stored["tree"]))
-                dtypes = stored["dtypes"].tolist()
-                leaves = [stored[f"leaf {i}"][0] for i in range(len(dtypes))]
-            each = zip(leaves, map(np.dtype, dtypes), strict=True)
-            arrays = [x if x.dtype == dtype else x.view(dtype) for x, dtype in each]
+                arrays = [x[0] for x in leaves_of(stored)]
         else:
             return None
         return arrays, form, self._specs[structure] if self._specs else form.spec(arrays)

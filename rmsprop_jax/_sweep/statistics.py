@@ -45,6 +45,20 @@ class Level(NamedTuple):
     """int array: which."""
 
 
+def means(table: np.ndarray) -> np.ndarray:
+    """Of each row the mean of what is finite; NaN where nothing is."""
+    finite = np.isfinite(table)
+    sums, count = np.where(finite, table, 0.0).sum(1), finite.sum(1)
+    return np.divide(sums, count, out=np.full(len(table), np.nan), where=count > 0)
+
+
+def ranked(table: np.ndarray, mode: str) -> np.ndarray:
+    """The rows of (points, seeds), best mean first; those with a seed that is not finite after all
+    whole ones, those with none that is last; of equal ones the lower number first."""
+    best_first = means(table) if mode == "min" else -means(table)
+    return np.lexsort((best_first, ~np.isfinite(table).all(1)))
+
+
 def mean_spread_interval(values: np.ndarray) -> tuple[float, float, tuple[float, float]]:
     """The mean, the sample standard deviation, and the mean's 95% interval by Student's t."""
     n, mean = len(values), float(values.mean())

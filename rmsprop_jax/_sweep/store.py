@@ -21,9 +21,9 @@ from rmsprop_jax._sweep.decisions import Decided
 from rmsprop_jax._sweep.fingerprint import Fingerprint
 from rmsprop_jax._sweep.plan import Plan, Stages, Trials, no_trials
 from rmsprop_jax._sweep.points import Points
-from rmsprop_jax._sweep.states import Form, Spec
+from rmsprop_jax._sweep.states import Form, Spec, leaves_of
 from rmsprop_jax._sweep.tracing import Group, group_points
-from rmsprop_jax._sweep.values import decode, encode
+from rmsprop_jax._sweep.values import decode, encode, typed
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -188,7 +188,7 @@ class Store:
     def drop_states(self, is_dropped: Callable[[int], bool]) -> None:
         """Remove kept states of these trials."""
         for file in self._path.glob("final-*.npz"):
-            place, seed = map(int, file.stem[6:].split("_"))
+            place, seed = _place_and_seed(file)
             one = {"point": np.array([place]), "seed": np.array([seed])}
             if is_dropped(self._trials_at(one)[0]):
                 file.unlink()
@@ -248,13 +248,15 @@ def final_file(place: int, seed: int) -> str:
     return f"final-{place:06d}_{seed}.npz"
 
 
+def _place_and_seed(file: Path) -> tuple[int, int]:
+    """Of a state that is kept, by its name."""
+    place, seed = map(int, file.stem.removeprefix("final-").split("_"))
+    return place, seed
+
+
 def state_of(stored: Mapping[str, np.ndarray], spec: Spec) -> list[np.ndarray]:
     """The arrays of a file of states; ValueError where they are not those of `spec`."""
-    dtypes = stored["dtypes"].tolist()
-    arrays = []
-    for i, name in enumerate(dtypes):
-        x, dtype = stored[f"leaf {i}"], np.dtype(name)
-        arrays.append(_typed(x, dtype))
+    arrays = leaves_of(stored)
     got = [(x.shape[1:], x.dtype) for x in arrays]
     if got != [(x.shape, x.dtype) for x in spec.data]:
         raise ValueError(f"it holds states of other shapes or dtypes, {got}")
@@ -317,7 +319,7 @@ def read(
             trials.stopped[trials.number // len(seeds) == point] = why
     files = {}
     for file in folder.glob("final-*.npz"):
-        place, seed = map(int, file.stem[6:].split("_"))
+        place, seed = _place_and_seed(file)
         files[place * len(seeds) + seeds.index(seed)] = file
     return plan, trials, (manifest["objective"], manifest["mode"]), decided, files
 
@@ -497,14 +499,12 @@ def _check_stages(asked: Any, before: Any, path: Path, refuse: Callable[..., Non
 
 def _finished_without_state(path: Path, steps: int) -> int:
     """How many trials came to the end and left no state."""
-    head = lambda stored: list(zip(stored["point"].tolist(), stored["seed"].tolist(), strict=True))
+    head = lambda stored: [stored[name].tolist() for name in ("point", "seed", "reached")]
     kept = {file.name for file in path.glob("final-*.npz")}
     ended = set()
     for file in _round_files(path):
-        reached = _stored(file, lambda stored: stored["reached"].tolist())
-        ended |= {
-            place for place, r in zip(_stored(file, head), reached, strict=True) if r >= steps
-        }
+        each = zip(*_stored(file, head), strict=True)
+        ended |= {(point, seed) for point, seed, reached in each if reached >= steps}
     return sum(final_file(*place) not in kept for place in ended)
 
 
@@ -521,9 +521,7 @@ def _read_rounds(path: Path, plan: Plan, places: np.ndarray, every: bool) -> Tri
     one, or of those that the folder has, in order; no rows where it has none."""
     point_at = {place: i for i, place in enumerate(places.tolist())}
     seed_at = {seed: i for i, seed in enumerate(plan.seeds)}
-    group_of = np.zeros(len(plan.points), int)
-    for i, group in enumerate(plan.groups):
-        group_of[group.indices] = i
+    group_of = plan.group_of()
     files = _round_files(path)
     numbers = []
     spans: dict[int, list[tuple[int, int]]] = collections.defaultdict(list)
@@ -558,7 +556,7 @@ def _read_rounds(path: Path, plan: Plan, places: np.ndarray, every: bool) -> Tri
             if plan.stages:
                 newer = of(stored["reached"]) >= trials.reached[mine]
                 for name, into in trials.newest.items():
-                    x = of(_typed(stored["newest " + name], plan.dtype(name)))
+                    x = of(typed(stored["newest " + name], plan.dtype(name)))
                     into[mine[newer]] = x[newer]
                 trials.stopped[mine] = np.maximum(trials.stopped[mine], of(stored["stopped"]))
             trials.reached[mine] = np.maximum(trials.reached[mine], of(np.array(stops)))
@@ -580,15 +578,11 @@ def _without_gap(spans: list[tuple[int, int]]) -> int:
     return end
 
 
-def _typed(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    return x if x.dtype == dtype else x.view(dtype)  # bfloat16, stored as bytes
-
-
 def _metric(
     stored: Mapping[str, np.ndarray], name: str, plan: Plan, groups: set[int], count: int
 ) -> tuple[np.ndarray | None, np.ndarray]:
     """A round's metric and which of the plan's kept steps it has; ValueError where it is cut."""
-    x = _typed(stored["metric " + name], plan.dtype(name))
+    x = typed(stored["metric " + name], plan.dtype(name))
     if not plan.has_steps(name):
         if x.shape != (count,):
             raise ValueError(f"{name} has shape {x.shape}")

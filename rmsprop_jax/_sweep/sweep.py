@@ -131,7 +131,7 @@ def sweep(
         last segment, or one that a scheduler cuts, compiles nothing again.
       scheduler: `halving`, `population`, or an object of your own with the two methods of
         `Scheduler`. With one, as with `batches`, all trials come to a boundary before any passes
-        it, and states wait on the host where they do not fit the devices.
+        it, so that the devices hold the states of all.
       keep_states: of how many of the best points the last states, of all seeds, are kept for
         `result.state`: 0, a number, or "all". On disk, too, where there is a `path`.
       batches: `batches(t)`, a pure function from the step to a batch, a pytree of arrays of the
@@ -382,8 +382,7 @@ def _refuse_stages(asked: Options) -> None:
     defaults = {
         "steps": None, "evaluate_every": None, "scheduler": None, "batches": None, "keep_states": 1,
     }  # fmt: skip
-    given = [name for name, default in defaults.items() if getattr(asked, name) is not default]
-    if given := [name for name in given if getattr(asked, name) != defaults[name]]:
+    if given := [name for name, default in defaults.items() if getattr(asked, name) != default]:
         raise ValueError(
             f"{', '.join(given)} is for a Training, whose steps sweep knows: train is a function, "
             "which runs as a whole. Write rj.Training(init, step)."

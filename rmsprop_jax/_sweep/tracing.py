@@ -12,7 +12,7 @@ from jax.core import Tracer
 from rmsprop_jax._sweep.blame import explain
 from rmsprop_jax._sweep.points import RESERVED, Points
 from rmsprop_jax._sweep.states import REMEDY, Spec, check_leaves, check_same
-from rmsprop_jax._sweep.training import Training, strong
+from rmsprop_jax._sweep.training import Training, evaluation_key, strong
 from rmsprop_jax._sweep.values import is_number
 
 Metrics = dict[str, jax.ShapeDtypeStruct]
@@ -34,7 +34,7 @@ def group_points(points: Points) -> list[Group]:
     groups: dict[Hashable, Group] = {}
     dtypes = {name: points.dtype(name) for name in points.names}
     for i, point in enumerate(points):
-        traced = [name for name, value in point.items() if points.is_traced(name, value)]
+        traced = points.traced(i)
         structure = {name: value for name, value in point.items() if name not in traced}
         key = frozenset(traced), points.key(structure)
         if key not in groups:
@@ -277,8 +277,7 @@ def trace_training(
     of_state: Any = training.evaluate
 
     def evaluate(hp, key, state, t, *args):
-        key = jax.random.fold_in(jax.random.fold_in(key, t), 1)
-        metrics = of_state(hp, spec.tree(state), key, *args)
+        metrics = of_state(hp, spec.tree(state), evaluation_key(key, t), *args)
         return check_metrics("evaluate", metrics, points, scalars=True)
 
     number = jax.ShapeDtypeStruct((), np.int32)

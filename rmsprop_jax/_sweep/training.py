@@ -103,8 +103,7 @@ class Training:
         if callable(batches):
             if not is_int(start):
                 raise ValueError("with a function for batches, start must be a number.")
-            each = [batches(t) for t in range(start + 1, start + steps + 1)]
-            batches = jax.tree.map(lambda *leaves: np.stack(leaves), *each)
+            batches = stacked_batches(batches, start, start + steps)
 
         def one(state, inputs):
             t, batch = inputs
@@ -114,6 +113,17 @@ class Training:
 
         numbers = start + jnp.arange(1, steps + 1)
         return jax.lax.scan(one, strong(state), (numbers, batches))
+
+
+def stacked_batches(batches: Callable[[int], Any], start: int, stop: int) -> Any:
+    """The batches of the steps in (start, stop], each leaf with a leading axis over them."""
+    each = map(batches, range(start + 1, stop + 1))
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *each)
+
+
+def evaluation_key(key: jax.Array, t: Any) -> jax.Array:
+    """What `evaluate` after step t gets."""
+    return jax.random.fold_in(jax.random.fold_in(key, t), 1)
 
 
 def strong(state: State) -> State:

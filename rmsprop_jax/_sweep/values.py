@@ -145,6 +145,11 @@ def decode(value: Any) -> Any:
     return array[()] if scalar else array
 
 
+def typed(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """An array as it was before it was stored: NumPy's files hold bfloat16 as bytes."""
+    return x if x.dtype == dtype else x.view(dtype)
+
+
 def _is_plain(dtype: Any) -> bool:
     """Whether the dtype's name says all of it."""
     return dtype.kind in "biufcSU" or (

@@ -23,27 +23,22 @@ def lstm(
     """The training, with `evaluate` or without, and its `args`: the text, and what is held out of
     it, or so many characters of that."""
     sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-    from lstm_language_model import BATCH, LENGTH, CharLSTM, cross_entropy, evaluate, load
+    import lstm_language_model as example
 
-    corpus = load(held_out=held_out)
-    model = CharLSTM(len(corpus.characters), hidden)
+    corpus = example.load(held_out=held_out)
+    model = example.CharLSTM(len(corpus.characters), hidden)
 
     def init(hp, key, text, *held_out):
-        params = model.init(key, jnp.zeros((1, 1), jnp.int32))
-        return params, optimizer(hp).init(params)
+        return example.first(model, optimizer(hp), key)
 
     def step(hp, state, key, text, *held_out):
-        params, opt_state = state
-        starts = jax.random.randint(key, (BATCH,), 0, len(text) - LENGTH)
-        windows = text[starts[:, None] + jnp.arange(LENGTH + 1)]
-        loss, gradient = jax.value_and_grad(cross_entropy)(params, model, windows)
-        updates, opt_state = optimizer(hp).update(gradient, opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state), {"loss": loss}
+        *state, loss = example.step(model, optimizer(hp), *state, key, text)
+        return tuple(state), {"loss": loss}
 
     def score(hp, state, key, text, validation, test):
         return {
-            "validation": evaluate(model, state[0], validation),
-            "test": evaluate(model, state[0], test),
+            "validation": example.evaluate(model, state[0], validation),
+            "test": example.evaluate(model, state[0], test),
         }
 
     training = rj.Training(init, step, score if evaluated else None)
