@@ -6,6 +6,7 @@ again, which finds its programs in this process' memory.
 """
 
 import time
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import numpy as np
 
 import rmsprop_jax as rj
 from rmsprop_jax._sweep import program, sweep
+from rmsprop_jax._sweep.compiling import Maker
 from tests.benchmarks.runner import header, interleaved, median, row
 
 ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu}
@@ -44,10 +46,10 @@ def train(hp, key):
     return {"loss": jax.lax.scan(step, (params, solver.init(params)), length=100)[1]}
 
 
-def one_after_the_other(makers):
-    for make, finish in makers:
+def one_after_the_other(makers: Sequence[Maker]):
+    for maker in makers:
         start = time.perf_counter()
-        yield finish(make()), time.perf_counter() - start
+        yield maker.finish(maker.make(maker.size)), time.perf_counter() - start
 
 
 def main(quick: bool):
