@@ -70,6 +70,7 @@ def test_sizes_are_for_those_that_take_them():
         benchmarks(["tiny", "--size", "hidden=8"])
 
 
+@pytest.mark.slow
 def test_quick_forms_of_what_trainings_cost_and_find():
     """In one process: sides of equal programs share their compiles."""
     page = "\n".join(line for each in (segments, halving, population) for line in each.main(True))

@@ -196,6 +196,7 @@ TELLS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
 def test_examples_run(example, tmp_path):
     done = subprocess.run(

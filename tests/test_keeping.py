@@ -56,8 +56,18 @@ def logged():
     return rj.Training(training.init, step, training.evaluate), log
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 8, 17])
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize(
+    ("devices", "count"),
+    [
+        (1, 3),
+        (2, 1),
+        (2, 8),
+        *(
+            pytest.param(*one, marks=pytest.mark.slow)
+            for one in [(1, 1), (1, 2), (1, 8), (1, 17), (2, 2), (2, 3), (2, 17)]
+        ),
+    ],
+)
 def test_a_stop_costs_the_segments_in_flight_and_no_more(count, devices, tmp_path, whole):
     training, log = logged()
     here, there = jax.devices()[:devices], jax.devices()[: 3 - devices]
@@ -134,7 +144,10 @@ def test_the_older_states_are_deleted_after_the_newer_are_on_disk(tmp_path, monk
     assert events[2][1] == events[0][1]
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "foreign"])
+@pytest.mark.parametrize(
+    "damage",
+    ["flipped", "foreign", *(pytest.param(d, marks=pytest.mark.slow) for d in ("cut", "empty"))],
+)
 def test_a_damaged_state_is_named_and_its_trial_starts_again_once_it_is_moved(
     damage, tmp_path, whole
 ):

@@ -94,7 +94,14 @@ def test_data_that_fails_on_one_process_stops_the_other(tmp_path):
     assert (rj.SweepResult.load(tmp_path / "folder").reached == 10).all()
 
 
-@pytest.mark.parametrize(("problem", "victim"), [("long", 0), ("long", 1), ("members", 1)])
+@pytest.mark.parametrize(
+    ("problem", "victim"),
+    [
+        ("long", 0),
+        pytest.param("long", 1, marks=pytest.mark.slow),
+        pytest.param("members", 1, marks=pytest.mark.slow),
+    ],
+)
 def test_one_killed_ends_the_other_and_the_folder_resumes(problem, victim, tmp_path):
     processes = start(problem, tmp_path)
     folder, enough = tmp_path / "folder", {"long": 3, "members": 15}[problem]

@@ -581,7 +581,7 @@ def test_options_that_do_not_fit_are_refused(case):
         {"keep_states": 0},
         {"batches": lambda t: t},
     ],
-    ids=str,
+    ids=lambda options: " ".join(options),
 )
 def test_what_is_for_a_training_is_refused_for_a_function(option):
     (name,) = option

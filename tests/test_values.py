@@ -73,7 +73,7 @@ def copies(value):
     return value
 
 
-@pytest.mark.parametrize("value", DIFFERENT + IN_MEMORY, ids=repr)
+@pytest.mark.parametrize("value", DIFFERENT + IN_MEMORY)
 def test_a_copy_is_the_same(value):
     assert identity(copies(value)) == identity(value)
     assert hash(identity(copies(value))) == hash(identity(value))
@@ -147,7 +147,7 @@ def test_every_value_comes_back_from_a_folder(result, tmp_path):
     assert swept.objective.tolist() == EXPECTED
 
 
-@pytest.mark.parametrize("value", IN_MEMORY, ids=repr)
+@pytest.mark.parametrize("value", IN_MEMORY)
 def test_what_would_not_come_back_is_refused(value, tmp_path):
     f = lambda hp, key: {"loss": hp["x"] + 0 * (hp["v"] is None)}
     points = rj.grid(v=rj.static([value]), x=[1.0])
