@@ -304,7 +304,7 @@ def test_jobs_lie_where_they_are_fetched(count, batch_size):
         (x,), (start, _) = state, span
         return [x + job], {"sum": 2 * x + args + batches, "start": start}
 
-    number = jax.ShapeDtypeStruct((), int)
+    number = jax.ShapeDtypeStruct((), np.int32)
     piece = program.Piece(call, number, (number, number), [number], number)
     processes = Processes(jax.devices())
     args, batches = processes.place(jnp.int32(1)), processes.place(jnp.int32(100))
