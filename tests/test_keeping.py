@@ -380,11 +380,12 @@ def test_more_steps_go_on(tmp_path):
     more = longer(training=training, path=tmp_path)
     jax.effects_barrier()
     assert len(log) == len(POINTS) * 30
-    assert_same(more, longer(training=logged()[0]))
+    whole = longer(training=logged()[0])
+    assert_same(more, whole)
     state, _ = alone(logged()[0], POINTS[2], 0, 80)
     for x, y in zip(plain(more.state(POINTS[2])), plain(state), strict=True):
         np.testing.assert_array_equal(x, y)
-    assert_same(rj.SweepResult.load(tmp_path), longer(training=logged()[0]))
+    assert_same(rj.SweepResult.load(tmp_path), whole)
     with pytest.raises(ValueError, match="more steps: 80 there, 50 here"):
         longer(steps=50, path=tmp_path)
 
