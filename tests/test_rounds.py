@@ -125,7 +125,7 @@ class Recorded(rounds.Structure):
         live.states = []
 
     def advance(self, live, stop, batches):
-        start, live.reached = live.reached, stop
+        start, live.reached = live.reached, np.full(len(live.trials), stop)
         return self._start(live, start, stop)
 
     def _start(self, live, start, stop):
@@ -300,12 +300,12 @@ def test_jobs_lie_where_they_are_fetched(count, batch_size):
     """Every job comes back in its place, and devices have as many batches, one more at most; states
     go on where they lie, each batch over its own span."""
 
-    def call(job, span, state, batches, args):
-        (x,), (start, _) = state, span
-        return [x + job], {"sum": 2 * x + args + batches, "start": start}
+    def call(job, at, span, state, batches, args):
+        (x,) = state
+        return [x + job], {"sum": 2 * x + args + batches, "at": at, "span": span}
 
     number = jax.ShapeDtypeStruct((), np.int32)
-    piece = program.Piece(call, number, (number, number), [number], number)
+    piece = program.Piece(call, number, number, number, [number], number)
     processes = Processes(jax.devices())
     args, batches = processes.place(jnp.int32(1)), processes.place(jnp.int32(100))
     layout = program.Layout.fit(jax.device_count(), batch_size, 4, jobs=24)
@@ -313,14 +313,15 @@ def test_jobs_lie_where_they_are_fetched(count, batch_size):
     one = program.Program(piece, args, layout, processes).compile()
     jobs, first = np.arange(count) * 10, np.arange(count) + 7
     spans = np.arange(-(-count // batch_size)) * 3
-    states = processes.place(layout.lay([first], count), "trial")
+    states, placed = one.place([first], count), one.place(jobs, count)
     for turn in range(3):
         states, out = one.start(
-            jobs, count, args, spans=(spans, spans), states=states, batches=batches
+            placed, count, args, at=first, spans=spans, states=states, batches=batches
         )
         got = one.fetch(out, count)
         np.testing.assert_array_equal(got["sum"], 2 * (first + turn * jobs) + 101)
-        np.testing.assert_array_equal(got["start"], np.repeat(spans, batch_size)[:count])
+        np.testing.assert_array_equal(got["at"], first)
+        np.testing.assert_array_equal(got["span"], np.repeat(spans, batch_size)[:count])
     np.testing.assert_array_equal(one.fetch(states, count)[0], first + 3 * jobs)
     each = layout.batches(count)
     assert each.sum() == -(-count // batch_size)

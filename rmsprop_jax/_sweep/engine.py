@@ -64,21 +64,19 @@ def one_after_another(run: Run, structures: Structures) -> None:
     for structure, trials, held_up in structures:
         watch = clock()
         for live in structure.form(trials, ledger.trials.reached[trials]):
-            structure.begin(
-                live, ledger.numbers, keeper.take(live.trials) if live.reached else None
-            )
+            structure.begin(live, ledger.numbers, keeper.take(live.trials) if live.step else None)
             pending: collections.deque = collections.deque()
-            while live.reached < stages.steps or pending:
-                if live.reached < stages.steps:
+            while live.step < stages.steps or pending:
+                if live.step < stages.steps:
                     # The next segment waits for no one: its states are on the devices already.
-                    pending.append(structure.advance(live, stages.after(live.reached), None))
-                if len(pending) == 2 or live.reached == stages.steps:
+                    pending.append(structure.advance(live, stages.after(live.step), None))
+                if len(pending) == 2 or live.step == stages.steps:
                     run.record(structure.fetch(pending.popleft()), held_up)
                     held_up = 0.0
-                if live.reached < stages.steps and keeper.is_due():
+                if live.step < stages.steps and keeper.is_due():
                     while pending:
                         run.record(structure.fetch(pending.popleft()))
-                    keeper.checkpoint([(live.trials, live.reached, structure.states(live))])
+                    keeper.checkpoint([(live.trials, live.step, structure.states(live))])
             keeper.finish(live.trials, functools.partial(structure.states, live))
             structure.timed(next(watch), live)
 
@@ -100,14 +98,14 @@ class Fleet:
 
     def gather(self, boundary: int) -> tuple[np.ndarray, States]:
         """Its trials that stand there and their states, on the host."""
-        here = [live for live in self.lives if live.reached == boundary]
+        here = [live for live in self.lives if live.step == boundary]
         trials = np.concatenate([np.zeros(0, int), *(live.trials for live in here)])
         leaves = zip(*map(self.states, here), strict=True)
         return trials, [np.concatenate(leaf) for leaf in leaves]
 
     def form_anew(self, trials: np.ndarray, states: States, reached: int) -> None:
         """Full rounds of these trials, which stand there and go on from these states."""
-        self.lives, at = [live for live in self.lives if live.reached != reached], 0
+        self.lives, at = [live for live in self.lives if live.step != reached], 0
         for live in self.structure.form(trials, np.full(len(trials), reached)):
             live.host = rows_of(states, np.arange(at, at + len(live.trials)))
             self.lives.append(live)
@@ -124,14 +122,14 @@ def boundary_by_boundary(
     advanced: set[int] = set()  # trials that came to the present boundary in this call
 
     def go(structure: Structure, live: Live, boundary: int, held_up: float = 0.0) -> None:
-        while live.reached < boundary:
+        while live.step < boundary:
             if live.states is None:
                 states, live.host = live.host, None
-                if states is None and live.reached:
+                if states is None and live.step:
                     states = keeper.take(live.trials)
                 structure.begin(live, ledger.numbers, states)
-            stop = stages.after(live.reached)
-            data = batches.segment(live.reached, stop) if batches else None
+            stop = stages.after(live.step)
+            data = batches.segment(live.step, stop) if batches else None
             run.record(structure.fetch(structure.advance(live, stop, data)), held_up)
             held_up = 0.0
             advanced.update(live.trials.tolist())
@@ -175,7 +173,7 @@ def boundary_by_boundary(
         """All states that are under way; a round that nothing has moved yet is on disk already."""
         keeper.checkpoint(
             [
-                (live.trials, live.reached, fleet.states(live))
+                (live.trials, live.step, fleet.states(live))
                 for fleet in fleets
                 for live in fleet.lives
                 if live.host is not None or live.states is not None

@@ -71,24 +71,28 @@ class Keeper:
         self._ledger.go_back(trials, reached)
         self._processes.on_first(self._forget)
 
-    def check_room(self, lockstep: bool, in_flight: int, path: Any) -> None:
+    def check_room(
+        self, lockstep: bool, in_flight: int, path: Any, remedy: str = "a path, for them to lie in"
+    ) -> None:
         """ValueError where the states will not fit the memory, or the disk.
 
         Args:
           lockstep: whether all trials are under way at once.
           in_flight: how many are, if not.
           path: the folder, or None.
+          remedy: what helps, besides a smaller keep_states, where memory is short.
         """
-        plan, largest = self._plan, max(spec.bytes for spec in self._specs)
-        points = len(plan.points) if self.keeps_all else min(int(self._keep), len(plan.points))
-        kept, running = points * len(plan.seeds), plan.trials if lockstep else in_flight
+        largest = max(spec.bytes for spec in self._specs)
+        trials, seeds = len(self._ledger.trials.number), len(self._plan.seeds)
+        kept = trials if self.keeps_all else min(int(self._keep) * seeds, trials)
+        running = trials if lockstep else in_flight
         memory = (running + (0 if path else kept)) * largest
         free = free_bytes()
         if free is not None and memory > MEMORY_SHARE * free:
             raise ValueError(
                 f"the states of {running} trials under way and {0 if path else kept} kept need "
                 f"{memory / 1e9:.3g} GB, and {free / 1e9:.3g} GB of memory are free: give a "
-                "smaller keep_states, or a path, which keeps them on disk."
+                f"smaller keep_states, or {remedy}."
             )
         if path is None:
             return

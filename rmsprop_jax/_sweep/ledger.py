@@ -47,7 +47,8 @@ class Ledger:
     Args:
       plan: what is asked.
       aim: what is looked for.
-      stored: what is known from before, of all trials, and taken over; or no rows.
+      stored: what is known from before, of all trials, and taken over; or no rows. With more rows
+        than the plan has trials there is room for points to come (`extend`).
       write: writes trials, or None.
       start: when the sweep began, by `time.perf_counter`; until now it traced.
 
@@ -72,9 +73,10 @@ class Ledger:
         of = lambda arrays: {name: own(arrays[name]) for name in plan.metrics[0] if name in arrays}
         number, metrics, newest, *rest = known
         self.trials = Trials(number, of(metrics), of(newest), *map(own, rest))
-        self.numbers = plan.numbers()
-        self._judged = np.zeros(plan.trials, np.int64)
-        self._objective = np.full(plan.trials, np.nan)
+        self.numbers: dict[str, np.ndarray] = {}
+        self.extend(plan)
+        self._judged = np.zeros(len(number), np.int64)
+        self._objective = np.full(len(number), np.nan)
         self._committed = self.trials.reached.copy()
         # Where each trial ends. A round of a stopped one may have been moved away.
         self._until = np.where(self.trials.stopped > 0, self.trials.reached, self._end)
@@ -82,6 +84,13 @@ class Ledger:
         self._pending = np.zeros(2)  # seconds that no written round has yet
         self._judge(np.flatnonzero(self.finished))
         self._bar: Any = None
+
+    def extend(self, plan: Plan) -> None:
+        """More points are asked for: those of this plan, of which the first are known."""
+        self._plan = plan
+        for name, known in plan.numbers().items():
+            self.numbers[name] = np.zeros(len(self.trials.number), known.dtype)
+            self.numbers[name][: len(known)] = known
 
     # Where the trials stand.
 
@@ -126,21 +135,25 @@ class Ledger:
         self.trials.seconds[:] += seconds
         self._pending += seconds
         trials, known = call.live.trials, self.trials
+        spans = spans_of(call.start, call.stop)
         for name in list(call.metrics):
             x = call.metrics.pop(name)
             into = known.metrics[name]
             if name not in self._steps:
                 into[trials] = x
             elif self._plan.stages:
-                at = self._columns(name, call.start, call.stop)
-                steps = self._steps[name][at]
-                into[trials, at] = x[:, steps - call.start - 1]
-                known.newest[name][trials] = x[:, -1]
+                for start, stop, rows in spans:
+                    at = self._columns(name, start, stop)
+                    columns = self._steps[name][at] - start - 1
+                    into[trials[rows], at] = x[np.ix_(rows, columns)]
+                    known.newest[name][trials[rows]] = x[rows, stop - start - 1]
             else:
                 into[trials, : x.shape[1]] = x
                 known.newest[name][trials] = x[:, -1]
         for name, x in call.evaluations.items():
-            known.metrics[name][trials, self._columns(name, call.stop - 1, call.stop)] = x[:, None]
+            for _, stop, rows in spans:
+                at = self._columns(name, stop - 1, stop)
+                known.metrics[name][trials[rows], at] = x[rows, None]
             known.newest[name][trials] = x
         known.reached[trials] = call.stop
         if not self._plan.stages:
@@ -156,8 +169,8 @@ class Ledger:
         if self._write is None:
             return
         since, now = self._committed[trials], self.trials.reached[trials]
-        for start, stop in sorted(set(zip(since.tolist(), now.tolist(), strict=True))):
-            rows = trials[(since == start) & (now == stop)]
+        for start, stop, some in spans_of(since, now):
+            rows = trials[some]
             if start == stop:
                 continue
             if self._plan.stages:
@@ -209,7 +222,7 @@ class Ledger:
         """What each point came to: float64 of shape (points, seeds), NaN where a trial did not
         finish, or failed."""
         values = np.where(self.finished & np.isfinite(self._objective), self._objective, np.nan)
-        return values.reshape(len(self._plan.points), self._seeds)
+        return values.reshape(-1, self._seeds)
 
     def point(self, trial: int) -> dict[str, Any]:
         """A trial's hyperparameters, as they are now."""
@@ -305,18 +318,41 @@ class Ledger:
 
         return Report(map(one, trials.tolist()))
 
-    def result(self, **known: Any) -> SweepResult:
+    def judged(self, trials: np.ndarray) -> np.ndarray:
+        """The objective of these trials where they stand, float64."""
+        return self._objective[trials]
+
+    def result(self, plan: Plan | None = None, **known: Any) -> SweepResult:
         """What is there: of a function the finished trials, of a training all that has begun. Where
-        the objective raised, it counts as NaN."""
+        the objective raised, it counts as NaN.
+
+        Args:
+          plan: for a result of its own; of the same trials, some of the steps.
+          **known: what else a result is told.
+        """
         late = np.flatnonzero((self.trials.reached > 0) & (self._judged != self.trials.reached))
         with contextlib.suppress(Exception, KeyboardInterrupt):  # Ctrl-C came in between
             self._judge(late)
         rows = np.flatnonzero(self.trials.reached > 0)
-        every = slice(None) if len(rows) == self._plan.trials else rows  # a view, no copy
+        # All is a view, no copy.
+        every = slice(None) if len(rows) == len(self.trials.number) else rows
+        trials, plan = self.trials.take(every), plan or self._plan
+        for name, steps in self._steps.items():
+            kept = np.isin(steps, plan.steps(name))
+            if not kept.all():
+                trials.metrics[name] = trials.metrics[name][:, kept]
         return SweepResult(
-            self._plan,
-            self.trials.take(every)._replace(seconds=self.trials.seconds.copy()),
+            plan,
+            trials._replace(seconds=self.trials.seconds.copy()),
             self._aim,
             self._objective[every],
             **known,
         )
+
+
+def spans_of(start: np.ndarray, stop: np.ndarray) -> list[tuple[int, int, np.ndarray]]:
+    """The spans of steps that some trials went, each once, and which of them went it."""
+    found: dict[tuple[int, int], list[int]] = {}
+    for i, pair in enumerate(zip(start.tolist(), stop.tolist(), strict=True)):
+        found.setdefault(pair, []).append(i)
+    return [(a, b, np.array(found[a, b])) for a, b in sorted(found)]

@@ -15,12 +15,15 @@ class Aim(NamedTuple):
     """The objective and its direction. Nothing of it is stored but a name: it is computed from the
     metrics, whenever they are read."""
 
-    objective: Objective
+    objective: Objective | tuple[Objective, ...]
+    """Several, of which none is best: the first counts, where all are finite."""
     mode: str
 
     @property
     def name(self) -> str:
         """A metric's name, or the function's."""
+        if isinstance(self.objective, tuple):
+            return ", ".join(Aim(one, self.mode).name for one in self.objective)
         if isinstance(self.objective, str):
             return self.objective
         name = getattr(self.objective, "__name__", "objective")
@@ -28,6 +31,9 @@ class Aim(NamedTuple):
 
     def values(self, plan: Plan, trials: Trials) -> np.ndarray:
         """The objective of each trial where it stands, float64."""
+        if isinstance(self.objective, tuple):
+            each = np.array([Aim(one, self.mode).values(plan, trials) for one in self.objective])
+            return np.where(np.isfinite(each).all(0), each[0], np.nan)
         if isinstance(self.objective, str):
             return trials.newest.get(self.objective, trials.metrics[self.objective]).astype(float)
         objective, ends = self.objective, kept_values(plan, trials)

@@ -53,7 +53,7 @@ class Pieces:
         names = sorted(self._traces.metrics)  # as JAX flattens a dict
         kept = {name: self._plan.kept(self._group, name) for name in self._plan.every}
 
-        def call(job, span, state, batches, args):
+        def call(job, at, span, state, batches, args):
             values = zip(names, self._run("train", job, args), strict=True)
             return [], {n: x[kept[n] - 1] if n in kept else x for n, x in values}
 
@@ -62,7 +62,8 @@ class Pieces:
     def init(self) -> Piece:
         """From numbers and key to a state."""
         return Piece(
-            lambda job, span, state, batches, args: (self._run("init", job, args), {}), self._job
+            lambda job, at, span, state, batches, args: (self._run("init", job, args), {}),
+            self._job,
         )
 
     def segment(self, length: int) -> Piece:
@@ -71,9 +72,7 @@ class Pieces:
         names = sorted(self._traces.metrics)
         dtypes = [self._traces.metrics[name].dtype for name in names]
 
-        def call(job, span, state, batches, args):
-            start, count = span
-
+        def call(job, start, count, state, batches, args):
             def body(i, carry):
                 state, series = carry
                 batch = jax.tree.map(
@@ -88,8 +87,8 @@ class Pieces:
             state, series = jax.lax.fori_loop(0, count, body, (state, empty))
             return state, dict(zip(names, series, strict=True))
 
-        span = self._number, self._number
-        return Piece(call, self._job, span, self._state, stacked(self._batch, length))
+        batches, number = stacked(self._batch, length), self._number
+        return Piece(call, self._job, number, number, self._state, batches)
 
     def evaluate(self) -> Piece | None:
         """From a state to the metrics of `evaluate`."""
@@ -97,11 +96,11 @@ class Pieces:
             return None
         names = sorted(self._traces.evaluations)
 
-        def call(job, span, state, batches, args):
-            values = self._run("evaluate", job, state, span, args)
+        def call(job, t, span, state, batches, args):
+            values = self._run("evaluate", job, state, t, args)
             return [], dict(zip(names, values, strict=True))
 
-        return Piece(call, self._job, self._number, self._state)
+        return Piece(call, self._job, self._number, state=self._state)
 
 
 def jobs_of(plan: Plan, group: Group, trials: np.ndarray, numbers: dict[str, np.ndarray]) -> Any:

@@ -1,5 +1,6 @@
 """What a sweep was asked to do, and what is finished of it: the data that the rest passes on."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -30,8 +31,7 @@ class Stages(NamedTuple):
     @property
     def boundaries(self) -> np.ndarray:
         """The steps at which a segment ends: at all of them `evaluate` runs."""
-        regular = np.arange(self.evaluate_every, self.steps, self.evaluate_every)
-        return np.unique(np.concatenate([regular, self.rungs, [self.steps]]).astype(int))
+        return _boundaries(self.steps, self.evaluate_every, self.rungs)
 
     @property
     def longest(self) -> int:
@@ -41,6 +41,13 @@ class Stages(NamedTuple):
     def after(self, step: int) -> int:
         """The end of the segment that begins after this step."""
         return int(self.boundaries[np.searchsorted(self.boundaries, step, side="right")])
+
+
+@functools.cache
+def _boundaries(steps: int, every: int, rungs: tuple[int, ...]) -> np.ndarray:
+    found = np.unique(np.concatenate([np.arange(every, steps, every), rungs, [steps]]).astype(int))
+    found.flags.writeable = False
+    return found
 
 
 class Plan(NamedTuple):

@@ -30,12 +30,14 @@ class Piece(NamedTuple):
     Each is a tree of arrays, those of the states a list.
     """
 
-    call: Callable[[Any, Any, list[Any], Any, Any], tuple[list[Any], Any]]
-    """`call(job, span, state, batches, args) -> (state, out)`."""
+    call: Callable[[Any, Any, Any, list[Any], Any, Any], tuple[list[Any], Any]]
+    """`call(job, at, span, state, batches, args) -> (state, out)`."""
     job: Any
     """Of each trial: its numbers and its key."""
+    at: Any = ()
+    """Of each trial: where it stands."""
     span: Any = ()
-    """Of each batch of trials: from which step, and how many."""
+    """Of each batch of trials: how many steps."""
     state: Sequence[Any] = ()
     """Of each trial, kept on the devices from call to call. Where `call` returns one and gets one,
     the new takes the place of the old."""
@@ -62,32 +64,34 @@ class Program:
         self._layout, self._processes = layout, processes
         size, capacity = layout.batch_size, layout.capacity
 
-        def one_batch(job, span, state, batches, args):
+        def one_batch(job, at, span, state, batches, args):
             if size == 1:
                 only = lambda tree: jax.tree.map(lambda x: x[0], tree)
-                out = piece.call(only(job), span, only(state), batches, args)
+                out = piece.call(only(job), only(at), span, only(state), batches, args)
                 return jax.tree.map(lambda x: x[None], out)
-            return jax.vmap(piece.call, (0, None, 0, None, None))(job, span, state, batches, args)
+            axes = (0, 0, None, 0, None, None)
+            return jax.vmap(piece.call, axes)(job, at, span, state, batches, args)
 
-        job, state = (stacked(tree, size) for tree in (piece.job, list(piece.state)))
-        made, out = jax.eval_shape(one_batch, job, piece.span, state, piece.batches, args)
+        job, stand, state = (stacked(x, size) for x in (piece.job, piece.at, list(piece.state)))
+        made, out = jax.eval_shape(one_batch, job, stand, piece.span, state, piece.batches, args)
         goes_on = bool(made) and bool(piece.state)
 
         @functools.partial(
             jax.shard_map,
             mesh=processes.mesh,
-            in_specs=(SPLIT, SPLIT, SPLIT, SPLIT, WHOLE, WHOLE),
+            in_specs=(SPLIT, SPLIT, SPLIT, SPLIT, SPLIT, WHOLE, WHOLE),
             out_specs=SPLIT,
             check_vma=False,
         )
-        def one_round(count, jobs, spans, states, batches, args):
+        def one_round(count, jobs, stands, spans, states, batches, args):
             at = lambda tree, i: jax.tree.map(
                 lambda x: jax.lax.dynamic_index_in_dim(x, i, 0, False), tree
             )
 
             def body(i, done):
                 state = at(done[0] if goes_on else states, i)
-                new = one_batch(at(jobs, i), at(spans, i), state, batches, args)
+                job, stand, span = at((jobs, stands, spans), i)
+                new = one_batch(job, stand, span, state, batches, args)
                 put = lambda x, y: jax.lax.dynamic_update_index_in_dim(x, y, i, 0)
                 return jax.tree.map(put, done, new)
 
@@ -105,11 +109,12 @@ class Program:
         inputs = (
             on(jax.ShapeDtypeStruct((layout.devices,), np.int32), split),
             on(stacked(piece.job, rows, size), split),
+            on(stacked(piece.at, rows, size), split),
             on(stacked(piece.span, rows), split),
             on(stacked(list(piece.state), rows, size), split),
             on(piece.batches, whole),
         )
-        jitted = jax.jit(one_round, out_shardings=split, donate_argnums=(3,) if goes_on else ())
+        jitted = jax.jit(one_round, out_shardings=split, donate_argnums=(4,) if goes_on else ())
         traced = jitted.trace(*inputs, args)
         refuse_deadlock(traced.jaxpr, processes.mesh.devices.tolist())
         self._lowered: Any = traced.lower()
@@ -138,28 +143,45 @@ class Program:
             return 0
         return analysis.temp_size_in_bytes + 2 * analysis.output_size_in_bytes
 
+    def place(self, jobs: Any, count: int, first: int = 0) -> Any:
+        """On the devices: the jobs of some rounds to come, a tree of NumPy arrays with a leading
+        axis over them; the first of them on the device `first`."""
+        return self._processes.place(self._layout.lay(jobs, count, first), "trial")
+
     def start(
-        self, jobs: Any, count: int, args: Any, *, spans: Any = (), states: Any = (), batches=None
+        self,
+        jobs: Any,
+        count: int,
+        args: Any,
+        *,
+        at: Any = (),
+        spans: Any = (),
+        states: Any = (),
+        batches: Any = None,
+        first: int = 0,
     ) -> tuple[list[jax.Array], Any]:
         """Start a round: the states and what else its jobs give, on the devices.
 
         Args:
-          jobs: a tree of NumPy arrays with a leading axis over the jobs.
+          jobs: as placed.
           count: how many; at most the layout's room.
           args: as placed.
+          at: a tree of NumPy arrays with a leading axis over the jobs.
           spans: a tree of NumPy arrays with a leading axis over the batches.
           states: as an earlier round left them on the devices, for the same jobs. They are used up
             where this round makes new ones.
           batches: as placed.
+          first: on which device the first of the jobs is.
         """
         layout = self._layout
-        jobs, spans = layout.lay(jobs, count), layout.lay_batches(spans)
-        placed = self._processes.place((layout.batches(count), jobs, spans), "trial")
-        return self._compiled(*placed, list(states), batches, args)
+        counts, spans = layout.batches(count, first), layout.lay_batches(spans, first)
+        of_round = counts, layout.lay(at, count, first), spans
+        counts, at, spans = self._processes.place(of_round, "trial")
+        return self._compiled(counts, jobs, at, spans, list(states), batches, args)
 
-    def fetch(self, out: Any, count: int) -> Any:
+    def fetch(self, out: Any, count: int, first: int = 0) -> Any:
         """Wait for a round: what its jobs gave, each array with a leading axis over them."""
-        place = self._layout.places(count)
+        place = self._layout.places(count, first)
         flat = lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])[place]
         return jax.tree.map(lambda x: flat(self._processes.gather(x)), out)
 
@@ -167,7 +189,8 @@ class Program:
 class Layout(NamedTuple):
     """How jobs lie on the devices: (devices × capacity) rows of `batch_size` lanes.
 
-    The first batch goes to the first device, the second to the second, and so on round.
+    The first batch goes to the first device, or to that with the number `first`, the second to the
+    next, and so on round.
     """
 
     devices: int
@@ -186,35 +209,37 @@ class Layout(NamedTuple):
         """For how many jobs, in so many batches on each device."""
         return self.devices * batches * self.batch_size
 
-    def places(self, count: int) -> np.ndarray:
+    def places(self, count: int, first: int = 0) -> np.ndarray:
         """The lane of each job, among all lanes of all devices."""
         batch, lane = np.divmod(np.arange(count), self.batch_size)
-        row, device = np.divmod(batch, self.devices)
-        return (device * self.capacity + row) * self.batch_size + lane
+        return self._rows(batch, first) * self.batch_size + lane
 
-    def batches(self, count: int) -> np.ndarray:
+    def _rows(self, batch: np.ndarray, first: int) -> np.ndarray:
+        """Of each batch."""
+        row, device = np.divmod(batch, self.devices)
+        return (device + first) % self.devices * self.capacity + row
+
+    def batches(self, count: int, first: int = 0) -> np.ndarray:
         """How many batches each device runs, int32."""
         every = -(-count // self.batch_size)
         each = (every + self.devices - 1 - np.arange(self.devices)) // self.devices
-        return each.astype(np.int32)
+        return np.roll(each, first).astype(np.int32)
 
-    def lay(self, jobs: Any, count: int) -> Any:
+    def lay(self, jobs: Any, count: int, first: int = 0) -> Any:
         """Arrays of the jobs in their lanes; what is left of a batch has its last job."""
-        place, fill = self.places(count), np.zeros(self.room(self.capacity), np.intp)
+        place, fill = self.places(count, first), np.zeros(self.room(self.capacity), np.intp)
         fill[place] = np.arange(count)
         if count:
             fill[place[-1] + 1 : place[-1] + 1 + -count % self.batch_size] = count - 1
         fill = fill.reshape(-1, self.batch_size)
         return jax.tree.map(lambda x: np.asarray(x)[fill], jobs)
 
-    def lay_batches(self, spans: Any) -> Any:
+    def lay_batches(self, spans: Any, first: int = 0) -> Any:
         """Arrays of the batches in their rows."""
-        rows = self.devices * self.capacity
 
         def one(x):
-            batch = np.arange(len(x))
-            out = np.zeros(rows, x.dtype)
-            out[batch % self.devices * self.capacity + batch // self.devices] = x
+            out = np.zeros(self.devices * self.capacity, x.dtype)
+            out[self._rows(np.arange(len(x)), first)] = x
             return out
 
         return jax.tree.map(one, spans)

@@ -104,7 +104,7 @@ class SweepResult:
         self._plan, self._trials, self._train, self._kept = plan, trials, train, kept
         self._decided = decided
         self.points, self.seeds, self.mode = plan.points, plan.seeds, aim.mode
-        self.objective_name = aim.name
+        self.objective_name, self._several = aim.name, isinstance(aim.objective, tuple)
         self.point_index, self.seed_index = np.divmod(trials.number, len(plan.seeds))
         self.metrics, self.reached = trials.metrics, trials.reached
         self.rungs = plan.stages.rungs if plan.stages else ()
@@ -500,7 +500,17 @@ class SweepResult:
 
     def ranked(self) -> np.ndarray:
         """The points with a finite objective, best first, those with a failed seed last: int array
-        of places in `points`."""
+        of places in `points`.
+
+        Raises:
+          ValueError: for several objectives.
+        """
+        if self._several:
+            raise ValueError(
+                f"there are several objectives, {self.objective_name}, and so no best point: the "
+                "study's best_trials has those that no other beats in all; best(by=...) the best "
+                "by one."
+            )
         table = self.by_point()
         order = ranked(table, self.mode)
         return order[np.isfinite(table[order]).any(1)]

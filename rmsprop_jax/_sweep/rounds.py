@@ -24,27 +24,42 @@ States = list[np.ndarray]
 
 
 class Live:
-    """Some trials of a structure that run side by side, and where they stand."""
+    """Some trials of a structure that run side by side, and where each stands.
 
-    def __init__(self, trials: np.ndarray, reached: int):
-        self.trials, self.reached = trials, reached
+    Args:
+      trials: which.
+      reached: the steps that each has behind it.
+      first: the device of the first of them; the others follow in turn.
+    """
+
+    def __init__(self, trials: np.ndarray, reached: np.ndarray | int, first: int = 0):
+        self.trials, self.reached = trials, np.full(len(trials), reached)
+        self.first = first
         self.states: list[jax.Array] | None = None
         """On the devices."""
         self.host: States | None = None
         """On the host, where they wait there."""
         self.jobs: Any = None
+        """On the devices."""
+
+    @property
+    def step(self) -> int:
+        """Where all of them stand."""
+        assert (self.reached == self.reached[0]).all()
+        return int(self.reached[0])
 
 
 class Call(NamedTuple):
     """What one call of a program gave, once it is fetched."""
 
     live: Live
-    start: int
-    """The steps that the trials had behind them."""
-    stop: int
-    """And have now."""
+    start: np.ndarray
+    """For each trial the steps that it had behind it."""
+    stop: np.ndarray
+    """And has now."""
     metrics: dict[str, np.ndarray]
-    """Of `train`, or of `step`: for each an array of shape (trials, steps of the segment)."""
+    """Of `train`, or of `step`: for each an array of shape (trials, steps of the longest
+    segment)."""
     evaluations: dict[str, np.ndarray]
     """Of `evaluate`: for each an array of shape (trials,)."""
 
@@ -53,8 +68,8 @@ class Dispatched(NamedTuple):
     """A call on the devices, not waited for."""
 
     live: Live
-    start: int
-    stop: int
+    start: np.ndarray
+    stop: np.ndarray
     out: Any
     evaluations: Any
 
@@ -78,19 +93,20 @@ class Structure:
     def layout(self) -> Layout:
         return self.programs.layout
 
-    def form(self, trials: np.ndarray, reached: np.ndarray) -> Iterator[Live]:
+    def form(self, trials: np.ndarray, reached: np.ndarray, first: int = 0) -> Iterator[Live]:
         """The trials in rounds, each as long as rounds are by then; those that stand at one step
         together.
 
         Args:
           trials: of this structure.
           reached: for each the steps that it has behind it.
+          first: the device of the first of each round.
         """
         for step in np.unique(reached).tolist():
             mine, at = trials[reached == step], 0
             while at < len(mine):
                 size = self.layout.room(self._batches)
-                yield Live(mine[at : at + size], step)
+                yield Live(mine[at : at + size], step, first)
                 at += size
 
     def timed(self, seconds: float, live: Live) -> None:
@@ -106,9 +122,10 @@ class Structure:
     def run_whole(self, live: Live, numbers: dict[str, np.ndarray]) -> Dispatched:
         """Start a round of a function."""
         count = len(live.trials)
-        jobs = jobs_of(self.plan, self.group, live.trials, numbers)
-        _, out = self.programs.whole.start(jobs, count, self._args)
-        return Dispatched(live, 0, 1, out, {})
+        run = self.programs.whole
+        jobs = run.place(jobs_of(self.plan, self.group, live.trials, numbers), count, live.first)
+        _, out = run.start(jobs, count, self._args, first=live.first)
+        return Dispatched(live, live.reached, live.reached + 1, out, {})
 
     def begin(self, live: Live, numbers: dict[str, np.ndarray], states: States | None) -> None:
         """Have the states of a round on the devices: made anew, or these.
@@ -118,27 +135,33 @@ class Structure:
           numbers: of every trial of the sweep.
           states: of its trials, where they have gone some steps already.
         """
-        count = len(live.trials)
-        live.jobs = jobs_of(self.plan, self.group, live.trials, numbers)
+        count, first = len(live.trials), live.first
+        jobs = jobs_of(self.plan, self.group, live.trials, numbers)
+        live.jobs = self.programs.init.place(jobs, count, first)
         if states is None:
-            live.states, _ = self.programs.init.start(live.jobs, count, self._args)
+            live.states, _ = self.programs.init.start(live.jobs, count, self._args, first=first)
         else:
-            live.states = self._processes.place(self.layout.lay(states, count), "trial")
+            live.states = self.programs.init.place(states, count, first)
 
-    def advance(self, live: Live, stop: int, batches: Any) -> Dispatched:
-        """Start the steps of a round up to `stop`, and what `evaluate` says of it there."""
+    def advance(self, live: Live, stop: np.ndarray | int, batches: Any) -> Dispatched:
+        """Start the steps of a round up to `stop`, and what `evaluate` says of it there.
+
+        Trials may stand at different steps; those that share a batch run equally many.
+        """
         count, start = len(live.trials), live.reached
-        rows = np.full(-(-count // self.layout.batch_size), start, np.int32)
-        spans = rows, np.full_like(rows, stop - start)
+        stop = np.full(count, stop)
+        lengths = (stop - start)[:: self.layout.batch_size].astype(np.int32)
         states, live.states = live.states, None
         live.states, out = self.programs.segment.start(
-            live.jobs, count, self._args, spans=spans, states=states, batches=batches
-        )
+            live.jobs, count, self._args, at=start.astype(np.int32), spans=lengths,
+            states=states, batches=batches, first=live.first,
+        )  # fmt: skip
         live.reached, evaluations = stop, {}
         if self.programs.evaluate is not None:
             _, evaluations = self.programs.evaluate.start(
-                live.jobs, count, self._args, spans=np.full_like(rows, stop), states=live.states
-            )
+                live.jobs, count, self._args, at=stop.astype(np.int32), states=live.states,
+                first=live.first,
+            )  # fmt: skip
         return Dispatched(live, start, stop, out, evaluations)
 
     def fetch(self, started: Dispatched) -> Call:
@@ -147,17 +170,19 @@ class Structure:
         count = len(live.trials)
         of_program = self.programs.whole or self.programs.segment
         # One at a time, each then freed: together they may be large.
-        metrics = {name: of_program.fetch(out.pop(name), count) for name in list(out)}
+        fetch = lambda out, program: program.fetch(out, count, live.first)
+        metrics = {name: fetch(out.pop(name), of_program) for name in list(out)}
         if self.plan.stages:
-            metrics = {name: x[:, : stop - start] for name, x in metrics.items()}
+            longest = int((stop - start).max())
+            metrics = {name: x[:, :longest] for name, x in metrics.items()}
         if self.programs.evaluate is not None:
-            evaluations = self.programs.evaluate.fetch(evaluations, count)
+            evaluations = fetch(evaluations, self.programs.evaluate)
         return Call(live, start, stop, metrics, evaluations)
 
     def states(self, live: Live) -> States:
         """The states of a round, on the host: copies of their own."""
         assert live.states is not None
-        fetched = self.programs.segment.fetch(live.states, len(live.trials))
+        fetched = self.programs.segment.fetch(live.states, len(live.trials), live.first)
         return [np.array(x) for x in fetched]
 
 

@@ -27,6 +27,11 @@ class Distribution:
     """A step in u from a value to another near it: a factor of 1.25 where it is logarithmic."""
     is_static: bool = False
     is_numeric: bool = True
+    kind: str = ""
+    """The function that made it."""
+    arguments: tuple[Any, ...] = ()
+    """What it is made of: the least and the largest value; the values; or the distribution of
+    1 − x."""
 
     def __repr__(self) -> str:
         return f"static({self.text})" if self.is_static else self.text
@@ -43,7 +48,8 @@ def uniform(low: float, high: float) -> Distribution:
     # Not low + (high − low) u: the difference may be infinite.
     draw = lambda u: min(max(low * (1 - u) + high * u, low), last)
     unit = lambda x: (x / 2 - low / 2) / (high / 2 - low / 2)
-    return Distribution(f"uniform({low:g}, {high:g})", draw, unit)
+    text = f"uniform({low:g}, {high:g})"
+    return Distribution(text, draw, unit, kind="uniform", arguments=(low, last))
 
 
 def log_uniform(low: float, high: float) -> Distribution:
@@ -59,7 +65,8 @@ def log_uniform(low: float, high: float) -> Distribution:
     draw = lambda u: min(max(math.exp(logs[0] * (1 - u) + logs[1] * u), low), last)
     unit = lambda x: (math.log(max(x, 5e-324)) - logs[0]) / (logs[1] - logs[0])
     nudge = min(math.log(1.25) / (logs[1] - logs[0]), 0.5)
-    return Distribution(f"log_uniform({low:g}, {high:g})", draw, unit, nudge)
+    text = f"log_uniform({low:g}, {high:g})"
+    return Distribution(text, draw, unit, nudge, kind="log_uniform", arguments=(low, last))
 
 
 def one_minus(distribution: Distribution) -> Distribution:
@@ -76,16 +83,19 @@ def one_minus(distribution: Distribution) -> Distribution:
             "one_minus(log_uniform(1e-3, 1e-1))."
         )
 
-    def draw(u):
-        x = distribution.quantile(u)
-        return min(1 - x, _below(0.0, 1.0)) if x > 0 else 1 - x
-
     return dataclasses.replace(
         distribution,
         text=f"one_minus({distribution.text})",
-        quantile=draw,
+        quantile=lambda u: less_from_one(distribution.quantile(u)),
         unit=lambda x: distribution.unit(1 - x),
+        kind="one_minus",
+        arguments=(distribution,),
     )
+
+
+def less_from_one(x: float) -> float:
+    """1 − x, below 1 in float32 where x > 0."""
+    return min(1 - x, _below(0.0, 1.0)) if x > 0 else 1 - x
 
 
 def integers(low: int, high: int) -> Distribution:
@@ -98,7 +108,9 @@ def integers(low: int, high: int) -> Distribution:
     low, count = int(low), int(high) - int(low) + 1
     draw = lambda u: low + min(int(u * count), count - 1)
     unit = lambda x: (x - low + 0.5) / count
-    return Distribution(f"integers({low}, {high})", draw, unit, max(0.1, 1 / count))
+    text, nudge = f"integers({low}, {high})", max(0.1, 1 / count)
+    arguments = low, low + count - 1
+    return Distribution(text, draw, unit, nudge, kind="integers", arguments=arguments)
 
 
 def choice(values: Sequence[Any]) -> Distribution:
@@ -115,7 +127,8 @@ def choice(values: Sequence[Any]) -> Distribution:
 
     draw = lambda u: kept[int(u * len(kept))]
     is_numeric = all(map(is_number, kept))
-    return Distribution(f"choice({kept})", draw, unit, 1 / len(kept), marked, is_numeric)
+    text, nudge = f"choice({kept})", 1 / len(kept)
+    return Distribution(text, draw, unit, nudge, marked, is_numeric, "choice", tuple(kept))
 
 
 def sample(

@@ -2,19 +2,30 @@
 
 import contextlib
 import os
-import sys
 import time
-import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from rmsprop_jax._sweep.batches import Batches
+from rmsprop_jax._sweep.checks import (
+    check_args,
+    check_callback,
+    check_metrics,
+    checked_batch_size,
+    checked_devices,
+    checked_every,
+    checked_keep_states,
+    checked_steps,
+    own_settings,
+    refuse_stages,
+    say_idle_cores,
+    series,
+    warn,
+)
 from rmsprop_jax._sweep.compiling import Maker, compiled_ahead
 from rmsprop_jax._sweep.decisions import Decisions
 from rmsprop_jax._sweep.engine import (
@@ -40,7 +51,6 @@ from rmsprop_jax._sweep.states import Kept
 from rmsprop_jax._sweep.store import Store
 from rmsprop_jax._sweep.tracing import (
     Group,
-    Metrics,
     Traces,
     group_points,
     trace_train,
@@ -48,8 +58,6 @@ from rmsprop_jax._sweep.tracing import (
 )
 from rmsprop_jax._sweep.training import Training
 from rmsprop_jax._sweep.values import is_int
-
-LONG_PROGRAM = 20_000  # equations: a Python loop was unrolled, and compiles for minutes
 
 
 class SweepInterrupted(KeyboardInterrupt):
@@ -185,8 +193,14 @@ def sweep(
         seeds, objective, mode, args, batch_size, devices, path, progress, every, callback, steps,
         evaluate_every, scheduler, keep_states, batches, checkpoint_seconds,
     )  # fmt: skip
-    with _own_settings():
+    with own_settings("sweep"):
         return _sweep(train, points, options, start)
+
+
+STAGES = {
+    "steps": None, "evaluate_every": None, "scheduler": None, "batches": None, "keep_states": 1,
+}  # fmt: skip
+"""The arguments that are for a `Training`, as they are where they are not given."""
 
 
 class Options(NamedTuple):
@@ -210,36 +224,16 @@ class Options(NamedTuple):
     checkpoint_seconds: Any
 
 
-@contextlib.contextmanager
-def _own_settings() -> Iterator[None]:
-    """A mesh, `disable_jit` and a transfer guard of the caller's are for code of another kind."""
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(jax.set_mesh(jax.sharding.Mesh(np.empty((), object), ())))
-        except ValueError as error:  # JAX traces
-            raise ValueError(
-                "sweep was called inside jax.jit, grad or vmap, or inside another sweep's train: "
-                "call it outside; it compiles by itself."
-            ) from error
-        stack.enter_context(jax.disable_jit(False))
-        stack.enter_context(jax.transfer_guard("allow"))
-        yield
-
-
 def _sweep(train: Any, points: Any, asked: Options, start: float) -> SweepResult:
     if not isinstance(points, Points):
         points = Points(points)
     if not len(points):
         raise ValueError("sweep needs at least one point, got none.")
     seeds, args = checked_seeds(asked.seeds), asked.args
-    if not isinstance(args, tuple):
-        raise ValueError(f"args must be a tuple, got {type(args).__name__}: write args=(data,).")
-    batch_size = asked.batch_size
-    if batch_size != "auto":
-        batch_size = _count("batch_size", batch_size, ' or "auto"')
-    if asked.callback is not None and not callable(asked.callback):
-        raise ValueError(f"callback must be a function of a report, got {asked.callback!r}.")
-    processes = Processes(_devices(asked.devices))
+    check_args(args)
+    batch_size = checked_batch_size(asked.batch_size)
+    check_callback(asked.callback)
+    processes = Processes(checked_devices(asked.devices))
     groups = group_points(points)
     with contextlib.ExitStack() as stack:
         batches = None
@@ -256,22 +250,22 @@ def _sweep(train: Any, points: Any, asked: Options, start: float) -> SweepResult
             if batches:
                 batches.along(stages)
         else:
-            _refuse_stages(asked)
+            refuse_stages({name: getattr(asked, name) for name in STAGES}, STAGES)
             traces = [trace_train(train, group, points, args) for group in groups]
             stages = None
-        _check_metrics(groups, traces, points)
+        check_metrics(groups, traces, points)
         _check_scheduler(asked.scheduler, groups, traces)
-        metrics = [_series(one, stages) for one in traces]
-        every = _every(asked.every, metrics, asked.objective, stages)
+        metrics = [series(one, stages) for one in traces]
+        every = checked_every(asked.every, metrics, asked.objective, stages)
         fingerprint = Fingerprint(groups, traces, args, needed=asked.path is not None)
         plan = Plan(points, seeds, every, groups, metrics, fingerprint, stages)
         aim = checked(asked.objective, asked.mode, plan)
-        keep = _keep_states(asked.keep_states, plan)
-        _warn(traces, seeds)
+        keep = checked_keep_states(asked.keep_states, len(points)) if stages else 0
+        warn(traces, seeds, stacklevel=4)
         digest = lambda: _digest(plan, aim.name, aim.mode, batch_size, asked.path, keep)
         processes.refuse_different("points, seeds or options", digest)
         if asked.progress and processes.first and asked.devices is None:
-            _say_idle_cores(processes)
+            say_idle_cores(processes)
 
         store, stored = _open(processes, plan, (aim.name, aim.mode), asked.path, stack)
         ledger = Ledger(plan, aim, stored, store.write if store else None, start)
@@ -343,12 +337,7 @@ def _structures(
 
 def _stages(asked: Options, points: Points) -> tuple[int, int, tuple[int, ...]]:
     """The steps, how many lie between evaluations, and a scheduler's rungs."""
-    if asked.steps is None:
-        raise ValueError("a Training needs steps: sweep(training, points, steps=...).")
-    steps = _count("steps", asked.steps)
-    every = -(-steps // 20)
-    if asked.evaluate_every is not None:
-        every = min(_count("evaluate_every", asked.evaluate_every), steps)
+    steps, every = checked_steps(asked.steps, asked.evaluate_every, "sweep")
     seconds = asked.checkpoint_seconds
     if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not seconds >= 0:
         raise ValueError(f"checkpoint_seconds must be a number of at least 0, got {seconds!r}.")
@@ -376,41 +365,6 @@ def _name_of(scheduler: Any) -> str:
     type."""
     text = "" if scheduler is None else repr(scheduler)
     return type(scheduler).__qualname__ if " at 0x" in text else text
-
-
-def _refuse_stages(asked: Options) -> None:
-    defaults = {
-        "steps": None, "evaluate_every": None, "scheduler": None, "batches": None, "keep_states": 1,
-    }  # fmt: skip
-    if given := [name for name, default in defaults.items() if getattr(asked, name) != default]:
-        raise ValueError(
-            f"{', '.join(given)} is for a Training, whose steps sweep knows: train is a function, "
-            "which runs as a whole. Write rj.Training(init, step)."
-        )
-
-
-def _keep_states(keep: Any, plan: Plan) -> int | str:
-    if plan.stages is None:
-        return 0
-    if isinstance(keep, str) or not is_int(keep) or keep < 0:
-        if keep == "all":
-            return "all"
-        raise ValueError(f'keep_states must be 0, a whole number, or "all", got {keep!r}.')
-    if keep > len(plan.points):
-        raise ValueError(
-            f'keep_states={keep} is more than the {len(plan.points)} points: "all" keeps those.'
-        )
-    return int(keep)
-
-
-def _series(traces: Traces, stages: Stages | None) -> Metrics:
-    """What a trial gives: of a training the metrics of a step, each step, and evaluations."""
-    if stages is None:
-        return traces.metrics
-    over = lambda m, n: jax.ShapeDtypeStruct((n,), m.dtype)
-    of_steps = {name: over(m, stages.steps) for name, m in traces.metrics.items()}
-    boundaries = len(stages.boundaries)
-    return of_steps | {name: over(m, boundaries) for name, m in traces.evaluations.items()}
 
 
 def _read_after(traces: Traces) -> set[str]:
@@ -464,109 +418,3 @@ def _digest(plan: Plan, *options: Any) -> int:
     rows = [[(name, plain(x)) for name, x in point.items()] for point in plan.points]
     said = (rows, plan.seeds, plan.every, plan.metrics, list(map(str, options)))
     return zlib.crc32(repr(said).encode())
-
-
-def _devices(devices: Any) -> list[Any]:
-    if devices is None:
-        return jax.devices()
-    listed = list(devices) if isinstance(devices, Iterable) else [devices]
-    if not listed:
-        raise ValueError("devices is empty: leave it out to use all.")
-    if not all(isinstance(device, jax.Device) for device in listed):
-        raise ValueError(
-            f"devices must be JAX devices, got {devices!r}: jax.devices({devices!r})."
-            if isinstance(devices, str)
-            else f"devices must be JAX devices, got {devices!r}: some of jax.devices()."
-        )
-    if len(set(listed)) < len(listed):
-        raise ValueError(f"devices must differ from one another, got {listed}.")
-    return listed
-
-
-def _every(
-    every: Any, metrics: list[dict[str, Any]], objective: Any, stages: Stages | None
-) -> dict[str, int]:
-    """Of which metrics each so-manieth step is kept."""
-    has_steps = {
-        name: max(one[name].shape[0] for one in metrics)
-        for name, metric in metrics[0].items()
-        if metric.shape and not (stages and name in stages.evaluations)
-    }
-    if isinstance(every, Mapping):
-        if unknown := set(every) - set(has_steps):
-            raise ValueError(
-                f"every names {sorted(unknown)}, but the metrics with one value a step are "
-                f"{sorted(has_steps)}."
-            )
-        return {name: k for name, x in every.items() if (k := _count(f"every[{name!r}]", x)) > 1}
-    every = _count("every", every)
-    if every == 1 or not has_steps:
-        return {}
-    # Another 1-D metric may be no series of steps: parameters, or the evaluations beside them.
-    by_objective = has_steps.get(objective) if isinstance(objective, str) else None
-    steps = by_objective or max(has_steps.values())
-    return {name: every for name, length in has_steps.items() if length == steps}
-
-
-def _warn(traces: list[Traces], seeds: tuple[int, ...]) -> None:
-    if len(seeds) > 1 and not any(one.reads_key for one in traces):
-        warnings.warn(
-            f"train never reads its key, so its {len(seeds)} seeds are {len(seeds)} times the same "
-            "trial, with a spread of 0: use the key, or leave seeds out.",
-            stacklevel=4,
-        )
-    if (longest := max(one.equations for one in traces)) > LONG_PROGRAM:
-        warnings.warn(
-            f"train is a program of {longest:,} equations, and may compile for minutes: a Python "
-            "loop over steps or batches was unrolled. jax.lax.scan or jax.lax.fori_loop has its "
-            "body once, and a Training takes it step by step.",
-            stacklevel=4,
-        )
-
-
-def _say_idle_cores(processes: Processes) -> None:
-    mine = [d for d in processes.mesh.devices.tolist() if d.process_index == jax.process_index()]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if mine[0].platform == "cpu" and len(mine) == 1 and (cores or 1) > 1:
-        tqdm.write(
-            f"sweep: 1 CPU device on {cores} cores. To use all, before JAX is first used: "
-            f'jax.config.update("jax_num_cpu_devices", {cores})',
-            file=sys.stderr,
-        )
-
-
-def _count(name: str, value: Any, other: str = "") -> int:
-    if not is_int(value) or value < 1:
-        raise ValueError(f"{name} must be an int of at least 1{other}, got {value!r}.")
-    return int(value)
-
-
-def _check_metrics(groups: list[Group], traces: list[Traces], points: Points) -> None:
-    """All groups must return the same metrics, and read, together, every axis."""
-    first = traces[0].metrics | traces[0].evaluations
-    for group, one in zip(groups, traces, strict=True):
-        mine = one.metrics | one.evaluations
-        for name in first.keys() | mine.keys():
-            said = [
-                f"{m[name].dtype}{list(m[name].shape)}" if name in m else "no such metric"
-                for m in (first, mine)
-            ]
-            both = [m[name] for m in (first, mine) if name in m]
-            alike = len(both) == 2 and both[0].dtype == both[1].dtype
-            alike = alike and len(both[0].shape) == len(both[1].shape)
-            padded = alike and jnp.issubdtype(both[0].dtype, jnp.floating)  # with NaN
-            if said[0] != said[1] and not padded:
-                raise ValueError(
-                    f"metric {name!r} differs between structures: {said[0]} with "
-                    f"{groups[0].structure}, {said[1]} with {group.structure}. Return the same "
-                    "names, ranks and dtypes for all, and integers of the same length (floats may "
-                    "differ in length: NaN follows the last)."
-                )
-    if traces[0].state is not None and (clash := {"status", "reached"} & {*first, *points.names}):
-        raise ValueError(f"{sorted(clash)}: a training's results have columns of that name.")
-    read = set().union(*(names for one in traces for names in one.reads.values()))
-    if unread := [name for name in points.names if name not in read]:
-        raise ValueError(
-            f"train never reads the axis {', '.join(map(repr, unread))}: it would repeat the same "
-            "trials. Read it from hp, or leave it out."
-        )
