@@ -1,6 +1,6 @@
 """RMSProp you can trust, port and tune, in JAX."""
 
-from rmsprop_jax import plots, presets
+from rmsprop_jax import plots, presets, search
 from rmsprop_jax._rmsprop import ScaleByRmsState, rmsprop, scale_by_rms
 from rmsprop_jax._sweep.points import Points, grid, static
 from rmsprop_jax._sweep.results import SweepResult
@@ -40,6 +40,7 @@ __all__ = [
     "rmsprop_space",
     "sample",
     "scale_by_rms",
+    "search",
     "static",
     "sweep",
     "uniform",

@@ -157,6 +157,8 @@ def test_optimiser_and_sweep_do_not_import_each_other(module):
     ours = [name for name in imports(module) if name.startswith("rmsprop_jax")]
     if "_sweep" in module:
         assert all("_sweep" in name for name in ours)
+    elif "search" in module:
+        assert all("_sweep" in name or "_search" in name for name in ours)
     elif not module.endswith("plots"):
         assert not any("_sweep" in name or "plots" in name for name in ours)
 
@@ -176,7 +178,7 @@ def test_the_rooms_of_the_sweep_are_on_its_map_and_import_only_from_above():
 def test_heavy_packages_are_imported_only_when_used():
     code = (
         "import sys, rmsprop_jax\n"
-        "print({'matplotlib', 'pandas', 'flax', 'scipy.stats'} & set(sys.modules))"
+        "print({'matplotlib', 'pandas', 'flax', 'scipy.stats', 'optuna'} & set(sys.modules))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "set()"
@@ -192,6 +194,7 @@ TELLS = {
     "trajectories.py": "Fewest steps to .1",
     "effective_step.py": "exponent of its fall",
     "nonstationary.py": "Late error, Adagrad / RMSProp",
+    "optuna_search.py": "Best on test topics in the mean",
     "train_the_winner.py": "The first leads the second by",
 }
 

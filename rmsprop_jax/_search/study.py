@@ -1,0 +1,205 @@
+"""A study of Optuna's: what is asked of it and told, and that its database may be away."""
+
+import contextlib
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import optuna
+from optuna.exceptions import (
+    ExperimentalWarning,
+    StorageInternalError,
+    UpdateFinishedTrialError,
+)
+from optuna.trial import TrialState
+from tqdm import tqdm
+
+from rmsprop_jax._search.space import Axis
+
+T = TypeVar("T")
+
+PATIENCE = 300.0  # seconds for which a database may be away
+LONGEST_PAUSE = 5.0  # seconds between two attempts
+
+
+class LostError(Exception):
+    """The study knows this trial as finished: another worker took it for dead."""
+
+
+class Book:
+    """A study, as this worker writes to it.
+
+    Args:
+      study: Optuna's.
+      axes: what is asked of it.
+      callbacks: as `study.optimize` takes them.
+    """
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        axes: dict[str, Axis],
+        callbacks: Sequence[Callable[[optuna.Study, Any], None]],
+    ):
+        self._study, self._axes, self._callbacks = study, axes, callbacks
+        self._storage: Any = study._storage
+        # Of the storages only a database's has one.
+        interval = getattr(self._storage, "get_heartbeat_interval", lambda: None)
+        self._interval: float | None = interval()
+        self._alive: set[int] = set()
+        self._patience = PATIENCE
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[None]:
+        """While it is open, a callback may stop the study, and trials are said to be alive."""
+        loop, over = self._study._thread_local, threading.Event()
+        if loop.in_optimize_loop:
+            raise RuntimeError(
+                "search.optimize was called inside an objective or a callback of study.optimize: "
+                "call it outside."
+            )
+        thread = threading.Thread(target=self._beat, args=(over,), daemon=True)
+        loop.in_optimize_loop, self._study._stop_flag = True, False
+        if self._interval is not None:
+            thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            if self._interval is not None:
+                thread.join()
+            loop.in_optimize_loop = False
+            self._storage.remove_session()
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether a callback stopped the study."""
+        return self._study._stop_flag
+
+    # One trial.
+
+    def ask(self) -> tuple[optuna.Trial, dict[str, Any]]:
+        """A new trial, or one that waits there; and its point."""
+        if self._interval is not None:
+            self._patiently(self._fail_stale_trials)
+        trial = self._patiently(self._study.ask)
+        try:
+            self._live(trial)
+            suggest = lambda axis: self._patiently(lambda: axis.suggest(trial))
+            return trial, {name: axis.value(suggest(axis)) for name, axis in self._axes.items()}
+        except BaseException:
+            self.fail(trial)
+            raise
+
+    def report(self, trial: optuna.Trial, value: float, step: int) -> None:
+        """Report a value; `LostError` where the trial is another's."""
+        try:
+            self._patiently(lambda: trial.report(value, step))
+        except UpdateFinishedTrialError:
+            self._over(trial)
+            raise LostError from None
+
+    def prunes(self, trial: optuna.Trial) -> bool:
+        """Whether the study's pruner would have it end."""
+        return self._patiently(trial.should_prune)
+
+    def tell(
+        self,
+        trial: optuna.Trial,
+        state: TrialState,
+        values: list[float] | None = None,
+        attributes: dict[str, Any] | None = None,
+    ) -> None:
+        """Finish a trial; `LostError` where it is another's."""
+        self._over(trial)
+        try:
+            for name, value in (attributes or {}).items():
+                self._patiently(lambda name=name, value=value: trial.set_user_attr(name, value))
+            # A second attempt may find the first one written.
+            tell = lambda: self._study.tell(trial, values, state, skip_if_finished=True)
+            told = self._patiently(tell)
+        except UpdateFinishedTrialError:
+            raise LostError from None
+        if told.state != state:
+            raise LostError
+        for callback in self._callbacks:
+            callback(self._study, told)
+
+    def hurry(self) -> None:
+        """From now on a database that is away is not waited for."""
+        self._patience = 0.0
+
+    def fail(self, trial: optuna.Trial) -> None:
+        """In an emergency: an error in it is kept silent."""
+        self.hurry()
+        with contextlib.suppress(Exception):
+            self.tell(trial, TrialState.FAIL)
+
+    # Signs of life.
+
+    def _fail_stale_trials(self) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)  # as in study.optimize
+            optuna.storages.fail_stale_trials(self._study)
+
+    def _live(self, trial: optuna.Trial) -> None:
+        if self._interval is not None:
+            with self._lock:
+                self._alive.add(trial._trial_id)
+            self._patiently(lambda: self._storage.record_heartbeat(trial._trial_id))
+
+    def _over(self, trial: optuna.Trial) -> None:
+        with self._lock:
+            self._alive.discard(trial._trial_id)
+
+    def _beat(self, over: threading.Event) -> None:
+        assert self._interval is not None
+        while not over.wait(self._interval):
+            with self._lock:
+                alive = sorted(self._alive)
+            for trial in alive:
+                with contextlib.suppress(Exception):  # the database is away: once more next time
+                    self._storage.record_heartbeat(trial)
+        self._storage.remove_session()
+
+    # A database that is away.
+
+    def _patiently(self, call: Callable[[], T]) -> T:
+        """Call, and again while the database is away."""
+        start, pause = time.monotonic(), 0.1
+        while True:
+            try:
+                return call()
+            except Exception as error:
+                if not is_away(error):
+                    raise
+                if time.monotonic() - start > self._patience:
+                    error.add_note(
+                        f"The study's database did not answer for {self._patience:g} s. What is "
+                        "told there stays; trials under way count as failed once their heartbeat "
+                        "is old."
+                    )
+                    raise
+                if pause == 0.1:
+                    tqdm.write(
+                        "search: the study's database does not answer; waiting for up to "
+                        f"{self._patience:g} s ({type(error.__cause__ or error).__name__}).",
+                        file=sys.stderr,
+                    )
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether this says that a database could not be reached, or dropped the connection."""
+    cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+    try:
+        from sqlalchemy import exc
+    except ImportError:  # Optuna brings it
+        return False
+    away = isinstance(cause, exc.OperationalError | exc.InterfaceError)
+    return away or (isinstance(cause, exc.DBAPIError) and cause.connection_invalidated)
