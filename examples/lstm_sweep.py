@@ -22,11 +22,13 @@ import rmsprop_jax as rj
 EPS = 1e-6
 
 
-def trainer(model):
+def trainer(model, eps=lambda hp: EPS):
     """One training of `model`; its state is the parameters and the optimiser's state."""
 
     def optimizer(hp):
-        return rj.rmsprop(hp["learning_rate"], decay=hp["decay"], eps=EPS, centered=hp["centered"])
+        return rj.rmsprop(
+            hp["learning_rate"], decay=hp["decay"], eps=eps(hp), centered=hp["centered"]
+        )
 
     def begin(hp, key, text, validation):
         return first(model, optimizer(hp), key)

@@ -196,7 +196,7 @@ def test_an_accelerators_batch_leaves_the_sampler_something_to_learn(monkeypatch
     """Its memory alone would have all trials asked at once."""
     from rmsprop_jax._sweep import compiling
 
-    for free, at_once in ((1e12, 5), (1.0, 1)):  # 40 trials of 2 seeds, on 2 devices
+    for free, at_once in ((1e12, 10), (1.0, 2)):  # of 80: 40 trials of 2 seeds, 2 devices
         monkeypatch.setattr(compiling, "free_memory", lambda devices, free=free: free)
         seen, study = [], optuna.create_study(sampler=SAMPLERS["random"]())
         space = SPACE | {"centered": rj.choice([False])}
@@ -205,7 +205,7 @@ def test_an_accelerators_batch_leaves_the_sampler_something_to_learn(monkeypatch
             callback=lambda report, seen=seen: seen.append(len({one.number for one in report})),
         )  # fmt: skip
         assert set(seen) == {at_once}
-        assert len(seen) == 40 // at_once
+        assert len(seen) == 80 // at_once
 
 
 def value_of(hp, key):

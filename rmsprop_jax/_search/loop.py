@@ -258,14 +258,13 @@ class Search:
     def _most_jobs(self) -> int:
         """That may share a call."""
         seeds, devices = len(self._seeds), self._processes.mesh.size
-        if self._in_flight is not None:
-            trials = min(self._in_flight, self._count)
-        elif self._batch_size == "auto":
-            is_one = compiling.free_memory(self._processes.mesh.devices.tolist()) is None
-            trials = -(-devices // seeds) if is_one else -(-self._count // WAVES)
-        else:
-            trials = -(-devices * int(self._batch_size) // seeds)
-        return trials * seeds
+        batch = self._batch_size
+        if batch == "auto" and compiling.free_memory(self._processes.mesh.devices.tolist()) is None:
+            batch = 1
+        if batch != "auto" and (self._is_stepwise or self._in_flight is None):
+            return devices * int(batch)
+        trials = -(-self._count // WAVES) if self._in_flight is None else self._in_flight
+        return min(trials, self._count) * seeds
 
     # Trials.
 

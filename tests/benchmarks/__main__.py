@@ -23,6 +23,7 @@ NAMES = (
     "halving",
     "population",
     "memory",
+    "search",
 )
 
 

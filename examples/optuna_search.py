@@ -1,0 +1,228 @@
+"""An adaptive search, random search or halving? RMSProp's numbers on an LSTM, by Optuna.
+
+Optuna's TPE proposes learning rate, decay, ε and centered, and its median pruner stops trials
+between the segments of their training; they run side by side, through one compiled program for each
+value of `centered`. Beside it stand random search and successive halving, over settings drawn from
+the same space, each with as many steps in all; three runs of each, with seeds of their own. In each
+run the best is chosen on validation topics, and tested on topics that nothing was chosen by.
+
+The studies lie in a file in the output folder, to go on with or for optuna-dashboard; or in a
+database, --storage postgresql+psycopg://user@host/name, that workers on many machines share.
+With --workers 2 two processes of this machine search. What was stopped goes on when called again.
+"""
+
+import argparse
+import operator
+import subprocess
+import sys
+import warnings
+
+import jax
+import jax.numpy as jnp
+import lstm_sweep
+import numpy as np
+import optuna
+from lstm_language_model import evaluate, start
+
+import rmsprop_jax as rj
+
+SPACE = {
+    "learning_rate": rj.log_uniform(1e-4, 1e-1),
+    "decay": rj.one_minus(rj.log_uniform(1e-3, 5e-1)),
+    "eps": rj.log_uniform(1e-8, 1e-4),
+    "centered": rj.choice([False, True]),
+}
+ETA, RUNS = 3, 3
+
+
+def open_study(url, run, worker):
+    """A run's study, as each worker opens it."""
+    storage = optuna.storages.RDBStorage(
+        url,
+        heartbeat_interval=10,  # trials of a worker that died are tried again by another
+        heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
+    )
+    return optuna.create_study(
+        study_name=f"run {run}",
+        storage=storage,
+        sampler=optuna.samplers.TPESampler(
+            seed=100 * worker + run, multivariate=True, constant_liar=True
+        ),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=5),
+        load_if_exists=True,
+    )
+
+
+def steps_of(study, of_running=0):
+    """All that its trials have run; of those that still run, so many each."""
+    return sum(
+        (trial.last_step or 0) if trial.state.is_finished() else of_running
+        for trial in study.get_trials(deepcopy=False)
+    )
+
+
+def most_points(budget, steps):
+    """As many as halving can begin with: the steps of each rung, times who comes there."""
+    rungs = [0, *rj.halving(ETA).boundaries(steps), steps]
+
+    def cost(n):
+        lengths = map(operator.sub, rungs[1:], rungs)
+        return sum(-(-n // ETA**i) * length for i, length in enumerate(lengths))
+
+    return max(n for n in range(1, budget) if cost(n) <= budget)
+
+
+def main(argv=None):
+    more = [
+        ("--storage", {"metavar": "URL", "help": "a database; default: a file in the folder"}),
+        ("--workers", {"type": int, "default": 1, "help": "how many processes search"}),
+        ("--worker", {"type": int, "default": 0, "help": argparse.SUPPRESS}),
+    ]
+    args, corpus, model = start(__doc__, "optuna_search_output", argv, more)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    whole, steps = (5, 18) if args.quick else (24, 600)
+    every = -(-steps // 9)  # the rungs of halving are among these
+    budget, url = whole * steps, args.storage or f"sqlite:///{args.output / 'studies.db'}"
+    text, validation, test = map(jnp.asarray, corpus[1:])
+    training = lstm_sweep.trainer(model, lambda hp: hp["eps"])
+    options = {
+        "steps": steps,
+        "evaluate_every": every,
+        "objective": "validation",
+        "args": (text, validation),
+    }
+
+    def adaptive(run):
+        """Ask until the steps are spent: a study, of which this worker's share is run here."""
+
+        def enough(study, trial):
+            if steps_of(study, of_running=steps) >= budget:
+                study.stop()
+
+        study = open_study(url, run, args.worker)
+        if steps_of(study) < budget:
+            mine = jax.devices()[args.worker % len(jax.devices()) :: args.workers]
+            rj.search.optimize(
+                training, study, SPACE, n_trials=budget // every, seeds=[run],
+                callbacks=[enough], devices=mine, **options,
+            )  # fmt: skip
+        return study
+
+    def sweep(name, run, points, scheduler=None):
+        path = args.output / f"{name} {run}"
+        return rj.sweep(training, points, seeds=[run], scheduler=scheduler, path=path, **options)
+
+    if args.worker:
+        for run in range(RUNS):
+            adaptive(run)
+        return
+
+    print(f"{RUNS} runs of each, {budget:,} steps a run: as many as {whole} whole trainings.")
+    for run in range(RUNS):
+        open_study(url, run, 0)  # made once, for all workers
+    others = [
+        subprocess.Popen([sys.executable, __file__, *(argv or sys.argv[1:]), f"--worker={i}"])
+        for i in range(1, args.workers)
+    ]
+    studies = [adaptive(run) for run in range(RUNS)]
+    for other in others:
+        if other.wait():
+            raise SystemExit(f"a worker ended with {other.returncode}")
+    halving, count = rj.halving(ETA), most_points(budget, steps)
+    draw = lambda n, run: rj.sample(SPACE, n, seed=run, method="random")
+    results = {
+        "random": [sweep("random", run, draw(whole, run)) for run in range(RUNS)],
+        "halving": [sweep("halving", run, draw(count, run), halving) for run in range(RUNS)],
+    }
+
+    trained = jax.jit(
+        lambda numbers, centered, key: training.run(
+            numbers | {"centered": centered}, key, text, validation, steps=steps
+        )[0][0],
+        static_argnums=1,
+    )
+    score = jax.jit(evaluate, static_argnums=0)
+
+    def tested(point, run):
+        """The test loss of a setting, trained again."""
+        numbers = {name: jnp.float32(point[name]) for name in SPACE if name != "centered"}
+        params = trained(numbers, point["centered"], jax.random.key(run))
+        return float(score(model, params, test))
+
+    rows = []  # (search, run, trials, steps, validation, test)
+    for run, study in enumerate(studies):
+        point = {"decay": 1 - study.best_params["1 - decay"]} | study.best_params
+        spent = steps_of(study)
+        rows.append(("TPE", run, len(study.trials), spent, study.best_value, tested(point, run)))
+    for name, each in results.items():
+        for run, result in enumerate(each):
+            best, spent = result.best(), int(result.reached.sum())
+            found = best.objective, tested(best.point, run)
+            rows.append((name, run, len(result), spent, *found))
+    print("\nsearch    run  trials   steps  validation   test  (nats a character)")
+    for name, run, trials, spent, chosen, last in rows:
+        print(f"{name:8} {run:4} {trials:7} {spent:7,}  {chosen:10.3f}  {last:.3f}")
+    names = ("TPE", *results)
+    for part, column in (("validation", 4), ("test", 5)):
+        means = {n: np.mean([row[column] for row in rows if row[0] == n]) for n in names}
+        first, second, *_ = sorted(means, key=means.__getitem__)
+        print(
+            f"Best on {part} topics in the mean: {first}, {means[first]:.3f}, before {second}, "
+            f"{means[second]:.3f}."
+        )
+    table = ["search,run,trials,steps,validation,test", *(",".join(map(str, r)) for r in rows)]
+    (args.output / "searches.csv").write_text("\n".join(table) + "\n", encoding="utf-8")
+    pictures(args.output, studies[0], studies, results)
+    print(f"Wrote {args.output / 'searches.csv'}, and pictures beside it.")
+
+
+def pictures(folder, study, studies, results):
+    """The best so far over the steps spent; and Optuna's own of the first study."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from optuna.visualization import matplotlib as of_optuna
+
+    _, ax = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
+    ways = {"TPE": [so_far(each) for each in studies]}
+    for name, each in results.items():
+        ways[name] = [best_by_steps(result) for result in each]
+    for (name, lines), color in zip(ways.items(), ("#0072b2", "#d55e00", "#009e73"), strict=True):
+        for run, (spent, best) in enumerate(lines):
+            label, marker = None if run else name, "o" if len(spent) == 1 else ""
+            ax.step(spent, best, where="post", color=color, marker=marker, label=label)
+    lowest = min(best[-1] for lines in ways.values() for _, best in lines)
+    ax.set_ylim(lowest - 0.01, lowest + 0.3)
+    ax.set(xlabel="steps in all", ylabel="best validation loss so far, nats a character")
+    ax.legend()
+    plt.savefig(folder / "searches.png", dpi=120)
+    plt.close("all")
+    for name in ("param_importances", "slice", "intermediate_values"):
+        axes = getattr(of_optuna, f"plot_{name}")(study)
+        if name == "intermediate_values":
+            axes.get_legend().remove()  # a line for each of the trials
+        plt.gcf().set_size_inches(12 if name == "slice" else 7, 4.5)
+        plt.savefig(folder / f"{name}.png", dpi=120, bbox_inches="tight")
+        plt.close("all")
+
+
+def so_far(study):
+    """Of the trials in the order in which they ended."""
+    done = [t for t in study.trials if t.state.is_finished()]
+    done.sort(key=lambda trial: trial.datetime_complete)
+    values = [t.value if t.state == optuna.trial.TrialState.COMPLETE else np.inf for t in done]
+    return np.cumsum([t.last_step or 0 for t in done]), np.minimum.accumulate(values)
+
+
+def best_by_steps(result):
+    """Of a sweep's trials in their order; of halving, all end together."""
+    values = np.where(result.status == "finished", result.objective, np.inf)
+    if result.rungs:
+        return np.array([result.reached.sum()]), np.array([values.min()])
+    return np.cumsum(result.reached), np.minimum.accumulate(values)
+
+
+if __name__ == "__main__":
+    main()
