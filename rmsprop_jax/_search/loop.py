@@ -172,7 +172,9 @@ class Search:
         aim = self._aims[0]
         if len(self._aims) > 1:
             aim = Aim(tuple(one.objective for one in self._aims), aim.mode)  # type: ignore[arg-type]
-        self._prunes = self._is_stepwise and len(self._aims) == 1
+        self._reports = self._is_stepwise and len(self._aims) == 1
+        # One that never prunes need not be asked, which costs a database some queries.
+        self._prunes = self._reports and not isinstance(study.pruner, optuna.pruners.NopPruner)
         _refuse_pruner(study.pruner)
         keep = checked_keep_states(asked.keep_states, self._count) if stages else 0
         if len(self._aims) > 1 and keep not in (0, "all"):
@@ -390,7 +392,7 @@ class Search:
         is_whole, is_over = bool(np.isfinite(values).all()), bool(self.ledger.finished[trials[0]])
         # Where the trial is lost its numbers are kept, and the study has them from another.
         with contextlib.suppress(LostError):
-            if is_whole and self._prunes:
+            if is_whole and self._reports:
                 self.book.report(flying.trial, float(values.mean()), step)
             goes_on = is_whole and not is_over
             if goes_on and not (self._prunes and self.book.prunes(flying.trial)):

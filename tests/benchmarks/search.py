@@ -218,4 +218,4 @@ def main(quick: bool, hidden: int = 64, steps: int = 300, trials: int = 64, roun
         else:
             urls["PostgreSQL"] = stack.enter_context(postgres.running()).url
         yield from overhead(training, args, steps, trials, rounds, urls)
-    yield from beside(training, args, steps, trials // 4, rounds)
+    yield from beside(training, args, steps, trials // 2, rounds)
