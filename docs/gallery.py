@@ -21,7 +21,7 @@ DRAWN = PICTURES / "drawn.json"
 KEPT = {".png", ".gif", ".csv"}
 EXAMPLES = (
     *("trajectories", "effective_step", "nonstationary", "adam_is_momentum_plus_rmsprop"),
-    *("numerical_example", "lstm_language_model", "population"),
+    *("numerical_example", "lstm_language_model", "population", "two_byte_state"),
 )
 
 
