@@ -21,7 +21,8 @@ DRAWN = PICTURES / "drawn.json"
 KEPT = {".png", ".gif", ".csv"}
 EXAMPLES = (
     *("trajectories", "effective_step", "nonstationary", "adam_is_momentum_plus_rmsprop"),
-    *("numerical_example", "lstm_language_model", "population", "optuna_search"),
+    *("numerical_example", "lstm_language_model", "two_byte_state", "population"),
+    "optuna_search",
 )
 
 

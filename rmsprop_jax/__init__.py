@@ -2,6 +2,7 @@
 
 from rmsprop_jax import plots, presets, search
 from rmsprop_jax._rmsprop import ScaleByRmsState, rmsprop, scale_by_rms
+from rmsprop_jax._rounding import StochasticRoundingState, stochastic_rounding
 from rmsprop_jax._sweep.points import Points, grid, static
 from rmsprop_jax._sweep.results import SweepResult
 from rmsprop_jax._sweep.sampling import (
@@ -23,6 +24,7 @@ __all__ = [
     "Decision",
     "Points",
     "ScaleByRmsState",
+    "StochasticRoundingState",
     "SweepInterrupted",
     "SweepResult",
     "Training",
@@ -42,6 +44,7 @@ __all__ = [
     "scale_by_rms",
     "search",
     "static",
+    "stochastic_rounding",
     "sweep",
     "uniform",
 ]

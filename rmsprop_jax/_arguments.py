@@ -73,6 +73,49 @@ def flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
+STORAGE = ("float32", "float64", "bfloat16")
+
+
+def storage(state_dtype: Any) -> Any:
+    """The dtype that `state_dtype` names, or None."""
+    if state_dtype is None:
+        return None
+    try:
+        # A dtype class is callable, and what inject_hyperparams makes of it is an array.
+        if isinstance(state_dtype, jax.Array | np.ndarray | np.generic):
+            raise TypeError
+        dtype = jnp.dtype(state_dtype)
+    except TypeError:
+        dtype = None
+    if dtype is None or dtype.name not in STORAGE:
+        why = {
+            "float16": ": its range ends at 65,504, below the squares of gradients of 256",
+            "int8": ": eight bits have no honest bound, and exact zeros give NaN",
+            "uint8": ": eight bits have no honest bound, and exact zeros give NaN",
+        }.get(dtype.name if dtype is not None else "", "")
+        if dtype is not None and dtype.name.startswith("float8"):
+            why = ": eight bits have no honest bound"
+        raise ValueError(
+            f"state_dtype must be None, or one of {', '.join(map(repr, STORAGE))}, got "
+            f"{state_dtype!r}{why}. optax.inject_hyperparams takes a dtype such as jnp.bfloat16 "
+            "for a schedule: give it as text."
+        )
+    if dtype == np.float64 and not jax.config.read("jax_enable_x64"):
+        raise ValueError('state_dtype="float64" needs JAX\'s x64: enable jax_enable_x64.')
+    return dtype
+
+
+def whole(name: str, value: Any) -> Any:
+    """A whole number in int32, or traced (of any dtype, as inject_hyperparams has it)."""
+    if isinstance(value, Tracer | jax.Array) and np.shape(value) == ():
+        return value
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
+        raise ValueError(f"{name} must be a whole number, got {value!r}.")
+    if not -(2**31) <= value < 2**31:
+        raise ValueError(f"{name} must be a whole number of 32 bits, got {value}.")
+    return int(value)
+
+
 def check_mask(mask: Any) -> Any:
     """`mask`, or, for one bool, a function that refuses it for a tree of several parameters."""
     one = isinstance(mask, bool | np.bool_) or (
@@ -93,9 +136,20 @@ def check_mask(mask: Any) -> Any:
     return of
 
 
-def check_state(state: Any, centered: bool, bias_correction: bool) -> None:
+def check_state(state: Any, centered: bool, bias_correction: bool, state_dtype: Any = None) -> None:
     """Refuse the state of other flags, whose averages are of something else."""
+    is_short = state_dtype == jnp.bfloat16
+    for nu in jax.tree.leaves(state.nu):
+        if (nu.dtype == jnp.bfloat16) != is_short or (state_dtype and nu.dtype != state_dtype):
+            raise ValueError(
+                f"the state's nu is {nu.dtype}, and this optimiser has state_dtype="
+                f"{state_dtype and state_dtype.name!r}: call init of the optimiser that you update "
+                "with, or cast: state._replace(nu=jax.tree.map(lambda x: x.astype(dtype), "
+                "state.nu))."
+            )
     flags = {"centered": (centered, state.mu), "bias_correction": (bias_correction, state.step)}
+    if is_short:
+        del flags["bias_correction"]  # its step is kept without, too
     for name, (on, field) in flags.items():
         if on == (field is None) and jax.tree.leaves(state.nu):
             raise ValueError(

@@ -18,12 +18,13 @@ def is_none(x: Any) -> bool:
 
 
 def in_full_precision(
-    inner: optax.GradientTransformation, reads_params: bool = False
+    inner: optax.GradientTransformation, reads_params: bool = False, short_nu: bool = False
 ) -> optax.GradientTransformationExtraArgs:
     """Run `inner` in at least float32, keep its state's dtypes, cast its updates once.
 
     `inner` gets the parameters only where it `reads_params`, and of these only the leaves that have
     a gradient: the others may be `None`, functions, strings, or anything else that a model holds.
+    With `short_nu` the averages `nu` of its state are meant to be in bfloat16.
     """
     inner = optax.with_extra_args_support(inner)
 
@@ -45,7 +46,7 @@ def in_full_precision(
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{_unfit(params)} Weight decay reads it.") from error
         state = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jnp.asarray(x), state)
-        _refuse_narrow(state)
+        _refuse_narrow(state, short_nu)
         new, new_state = inner.update(wide, state, of_grads, **extra_args)
         new = map(_down, treedef.flatten_up_to(new), grads, beside)
         return treedef.unflatten(new), jax.tree.map(_keep, new_state, state)
@@ -155,12 +156,13 @@ def _unfit(tree) -> str:
     return "a leaf is no array of numbers."
 
 
-def _refuse_narrow(state) -> None:
+def _refuse_narrow(state, short_nu: bool) -> None:
     """ValueError for a state that something cast to half precision."""
     if not any(_is_half(x.dtype) for x in jax.tree.leaves(state)):
         return
     for path, x in jax.tree_util.tree_flatten_with_path(state)[0]:
-        if _is_half(x.dtype):
+        is_nu = any(getattr(key, "name", None) == "nu" for key in path)
+        if _is_half(x.dtype) and not (short_nu and is_nu and x.dtype == jnp.bfloat16):
             raise ValueError(
                 f"the state's {jax.tree_util.keystr(path)} is {x.dtype}, and was made as float32: "
                 "a checkpoint or a cast of the whole tree narrowed it, and there an average of "

@@ -26,6 +26,8 @@ def chain(
     weight_decay: ArrayLike | None = None,
     decoupled_weight_decay: bool = False,
     mask: Any = None,
+    state_dtype: Any = None,
+    seed: ArrayLike = 0,
 ) -> optax.GradientTransformation:
     """`rmsprop`, its arguments in its order, for gradients of at least float32."""
     if not callable(learning_rate):
@@ -58,6 +60,8 @@ def chain(
         centered,
         bounded=momentum is not None,
         factor=factor,
+        state_dtype=state_dtype,
+        seed=seed,
     )
     if not decoupled:
         parts = [decay_weights, scaled, *([rate, buffer] if lr_in_momentum else [buffer, rate])]

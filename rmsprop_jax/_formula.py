@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from rmsprop_jax._precision import clip, components, join
+from rmsprop_jax._two_bytes import round_to_bfloat16
 
 
 class Scalars(NamedTuple):
@@ -35,10 +36,12 @@ class Scalars(NamedTuple):
 # Jitted, so that leaves of one shape are traced once; the scalars come converted, so that no leaf
 # compiles that again.
 @functools.partial(jax.jit, static_argnums=(4, 5))
-def step_leaf(g, mu, nu, scalars: Scalars, eps_in_sqrt: bool, bounded: bool):
-    """One step of one leaf: (u, new mu, new nu), all in nu's precision.
+def step_leaf(g, mu, nu, scalars: Scalars, eps_in_sqrt: bool, bounded: bool, salt=None):
+    """One step of one leaf: (u, new mu, new nu), all in the precision of the scalars.
 
-    A complex g is a pair of real components with one |g|².
+    A complex g is a pair of real components with one |g|². A `nu` in bfloat16 is rounded by `salt`
+    without bias, and the step is taken from what is stored, read back: that is its bound, and else
+    XLA would keep both.
 
     The order of the operations decides the speed: each new state ends in a sum, and the outputs
     share nothing but arguments and one another; else XLA keeps an intermediate (2–7 × the time).
@@ -48,22 +51,25 @@ def step_leaf(g, mu, nu, scalars: Scalars, eps_in_sqrt: bool, bounded: bool):
     that number's root, where it is not.
     """
     rho, w, ratio, eps, total, s0, factor = scalars
-    dtype = nu.dtype
+    dtype, stored = eps.dtype, nu.dtype
+    nu = nu.astype(dtype)
     gs = components(g)
     limit = math.sqrt(largest_square(dtype) / len(gs))
     limit = limit if mu is None else limit / 2  # centred: |g − m|² ≤ L too
     gs = [clip(x.astype(dtype), limit) for x in gs]
 
     if mu is None:
-        nu = w * _square(gs) + rho * nu
-        v = nu if total is None else nu / total
+        nu = _store(w * _square(gs) + rho * nu, stored, salt)
+        v = nu.astype(dtype) if total is None else nu.astype(dtype) / total
     else:
         # The exponentially weighted Welford recurrence, from the new mean:
         # v = EMA(g²) − EMA(g)² in exact arithmetic, but a sum of squares.
-        ms = [m + w * (x - m) for x, m in zip(gs, components(mu), strict=True)]
+        old = [m.astype(dtype) for m in components(mu)]
+        ms = [m + w * (x - m) for x, m in zip(gs, old, strict=True)]
         nu = ratio * _square([x - m for x, m in zip(gs, ms, strict=True)]) + rho * nu
-        v = nu if s0 is None else nu + s0
-        mu = join(ms)
+        nu = _store(nu, stored, salt)
+        v = nu.astype(dtype) if s0 is None else nu.astype(dtype) + s0
+        mu = join(ms).astype(mu.dtype)
 
     # The smallest normal number gives 0/0 an answer, and the root a finite derivative, at s = 0.
     # With ε inside the root, ε is at least as much.
@@ -75,6 +81,13 @@ def step_leaf(g, mu, nu, scalars: Scalars, eps_in_sqrt: bool, bounded: bool):
     if factor is not None:
         us = [factor * u for u in us]
     return join(us), mu, nu
+
+
+def _store(nu, dtype, salt):
+    """In the dtype in which it is kept."""
+    if salt is None:
+        return nu.astype(dtype)
+    return round_to_bfloat16(nu.astype(jnp.float32), salt)
 
 
 @jax.custom_jvp

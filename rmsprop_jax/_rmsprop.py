@@ -6,9 +6,11 @@ and `chain` in `_chain.py`, which puts momentum, learning rate and weight decay 
 
 from typing import Any
 
+import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
+from rmsprop_jax._arguments import storage
 from rmsprop_jax._boundary import in_full_precision
 from rmsprop_jax._chain import chain
 from rmsprop_jax._scaling import ScaleByRmsState, scaling
@@ -24,6 +26,8 @@ def scale_by_rms(
     bias_correction: bool = False,
     *,
     centered: bool = False,
+    state_dtype: Any = None,
+    seed: ArrayLike = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """Divide each gradient by the root of a moving average of its square.
 
@@ -38,6 +42,9 @@ def scale_by_rms(
       eps_in_sqrt: √(s + ε) instead of √s + ε. Optax's default is True, ours False.
       bias_correction: divide the averages by 1 − ρᵗ, as Adam does.
       centered: subtract the square of the gradient's moving average from s (Graves, 2013).
+      state_dtype: in which s is kept: `None` (at least float32), "float32", "float64" or
+        "bfloat16", as for `rmsprop`.
+      seed: of the rounding to bfloat16, a whole number or a traced one.
 
     Returns:
       An Optax transformation whose state is a `ScaleByRmsState`. Updates have the gradients' shapes
@@ -59,9 +66,17 @@ def scale_by_rms(
       2012. Centred: Graves, [Generating Sequences With Recurrent Neural
       Networks](https://arxiv.org/abs/1308.0850), 2013, eq. 38–45.
     """
-    return in_full_precision(
-        scaling(decay, eps, initial_scale, eps_in_sqrt, bias_correction, centered)
+    parts = scaling(
+        decay,
+        eps,
+        initial_scale,
+        eps_in_sqrt,
+        bias_correction,
+        centered,
+        state_dtype=state_dtype,
+        seed=seed,
     )
+    return in_full_precision(parts, short_nu=storage(state_dtype) == jnp.bfloat16)
 
 
 def rmsprop(
@@ -79,6 +94,8 @@ def rmsprop(
     weight_decay: ArrayLike | None = None,
     decoupled_weight_decay: bool = False,
     mask: Any = None,
+    state_dtype: Any = None,
+    seed: ArrayLike = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """RMSProp: a learning rate for each parameter, from the recent size of its gradient.
 
@@ -118,6 +135,13 @@ def rmsprop(
         past the momentum buffer (AdamW's manner, Keras').
       mask: which parameters decay, as in `optax.add_decayed_weights`: a tree of bools, a prefix of
         the parameters' tree, or a function from parameters to one.
+      state_dtype: in which s is kept: `None`, at least float32; "float32" or "float64"; or
+        "bfloat16", two bytes a parameter, rounded stochastically, so that the average has no bias
+        and does not stall. Each rounding moves s by at most 2⁻⁷ of it, a step by .4%; the spread
+        that remains in s is, as a share of it, at most 2⁻⁸/√(1 − ρ²) and √(2⁻⁶/(1 + ρ)). Text or a
+        dtype. The centred mean and the momentum stay in float32.
+      seed: of that rounding, a whole number or a traced one. The same seed, step and leaf round
+        alike, on one device or on many.
 
     Every float may be a Python number or a traced scalar, so `jax.vmap` runs a grid of them.
 
@@ -159,5 +183,10 @@ def rmsprop(
         weight_decay,
         decoupled_weight_decay,
         mask,
+        state_dtype,
+        seed,
     )
-    return in_full_precision(parts, reads_params=weight_decay is not None)
+    reads = weight_decay is not None
+    return in_full_precision(
+        parts, reads_params=reads, short_nu=storage(state_dtype) == jnp.bfloat16
+    )

@@ -190,6 +190,7 @@ TELLS = {
     "lstm_sweep.py": "Test loss",
     "learned_hyperparameters.py": "learned",
     "population.py": "The schedule that it found",
+    "two_byte_state.py": "bfloat16, stochastically",
     "numerical_example.py": "units of the last place",
     "trajectories.py": "Fewest steps to .1",
     "effective_step.py": "exponent of its fall",

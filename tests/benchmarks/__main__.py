@@ -15,6 +15,7 @@ from tests.benchmarks.runner import machine
 
 NAMES = (
     "step",
+    "two_bytes",
     "sweep",
     "tiny",
     "structures",

@@ -1,0 +1,211 @@
+"""The second moment, and parameters, in two bytes: bytes, time, and where trainings end.
+
+1. One jitted, donated step of ours beside `optax.rmsprop` in float32, on one large leaf and on the
+   tree of an LSTM with an embedding, both of about as many parameters; parameters in float32 and in
+   bfloat16 (`rj.stochastic_rounding` last where they are).
+2. An LSTM and a small net of two layers, trained by our own sweep with the state, or state and
+   parameters, in two bytes, rounded to the nearest (Optax on a state cast to bfloat16) or
+   stochastically. The loss at the end, for each at the learning rate that float32 does best with.
+"""
+
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import rmsprop_jax as rj
+from tests.benchmarks.runner import header, interleaved, median, row
+from tests.benchmarks.step import stepping, train_step
+
+BF16 = jnp.bfloat16
+
+
+def up(dtype=jnp.float32):
+    """Gradients in another dtype."""
+    cast = lambda tree: jax.tree.map(lambda x: x.astype(dtype), tree)
+    return optax.stateless(lambda g, _: cast(g))
+
+
+def trees(size: int) -> dict[str, list[tuple[int, ...]]]:
+    """The shapes of about `size` parameters."""
+    hidden = max(8, int((size / 12) ** 0.5) // 8 * 8)
+    gates = [(hidden, hidden)] * 8 + [(hidden,)] * 4
+    return {
+        "one leaf": [(size,)],
+        "an LSTM's tree": [(size // 3 // hidden, hidden), *gates],
+    }
+
+
+def compiled_for(solver, shapes, dtype):
+    params = [jnp.ones(shape, dtype) for shape in shapes]
+    grads = [jnp.full(shape, 1e-2, dtype) for shape in shapes]
+    state = solver.init(params)
+    return train_step(solver).lower(params, state, grads).compile(), (params, state, grads)
+
+
+def steps(size: int, pairs: int):
+    short = rj.rmsprop(1e-3, eps_in_sqrt=True, state_dtype="bfloat16")
+    both = optax.chain(up(), short, rj.stochastic_rounding())
+    rows = {
+        "float32 parameters, float32 state": (rj.rmsprop(1e-3, eps_in_sqrt=True), jnp.float32),
+        "float32 parameters, two-byte state": (short, jnp.float32),
+        "two-byte parameters and state": (both, BF16),
+    }
+    yield (
+        f"\n## One donated step, about {size:,} parameters, against `optax.rmsprop` in float32\n\n"
+        f"Median (quartiles) of {pairs} interleaved pairs.\n"
+    )
+    yield header(
+        "tree", "", "bytes of state a parameter", "bytes accessed ÷ Optax's", "temporary bytes",
+        "time ÷ Optax's",
+    )  # fmt: skip
+    for tree, shapes in trees(size).items():
+        count = sum(map(np.prod, shapes))
+        for name, (solver, dtype) in rows.items():
+            theirs, carried = compiled_for(optax.rmsprop(1e-3), shapes, jnp.float32)
+            ours, own = compiled_for(solver, shapes, dtype)
+            state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(own[1])) / count
+            bytes_ = [step.cost_analysis()["bytes accessed"] for step in (ours, theirs)]
+            temporary = ours.memory_analysis().temp_size_in_bytes
+            sides = {"ours": stepping(ours, *own), "optax": stepping(theirs, *carried)}
+            del own, carried
+            interleaved(sides, 2)
+            seconds = interleaved(sides, pairs)
+            ratio = np.divide(seconds["ours"], seconds["optax"])
+            ratios = f"{bytes_[0] / bytes_[1]:.3f}"
+            yield row(tree, name, f"{state:.2f}", ratios, f"{temporary:,}", median(ratio))
+
+
+WAYS = ("float32", "nearest state", "stochastic state", "stochastic state and parameters")
+
+
+def solver(hp):
+    """The optimiser of a way, and the dtype of its parameters."""
+    rate, decay, way = hp["learning_rate"], hp["decay"], hp["way"]
+    if way == "nearest state":  # as Optax has it where parameters are bfloat16
+        return nearest(optax.rmsprop(rate, decay))
+    state_dtype = "bfloat16" if way.startswith("stochastic") else None
+    plain = rj.rmsprop(rate, decay, eps_in_sqrt=True, state_dtype=state_dtype)
+    return optax.chain(up(), plain, rj.stochastic_rounding()) if "parameters" in way else plain
+
+
+def nearest(inner):
+    """Its float32 state kept in bfloat16, rounded to the nearest."""
+    cast = lambda tree, dtype: jax.tree.map(
+        lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree
+    )
+
+    def update(updates, state, params=None):
+        updates, state = inner.update(updates, cast(state, jnp.float32), params)
+        return updates, cast(state, BF16)
+
+    return optax.GradientTransformation(lambda p: cast(inner.init(p), BF16), update)
+
+
+def dtype_of(hp):
+    return BF16 if "parameters" in hp["way"] else jnp.float32
+
+
+def narrow(params, hp):
+    return jax.tree.map(lambda x: x.astype(dtype_of(hp)), params)
+
+
+def wide(params):
+    return jax.tree.map(lambda x: x.astype(jnp.float32), params)
+
+
+def an_lstm(quick: bool):
+    """The example's, its test loss; computed in float32 whatever its parameters are kept in."""
+    sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
+    import lstm_language_model as example
+
+    corpus = example.load(held_out=500 if quick else 8_000)
+    model = example.CharLSTM(len(corpus.characters), 8 if quick else 32)
+
+    def init(hp, key, text, held_out):
+        params, _ = example.first(model, optax.sgd(0.1), key)
+        params = narrow(params, hp)
+        return params, solver(hp).init(params)
+
+    def step(hp, state, key, text, held_out):
+        params, opt_state = state
+        of = lambda g, _: (jax.tree.map(lambda x: x.astype(dtype_of(hp)), g), optax.EmptyState())
+        gradient = optax.GradientTransformation(lambda p: optax.EmptyState(), of)
+        grads, _, loss = example.step(model, gradient, wide(params), optax.EmptyState(), key, text)
+        grads = jax.tree.map(lambda new, old: new - old, grads, wide(params))
+        updates, opt_state = solver(hp).update(narrow(grads, hp), opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), {"loss": loss}
+
+    def evaluate(hp, state, key, text, held_out):
+        return {"end": example.evaluate(model, wide(state[0]), held_out)}
+
+    args = jnp.asarray(corpus.train), jnp.asarray(corpus.test)
+    return rj.Training(init, step, evaluate), args, [1e-3, 3e-3, 1e-2]
+
+
+def a_net(quick: bool):
+    """Two layers that learn a smooth function of 8 numbers; the mean squared error on 2,000."""
+
+    def truth(x):
+        return jnp.sin(3 * x[:, 0]) * x[:, 1] + jnp.cos(2 * x[:, 2] + x[:, 3])
+
+    def predict(params, x):
+        (a, b), (c, d) = params
+        return (jnp.tanh(x @ a + b) @ c + d)[:, 0]
+
+    def error(params, x):
+        return jnp.mean((predict(params, x) - truth(x)) ** 2)
+
+    def init(hp, key):
+        first, second = jax.random.split(key)
+        layer = lambda key, n, m: (jax.random.normal(key, (n, m)) / n**0.5, jnp.zeros(m))
+        params = narrow((layer(first, 8, 64), layer(second, 64, 1)), hp)
+        return params, solver(hp).init(params)
+
+    def step(hp, state, key):
+        params, opt_state = state
+        x = jax.random.normal(key, (64, 8))
+        loss, grads = jax.value_and_grad(error)(wide(params), x)
+        updates, opt_state = solver(hp).update(narrow(grads, hp), opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), {"loss": loss}
+
+    def evaluate(hp, state, key):
+        return {"end": error(wide(state[0]), jax.random.normal(jax.random.key(7), (2_000, 8)))}
+
+    return rj.Training(init, step, evaluate), (), [3e-4, 1e-3, 3e-3]
+
+
+def endings(quick: bool):
+    decays, seeds = ([0.9], 1) if quick else ([0.9, 0.99, 0.999], 3)
+    for title, make, count in (("the LSTM", an_lstm, 600), ("a net of two layers", a_net, 6_000)):
+        training, args, rates = make(quick)
+        points = rj.grid(way=list(WAYS), decay=decays, learning_rate=rates[:1] if quick else rates)
+        result = rj.sweep(
+            training, points, seeds=seeds, steps=6 if quick else count, objective="end", args=args,
+            progress=False, keep_states=0,
+        )  # fmt: skip
+        table = result.to_dataframe()
+        yield (
+            f"\n## Where {title} ends\n\nMean ± standard deviation of {seeds} seeds, at the "
+            "learning rate that float32 does best with.\n"
+        )
+        yield header("decay", "learning rate", *WAYS)
+        for decay in decays:
+            mine = table[table.decay == decay]
+            full = mine[mine.way == "float32"].groupby("learning_rate").objective.mean()
+            rate = full.idxmin()
+            cells = []
+            for way in WAYS:
+                found = mine[(mine.way == way) & (mine.learning_rate == rate)].objective
+                cells.append(f"{found.mean():.5f} ± {found.std(ddof=min(1, len(found) - 1)):.5f}")
+            yield row(decay, rate, *cells)
+
+
+def main(quick: bool, size: int = 1 << 25, pairs: int = 25):
+    if quick:
+        size, pairs = 1 << 12, 2
+    yield from steps(size, pairs)
+    yield from endings(quick)

@@ -1,0 +1,566 @@
+"""A second moment, and parameters, in two bytes: no bias, no stall, the same bits anywhere."""
+
+import functools
+
+import chex
+import equinox as eqx
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from flax.training.train_state import TrainState
+from hypothesis import given, settings
+from jax.sharding import NamedSharding, PartitionSpec
+
+import rmsprop_jax as rj
+from rmsprop_jax._two_bytes import NU, PARAMETERS, of_leaf, round_to_bfloat16, salt
+
+BF16 = jnp.bfloat16
+LARGEST = float(jnp.finfo(BF16).max)
+
+
+def salts(n, buffer=NU, seed=0):
+    return jnp.stack([of_leaf(salt(buffer, seed, jnp.int32(t)), 0) for t in range(1, n + 1)])
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def rounded(x, n):
+    """The same array, rounded at n steps: float32 of shape (n, ...)."""
+    return jax.vmap(lambda s: round_to_bfloat16(x, s))(salts(n)).astype(jnp.float32)
+
+
+def around(x):
+    """The largest bfloat16 of a magnitude not above, and the next."""
+    bits = np.asarray(x, np.float32).view(np.uint32)
+    low = (bits & 0xFFFF0000).view(np.float32)
+    high = ((bits & 0xFFFF0000) + (bits & 0xFFFF != 0) * np.uint32(0x10000)).view(np.float32)
+    return low, np.where(np.isinf(high), low, high)
+
+
+# One rounding.
+
+
+def test_what_bfloat16_has_stays_what_it_is():
+    """All 65,536 of them, NaN and the infinities too, whatever the bits. (XLA on a CPU takes what
+    is below the smallest normal number for 0, here as everywhere.)"""
+    every = np.arange(2**16, dtype=np.uint32)
+    x = (every << 16).view(np.float32)
+    flushed = np.where(np.abs(x) < np.finfo(np.float32).tiny, np.copysign(0, x), x)
+    for row in np.asarray(rounded(x, 20)):
+        np.testing.assert_array_equal(row, np.where(row == 0, flushed, x))
+    nan = np.array([0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001, 0xFF800001], np.uint32).view(np.float32)
+    assert np.isnan(rounded(nan, 20)).all()
+
+
+@given(st.lists(st.integers(0, 2**32 - 1), min_size=8, max_size=8), st.integers(0, 2**31 - 1))
+@settings(max_examples=200, deadline=None)
+def test_each_number_becomes_one_of_the_two_around_it(bits, step):
+    x = np.array(bits, np.uint32).view(np.float32)
+    got = np.asarray(_round(x, jnp.int32(step)).astype(jnp.float32))
+    low, high = around(x)
+    tiny = np.abs(x) < np.finfo(np.float32).tiny
+    assert ((got == low) | (got == high) | np.isnan(x) | (tiny & (got == 0))).all()
+    assert (np.signbit(got) == np.signbit(x))[~np.isnan(x)].all()
+    assert (np.isfinite(got) == np.isfinite(x)).all()
+    normal = np.isfinite(x) & (np.abs(x) >= np.finfo(np.float32).tiny) & (np.abs(x) < LARGEST)
+    assert (np.abs(got - x)[normal] <= np.abs(x)[normal] * 2**-7).all()
+
+
+_round = jax.jit(lambda x, step: round_to_bfloat16(x, salt(NU, 0, step)))
+
+
+@pytest.mark.parametrize("scale", [1e-37, 1e-30, 1.0, 3e38])
+def test_the_mean_is_the_number(scale):
+    """Within 4 standard errors, over 2,000 steps of 50 numbers of each size, and over all."""
+    x = (np.random.default_rng(0).uniform(0.5, 1, 50) * scale).astype(np.float32)
+    x = np.concatenate([x, -x])
+    got = np.asarray(rounded(x, 2_000), float)
+    low, high = (side.astype(float) for side in around(x))
+    share = (x - low) / np.where(high == low, 1, high - low)
+    error = (got - x).mean(0) / np.abs(high - low)
+    deviation = np.sqrt(share * (1 - share) / len(got)) + 1e-9
+    assert np.abs(error / deviation).max() < 4.5
+    together = np.sqrt((deviation**2).sum()) / len(x)
+    assert abs((error * np.sign(x)).mean()) < 4 * together
+
+
+def test_steps_leaves_elements_buffers_and_seeds_have_bits_of_their_own():
+    x = jnp.full((1_000,), 1.0 + 2**-9, jnp.float32)  # a quarter of the way
+    up = lambda buffer, seed, step, leaf: np.asarray(
+        round_to_bfloat16(x, of_leaf(salt(buffer, seed, jnp.int32(step)), leaf)) > 1, float
+    )
+    first = up(NU, 0, 1, 0)
+    assert 0.15 < first.mean() < 0.35
+    others = [up(NU, 0, 2, 0), up(NU, 0, 1, 1), up(NU, 1, 1, 0), up(PARAMETERS, 0, 1, 0)]
+    for other in others:
+        assert abs(np.corrcoef(first, other)[0, 1]) < 0.12
+    for lag in (1, 2, 16, 500):
+        assert abs(np.corrcoef(first[lag:], first[:-lag])[0, 1]) < 0.15
+
+
+def test_derivatives_pass_straight_through():
+    x = jnp.float32(1.2345)
+    slope = jax.grad(lambda x: 3 * round_to_bfloat16(x, jnp.uint32(7)).astype(jnp.float32))(x)
+    assert slope == 3
+
+    def last(decay):
+        solver = rj.scale_by_rms(decay, state_dtype="bfloat16", eps=1e-3)
+        g, state = jnp.array([0.3, 2.0]), solver.init(jnp.zeros(2))
+        for _ in range(3):
+            u, state = solver.update(g, state)
+        return u.sum()
+
+    with_bits = jax.grad(last)(0.9)
+    plain = jax.grad(
+        lambda decay: sum(g / (jnp.sqrt((1 - decay**3) * g**2) + 1e-3) for g in (0.3, 2.0))
+    )(0.9)
+    np.testing.assert_allclose(with_bits, plain, rtol=0.05)
+
+
+# The average.
+
+
+def averages(rho, gs, **options):
+    """ν after each step, float32."""
+    solver = rj.scale_by_rms(rho, state_dtype="bfloat16", **options)
+
+    def step(state, g):
+        u, state = solver.update(g, state)
+        return state, (state.nu.astype(jnp.float32), u)
+
+    return jax.jit(lambda gs: jax.lax.scan(step, solver.init(gs[0]), gs)[1])(gs)
+
+
+def test_the_average_has_no_bias():
+    """1e5 elements of one leaf, 20 steps: the mean over them within 4 standard errors."""
+    rng = np.random.default_rng(1)
+    gs = np.broadcast_to(rng.normal(size=(20, 1)), (20, 100_000)).astype(np.float32)
+    for rho in (0.5, 0.9, 0.99):
+        nus, _ = averages(rho, gs)
+        true = 0.0
+        for g, nu in zip(gs[:, 0].astype(float), np.asarray(nus, float), strict=True):
+            true = rho * true + (1 - rho) * g**2
+            error = nu.std() / np.sqrt(nu.size)
+            assert abs(nu.mean() - true) < 4 * error + 1e-6 * true
+
+
+@pytest.mark.parametrize("scale", [1.1, 1.9])
+@pytest.mark.parametrize("rho", [0.9, 0.99, 0.999, 0.9999])
+def test_the_spread_stays_within_its_bound(rho, scale):
+    """Over elements that share their gradients, normal ones, so that it holds the roundings only.
+    The mean over them is the exact average."""
+    n, steps = 2_000, int(6 / (1 - rho))
+    short = rj.scale_by_rms(rho, state_dtype="bfloat16", initial_scale=scale)
+    full = rj.scale_by_rms(rho, initial_scale=scale)
+
+    @jax.jit
+    def run():
+        def body(carry, t):
+            g = scale**0.5 * jax.random.normal(jax.random.fold_in(jax.random.key(0), t))
+            short_state = short.update(jnp.full(n, g), carry[0])[1]
+            full_state = full.update(g, carry[1])[1]
+            nu, true = short_state.nu.astype(jnp.float32), full_state.nu
+            return (short_state, full_state), (nu.std() / true, nu.mean() / true)
+
+        start = short.init(jnp.zeros(n)), full.init(jnp.zeros(()))
+        return jax.lax.scan(body, start, jnp.arange(steps))[1]
+
+    spreads, means = (np.asarray(x, float)[steps // 2 :] for x in run())
+    bound = min(2**-8 / np.sqrt(1 - rho**2), np.sqrt(2**-6 / (1 + rho)))
+    spread = np.sqrt((spreads**2).mean())
+    print(f"ρ = {rho}: {spread:.4f}, bound {bound:.4f}")
+    assert bound / 10 < spread <= bound
+    assert abs(means.mean() - 1) < 4 * spread / np.sqrt(n)
+
+
+@pytest.mark.parametrize("rho", [0.999, 0.9999])
+def test_where_the_nearest_stalls_this_arrives(rho):
+    """From 0 under a constant gradient, and down again after it drops."""
+    steps, n = int(6 / (1 - rho)), 500
+
+    def run(update, state, size):
+        g = jnp.full(n, size, BF16)
+        return jax.jit(lambda s: jax.lax.fori_loop(0, steps, lambda _, s: update(g, s)[1], s))(
+            state
+        )
+
+    ours = rj.scale_by_rms(rho, state_dtype="bfloat16")
+    state = run(ours.update, ours.init(jnp.zeros(n, BF16)), 1.0)
+    np.testing.assert_allclose(np.asarray(state.nu, float).mean(), 1 - rho**steps, rtol=0.02)
+    state = run(ours.update, state, 1e-2)
+    want = rho**steps + 1e-4
+    np.testing.assert_allclose(np.asarray(state.nu, float).mean(), want, rtol=0.05)
+    theirs = optax.scale_by_rms(rho)
+    stalled = run(theirs.update, theirs.init(jnp.zeros(n, BF16)), 1.0)
+    assert float(jax.tree.leaves(stalled)[0].astype(jnp.float32).max()) < 0.6
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.9, 0.999])
+@pytest.mark.parametrize("centered", [False, True])
+def test_the_step_is_bounded(rho, centered):
+    """|u| ≤ 1.004/√(1 − ρ), for every size of gradient."""
+    rng = np.random.default_rng(2)
+    sizes = 10.0 ** rng.uniform(-44, 38, (200, 300)) * rng.choice([-1, 1], (200, 300))
+    gs = sizes.astype(np.float32)
+    gs[:, :3] = [np.inf, 0.0, np.finfo(np.float32).max]
+    nus, us = averages(rho, gs, centered=centered, eps=0.0)
+    assert np.isfinite(us).all()
+    assert np.isfinite(nus).all()
+    assert (np.asarray(nus) >= 0).all()
+    if not centered:
+        assert np.abs(us).max() <= 1.004 / np.sqrt(1 - rho)
+    assert (np.asarray(us)[:, 1] == 0).all()
+
+
+def test_a_nan_stays_one_and_touches_no_other():
+    gs = np.ones((3, 4), np.float32)
+    gs[1, 2] = np.nan
+    nus, us = averages(0.9, gs)
+    assert np.isnan(nus[1:, 2]).all()
+    assert np.isfinite(np.delete(us, 2, axis=1)).all()
+
+
+@pytest.mark.parametrize("centered", [False, True])
+@pytest.mark.parametrize("bias_correction", [False, True])
+@pytest.mark.parametrize("momentum", [None, 0.9])
+def test_updates_are_those_of_float32_to_the_rounding(centered, bias_correction, momentum):
+    flags = {"centered": centered, "bias_correction": bias_correction, "momentum": momentum}
+    gs = np.random.default_rng(3).normal(size=(60, 400)).astype(np.float32) + 0.5
+
+    def travel(**options):
+        solver = rj.rmsprop(1e-2, 0.9, 1e-3, **flags, **options)
+
+        def step(carry, g):
+            params, state = carry
+            u, state = solver.update(g, state)
+            return (params + u, state), None
+
+        start = jnp.zeros(400), solver.init(jnp.zeros(400))
+        return jax.jit(lambda gs: jax.lax.scan(step, start, gs)[0])(gs)
+
+    (short, state), (full, _) = travel(state_dtype="bfloat16"), travel()
+    np.testing.assert_allclose(short, full, rtol=0, atol=0.03 * np.abs(full).max())
+    assert abs(float((short - full).mean())) < 0.002 * float(np.abs(full).mean())
+    dtypes = {x.dtype for x in jax.tree.leaves(optax.tree_utils.tree_get(state, "nu"))}
+    assert dtypes == {jnp.dtype(BF16)}
+    others = [x for x in jax.tree.leaves(state) if x.dtype not in (BF16, jnp.int32)]
+    assert all(x.dtype == jnp.float32 for x in others)
+    assert len(others) == centered + (momentum is not None)
+
+
+# The same bits, wherever it runs.
+
+
+TREE = {
+    "w": jax.ShapeDtypeStruct((16, 6), jnp.float32),
+    "half": jax.ShapeDtypeStruct((8,), BF16),
+    "scalar": jax.ShapeDtypeStruct((), jnp.float32),
+    "empty": jax.ShapeDtypeStruct((0, 3), jnp.float32),
+}
+
+
+def grads(steps, seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        name: jnp.asarray(rng.normal(size=(steps, *x.shape)), x.dtype) for name, x in TREE.items()
+    }
+
+
+def run(solver, gs, state=None):
+    state = solver.init(TREE) if state is None else state
+    return jax.lax.scan(lambda s, g: solver.update(g, s)[::-1], state, gs)
+
+
+def test_the_bits_are_the_same_jitted_scanned_resumed_and_sharded():
+    solver, gs = rj.rmsprop(1e-2, state_dtype="bfloat16"), grads(6)
+    state, us = run(solver, gs)
+    one = solver.init(TREE)
+    at = lambda tree, t: jax.tree.map(lambda x: x[t], tree)
+    for t in range(6):  # op by op
+        u, one = solver.update(at(gs, t), one)
+        chex.assert_trees_all_equal(u, at(us, t))
+    chex.assert_trees_all_equal(one, state)
+    half, _ = run(solver, jax.tree.map(lambda x: x[:3], gs))
+    stored = jax.tree.map(np.asarray, half)  # and back, as from a checkpoint
+    again, _ = run(solver, jax.tree.map(lambda x: x[3:], gs), jax.tree.map(jnp.asarray, stored))
+    chex.assert_trees_all_equal(again, state)
+
+    mesh = jax.make_mesh((2,), ("data",), devices=jax.devices()[:2])
+    split = {"w": PartitionSpec("data"), "half": PartitionSpec("data")}
+    of = lambda name: NamedSharding(mesh, split.get(name, PartitionSpec()))
+    place = lambda tree: {name: jax.device_put(x, of(name)) for name, x in tree.items()}
+    sharded = jax.tree.map(lambda x: x, solver.init(place(at(gs, 0))))
+    step = jax.jit(solver.update)
+    for t in range(6):
+        g = place(at(gs, t))
+        u, sharded = step(g, sharded)
+    chex.assert_trees_all_equal(jax.device_get(sharded), jax.device_get(state))
+    text = step.lower(g, sharded).compile().as_text()
+    assert not any(word in text for word in ("all-gather", "all-reduce", "collective-permute"))
+
+
+def test_trials_of_a_vmap_share_their_bits_unless_seeded():
+    gs = grads(5)
+
+    def nus(rate, seed):
+        state, _ = run(rj.rmsprop(rate, state_dtype="bfloat16", seed=seed), gs)
+        return optax.tree_utils.tree_get(state, "nu")["w"]
+
+    rates = jnp.array([1e-3, 1e-2])
+    same = jax.vmap(nus, (0, None))(rates, 0)
+    np.testing.assert_array_equal(same[0], same[1])
+    np.testing.assert_array_equal(same[0], nus(1.0, 0))
+    other = jax.vmap(nus, (None, 0))(1e-3, jnp.arange(3))
+    assert (other[0] == same[0]).all()
+    assert (other[1] != other[2]).any()
+    assert (other[1] != other[0]).any()
+
+
+def test_the_state_is_half_and_nothing_is_kept_beside_it():
+    n = 1 << 20
+    solver = rj.rmsprop(1e-3, state_dtype="bfloat16")
+    abstract = jax.ShapeDtypeStruct((n,), jnp.float32)
+    state = jax.eval_shape(solver.init, abstract)
+    assert sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)) == 2 * n + 4
+
+    def step(params, state, g):
+        u, state = solver.update(g, state, params)
+        return params + u, state
+
+    compiled = jax.jit(step, donate_argnums=(0, 1)).lower(abstract, state, abstract).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes <= 64
+    # θ, ν, g in, θ, ν out; and, in the compiler's own count, ν and g once more.
+    assert compiled.cost_analysis()["bytes accessed"] <= 22.001 * n + 1_000
+    params, state = jnp.zeros(n), solver.init(jnp.zeros(n))
+    for _ in range(2):  # donated buffers are used
+        params, state = jax.jit(step, donate_argnums=(0, 1))(params, state, jnp.ones(n))
+
+
+# What may be asked.
+
+
+@pytest.mark.parametrize("make", [rj.rmsprop, rj.scale_by_rms])
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ("float16", "65,504"), ("int8", "honest bound"), (jnp.uint8, "honest bound"),
+        ("float8_e4m3fn", "honest bound"), ("bf16", ""), (16, ""), (True, ""), ("int32", ""),
+        (jnp.zeros((), BF16), "give it as text"),
+    ],
+)  # fmt: skip
+def test_other_dtypes_are_refused(make, given, why):
+    with pytest.raises(ValueError, match=f"state_dtype must be None, or one of .*{why}"):
+        make(state_dtype=given)
+
+
+@pytest.mark.parametrize("given", ["bfloat16", jnp.bfloat16, np.dtype("bfloat16")])
+def test_text_and_dtypes_name_it(given):
+    state = rj.rmsprop(state_dtype=given).init(jnp.zeros(3))
+    assert optax.tree_utils.tree_get(state, "nu").dtype == BF16
+    assert int(optax.tree_utils.tree_get(state, "step")) == 0
+
+
+def test_injected_it_is_text_or_refused():
+    solver = optax.inject_hyperparams(rj.rmsprop)(learning_rate=0.1, state_dtype="bfloat16")
+    plain = rj.rmsprop(0.1, state_dtype="bfloat16")
+    params, g = jnp.zeros(50), jnp.linspace(-1.0, 2.0, 50)
+    ours, theirs = solver.init(params), plain.init(params)
+    for _ in range(3):
+        u, ours = solver.update(g, ours, params)
+        v, theirs = plain.update(g, theirs, params)
+        np.testing.assert_array_equal(u, v)
+    with pytest.raises(ValueError, match="give it as text"):
+        optax.inject_hyperparams(rj.rmsprop)(0.1, state_dtype=jnp.bfloat16).init(params)
+
+
+def test_float64_needs_x64():
+    with pytest.raises(ValueError, match="needs JAX's x64"):
+        rj.rmsprop(state_dtype="float64")
+
+
+@pytest.mark.parametrize("kept", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("given", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("centered", [False, True])
+def test_any_storage_beside_any_parameters(x64, strict, kept, given, centered):
+    """Computed in the wider of both; the mean keeps the parameters' precision."""
+    solver = rj.rmsprop(1e-2, 0.5, state_dtype=kept, centered=centered, momentum=0.9)
+    params = jnp.linspace(-1, 1, 7, dtype=given)
+    state = solver.init(params)
+    before = jax.tree.map(lambda x: (x.shape, x.dtype), state)
+    for i in range(3):
+        u, state = solver.update((params + i).astype(given), state, params)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == before
+    assert u.dtype == params.dtype
+    assert optax.tree_utils.tree_get(state, "nu").dtype == kept
+    full = rj.rmsprop(1e-2, 0.5, centered=centered, momentum=0.9)
+    other = full.init(params)
+    for i in range(3):
+        v, other = full.update((params + i).astype(given), other, params)
+    tolerance = {"float64": 1e-6, "float32": 1e-5, "bfloat16": 0.05}[kept]
+    tolerance = max(tolerance, 0.01) if given == "bfloat16" else tolerance
+    np.testing.assert_allclose(
+        np.asarray(u, float), np.asarray(v, float), rtol=tolerance, atol=tolerance * 1e-2
+    )
+
+
+def test_a_state_of_another_storage_is_refused():
+    short, full = rj.rmsprop(state_dtype="bfloat16"), rj.rmsprop()
+    params = jnp.zeros(3)
+    for made, updated in ((short, full), (full, short)):
+        with pytest.raises(ValueError, match="float32"):
+            updated.update(params, made.init(params))
+    cast = jax.tree.map(
+        lambda x: x.astype(BF16) if x.dtype == jnp.float32 else x, rj.rmsprop(
+            momentum=0.9, state_dtype="bfloat16").init(params))  # fmt: skip
+    with pytest.raises(ValueError, match="trace is bfloat16"):
+        rj.rmsprop(momentum=0.9, state_dtype="bfloat16").update(params, cast)
+
+
+def test_complex_parameters_have_a_real_average_in_two_bytes():
+    solver = rj.scale_by_rms(state_dtype="bfloat16", centered=True)
+    params = jnp.ones(4, jnp.complex64)
+    u, state = solver.update((1 + 2j) * params, solver.init(params))
+    assert (u.dtype, state.nu.dtype, state.mu.dtype) == (jnp.complex64, BF16, jnp.complex64)
+    assert np.isfinite(np.asarray(u)).all()
+
+
+# Parameters in two bytes.
+
+
+def chained(rate=1e-4, seed=0, **options):
+    up = optax.stateless(lambda g, _: jax.tree.map(lambda x: x.astype(jnp.float32), g))
+    return optax.chain(
+        up, rj.rmsprop(rate, state_dtype="bfloat16", **options), rj.stochastic_rounding(seed)
+    )
+
+
+def trained(solver, params, steps):
+    @jax.jit
+    def run(params, state):
+        def step(carry, _):
+            params, state = carry
+            g = jax.tree.map(jnp.ones_like, params)
+            u, state = solver.update(g, state, params)
+            return (optax.apply_updates(params, u), state), u
+
+        return jax.lax.scan(step, (params, state), length=steps)
+
+    return run(params, solver.init(params))
+
+
+def test_parameters_arrive_where_the_nearest_stands_still():
+    n, steps = 20_000, 400
+    params = jnp.ones(n, BF16)
+    (short, _), us = trained(chained(), params, steps)
+    (full, _), _ = trained(rj.rmsprop(1e-4), jnp.ones((), jnp.float32), steps)
+    assert (short.dtype, us.dtype) == (BF16, BF16)
+    mean = np.asarray(short, float)
+    np.testing.assert_allclose(mean.mean(), full, atol=5 * mean.std() / np.sqrt(n) + 1e-5)
+    still = optax.chain(rj.rmsprop(1e-4))
+    (stands, _), _ = trained(still, params, steps)
+    assert (np.asarray(stands, float) == 1).all()
+
+
+def test_the_update_is_the_difference_of_new_and_old():
+    rng = np.random.default_rng(5)
+    p = jnp.asarray(rng.normal(size=5_000), BF16)
+    u = jnp.asarray(rng.normal(size=5_000) * 10.0 ** rng.uniform(-6, -1, 5_000), jnp.float32)
+    solver = rj.stochastic_rounding()
+    got, state = solver.update(u, solver.init(p), p)
+    new = np.asarray(optax.apply_updates(p, got), float)
+    low, high = around(np.asarray(p, np.float32) + np.asarray(u))
+    near = np.abs(np.asarray(u, float)) < 0.4 * np.abs(np.asarray(p, float))
+    assert ((new == low) | (new == high))[near].all()
+    assert int(state.rounding_steps) == 1
+
+
+def test_other_leaves_are_left_alone():
+    params = {"wide": jnp.ones(3), "short": jnp.ones(3, BF16), "frozen": jnp.ones(2, BF16)}
+    updates = {"wide": jnp.full(3, 1e-5), "short": jnp.full(3, 1e-5), "frozen": None}
+    solver = rj.stochastic_rounding()
+    new, _ = solver.update(updates, solver.init(params), params)
+    assert new["wide"] is updates["wide"]
+    assert new["frozen"] is None
+    assert new["short"].dtype == BF16
+    with pytest.raises(ValueError, match="call update\\(updates, state, params\\)"):
+        solver.update(updates, solver.init(params))
+    with pytest.raises(ValueError, match="seed must be a whole number"):
+        rj.stochastic_rounding(0.5)
+
+
+def test_two_counters_and_one_step():
+    state = chained().init(jnp.ones(3, BF16))
+    assert int(optax.tree_utils.tree_get(state, "step")) == 0
+    assert int(optax.tree_utils.tree_get(state, "rounding_steps")) == 0
+
+
+def test_in_strict_promotion(strict):
+    trained(chained(), {"a": jnp.ones(5, BF16), "b": jnp.ones(5)}, 3)
+
+
+@pytest.mark.parametrize("wrap", ["apply_if_finite", "MultiSteps"])
+def test_inside_optaxs_wrappers(wrap):
+    """They choose between updates of one dtype, and steps of their own."""
+    params = jnp.ones(1_000, BF16)
+    if wrap == "apply_if_finite":
+        solver = optax.apply_if_finite(chained(), 3)
+    else:
+        solver = optax.MultiSteps(chained(), 2)
+    state, seen = solver.init(params), params
+    for g in (1.0, 1.0, np.nan, 1.0) if wrap == "apply_if_finite" else (1.0,) * 4:
+        u, state = jax.jit(solver.update)(jnp.full(1_000, g, BF16), state, seen)
+        assert u.dtype == BF16
+        seen = optax.apply_updates(seen, u)
+    assert (seen != 1).any()
+    assert np.isfinite(np.asarray(seen, float)).all()
+
+
+def test_in_flax_nnx_and_equinox():
+    params = {"w": jnp.ones((4, 4), BF16)}
+    state = TrainState.create(apply_fn=None, params=params, tx=chained(1e-2))
+    state = state.apply_gradients(grads={"w": jnp.ones((4, 4), BF16)})
+    assert state.params["w"].dtype == BF16
+    assert (state.params["w"] != 1).any()
+
+    model = nnx.Linear(4, 4, param_dtype=BF16, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, chained(1e-2), wrt=nnx.Param)
+    before = jnp.array(model.kernel[...])
+    optimizer.update(model, nnx.grad(lambda m: m(jnp.ones((1, 4), BF16)).sum())(model))
+    assert model.kernel[...].dtype == BF16
+    assert (model.kernel[...] != before).any()
+
+    linear = eqx.nn.Linear(4, 4, key=jax.random.key(0), dtype=BF16)
+    grads = eqx.filter_grad(lambda m: m(jnp.ones(4, BF16)).sum())(linear)
+    solver = chained(1e-2)
+    u, _ = solver.update(grads, solver.init(eqx.filter(linear, eqx.is_inexact_array)), linear)
+    moved = eqx.apply_updates(linear, u)
+    assert moved.weight.dtype == BF16
+    assert (moved.weight != linear.weight).any()
+
+
+def test_states_of_both_in_a_sweep_are_kept_and_gone_on_with(tmp_path):
+    def init(hp, key):
+        params = jax.random.normal(key, (20,)).astype(BF16)
+        return params, chained(hp["rate"]).init(params)
+
+    def step(hp, state, key):
+        params, opt_state = state
+        loss, g = jax.value_and_grad(lambda p: jnp.sum(p.astype(jnp.float32) ** 2))(params)
+        u, opt_state = chained(hp["rate"]).update(g, opt_state, params)
+        return (optax.apply_updates(params, u), opt_state), {"loss": loss}
+
+    training, points = rj.Training(init, step), rj.grid(rate=[1e-3, 1e-2])
+    options = {"progress": False, "keep_states": "all", "evaluate_every": 10}
+    rj.sweep(training, points, steps=20, path=tmp_path / "a", **options)
+    more = rj.sweep(training, points, steps=40, path=tmp_path / "a", **options)
+    whole = rj.sweep(training, points, steps=40, **options)
+    np.testing.assert_array_equal(more.metrics["loss"], whole.metrics["loss"])
+    state, _ = jax.jit(lambda rate, key: training.run({"rate": rate}, key, steps=40))(
+        jnp.float32(1e-2), jax.random.key(0)
+    )
+    chex.assert_trees_all_equal(
+        jax.tree.map(np.asarray, whole.state(points[1])), jax.tree.map(np.asarray, state)
+    )
