@@ -838,10 +838,13 @@ def kill_one(server, study, folder):
     """Four workers, of which one is killed in the middle of a round."""
     with Workers(server, folder, 4, "NopPruner") as workers:
         workers.until(lambda: all(workers.said(i, "told") for i in range(4)))
-        workers.until(lambda: workers.lines(0)[-1] == "report 10")  # of 40
-        workers.processes[0].kill()
-        workers.processes[0].wait()
-        told = {int(number) for number, _ in workers.said(0, "told")}
+        for i in range(3):
+            workers.until(lambda i=i: workers.lines(i)[-1] == "report 10")  # of 40
+            workers.processes[i].kill()
+            workers.processes[i].wait()
+            if workers.lines(i)[-1].startswith("report"):
+                break  # else it was killed between two trials: too late
+        told = {int(number) for number, _ in workers.said(i, "told")}
 
         def retried():
             trials = study.get_trials(deepcopy=False)

@@ -69,6 +69,13 @@ def test_each_number_becomes_one_of_the_two_around_it(bits, step):
     assert (np.abs(got - x)[normal] <= np.abs(x)[normal] * 2**-7).all()
 
 
+def test_the_largest_numbers_stay_finite():
+    """They lie above all that bfloat16 has, and come down to its largest."""
+    x = np.array([np.finfo(np.float32).max, LARGEST, np.nextafter(LARGEST, 1e39)], np.float32)
+    for sign in (1, -1):
+        np.testing.assert_array_equal(rounded(sign * x, 50), np.full((50, 3), sign * LARGEST))
+
+
 _round = jax.jit(lambda x, step: round_to_bfloat16(x, salt(NU, 0, step)))
 
 

@@ -132,11 +132,11 @@ def an_lstm(quick: bool):
 
     def step(hp, state, key, text, held_out):
         params, opt_state = state
-        of = lambda g, _: (jax.tree.map(lambda x: x.astype(dtype_of(hp)), g), optax.EmptyState())
-        gradient = optax.GradientTransformation(lambda p: optax.EmptyState(), of)
-        grads, _, loss = example.step(model, gradient, wide(params), optax.EmptyState(), key, text)
-        grads = jax.tree.map(lambda new, old: new - old, grads, wide(params))
-        updates, opt_state = solver(hp).update(narrow(grads, hp), opt_state, params)
+        starts = jax.random.randint(key, (example.BATCH,), 0, len(text) - example.LENGTH)
+        windows = text[starts[:, None] + jnp.arange(example.LENGTH + 1)]
+        loss_of = lambda p: example.cross_entropy(wide(p), model, windows)
+        loss, grads = jax.value_and_grad(loss_of)(params)
+        updates, opt_state = solver(hp).update(grads, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), {"loss": loss}
 
     def evaluate(hp, state, key, text, held_out):
@@ -168,8 +168,8 @@ def a_net(quick: bool):
     def step(hp, state, key):
         params, opt_state = state
         x = jax.random.normal(key, (64, 8))
-        loss, grads = jax.value_and_grad(error)(wide(params), x)
-        updates, opt_state = solver(hp).update(narrow(grads, hp), opt_state, params)
+        loss, grads = jax.value_and_grad(lambda p: error(wide(p), x))(params)
+        updates, opt_state = solver(hp).update(grads, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), {"loss": loss}
 
     def evaluate(hp, state, key):
