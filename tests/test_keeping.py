@@ -283,7 +283,7 @@ def test_a_kill_between_any_two_files_costs_a_segment_and_no_more(
         copies.append((to, set(ran)))
 
     def noted(self, live, stop, batches):
-        ran.extend((int(trial), live.reached) for trial in live.trials)
+        ran.extend(zip(live.trials.tolist(), live.reached.tolist(), strict=True))
         return advance(self, live, stop, batches)
 
     with monkeypatch.context() as patch:

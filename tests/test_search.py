@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import itertools
 import signal
 import subprocess
 import sys
@@ -130,8 +131,14 @@ def told(study):
     return [(t.params, t.state, t.values, t.intermediate_values) for t in study.trials]
 
 
-@pytest.mark.parametrize("pruner", PRUNERS)
-@pytest.mark.parametrize("sampler", SAMPLERS)
+def pairs():
+    """Each sampler with each pruner; in the plain suite each of both at least once."""
+    for sampler, pruner in itertools.product(SAMPLERS, PRUNERS):
+        often = sampler == "tpe" or pruner == "median"
+        yield pytest.param(sampler, pruner, marks=[] if often else [pytest.mark.slow])
+
+
+@pytest.mark.parametrize(("sampler", "pruner"), list(pairs()))
 def test_proposals_decisions_and_values_are_those_of_optunas_own_loop(sampler, pruner):
     studies = [
         optuna.create_study(sampler=SAMPLERS[sampler](), pruner=PRUNERS[pruner](), study_name="s")
@@ -150,8 +157,15 @@ def test_proposals_decisions_and_values_are_those_of_optunas_own_loop(sampler, p
     assert result.best().objective == studies[1].best_value
 
 
-@pytest.mark.parametrize("in_flight", [None, 1, 2, 3, 7, 40])
-@pytest.mark.parametrize("seeds", [[0], [3, 1, 2]])
+@pytest.mark.parametrize(
+    ("seeds", "in_flight"),
+    [
+        *(([0], n) for n in (None, 7)),
+        *(([3, 1, 2], n) for n in (1, 3, 40)),
+        *(pytest.param([0], n, marks=pytest.mark.slow) for n in (1, 2, 3, 40)),
+        *(pytest.param([3, 1, 2], n, marks=pytest.mark.slow) for n in (None, 2, 7)),
+    ],
+)
 def test_each_trial_is_the_training_alone_whatever_runs_beside_it(in_flight, seeds):
     pruner = optuna.pruners.PercentilePruner(40.0, n_startup_trials=2)
     study = optuna.create_study(sampler=SAMPLERS["random"](), pruner=pruner)
@@ -422,8 +436,9 @@ def test_an_interruption_tells_what_is_finished_and_fails_what_is_not(kind):
 
 def test_ctrl_c_from_the_keyboard_leaves_no_trial_running(tmp_path):
     script = f"""
-import jax, optuna
+import signal, jax, optuna
 from tests import searcher
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job may ignore it
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 study = optuna.create_study(storage="sqlite:///{tmp_path}/study.db", study_name="s")
 searcher.search(study, searcher.SLOW, callback=lambda report: print("round", flush=True))

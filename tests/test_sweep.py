@@ -180,9 +180,9 @@ def test_tiny_trials_share_rounds_and_stay_bit_for_bit(monkeypatch):
     """Rounds grow, in one program; padding, a NaN and two seeds change no trial's numbers."""
     sizes, start = [], program.Program.start
 
-    def noted(self, jobs, count, args):
+    def noted(self, jobs, count, args, **where):
         sizes.append(count)
-        return start(self, jobs, count, args)
+        return start(self, jobs, count, args, **where)
 
     monkeypatch.setattr(program.Program, "start", noted)
     traces = collections.Counter()
@@ -623,7 +623,7 @@ def test_an_array_instead_of_a_dict_is_called_so():
 
 
 def test_a_long_program_is_warned_of(monkeypatch):
-    monkeypatch.setattr("rmsprop_jax._sweep.sweep.LONG_PROGRAM", 100)
+    monkeypatch.setattr("rmsprop_jax._sweep.checks.LONG_PROGRAM", 100)
 
     def train(hp, key):
         loss = hp["x"]

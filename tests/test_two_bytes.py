@@ -23,7 +23,7 @@ LARGEST = float(jnp.finfo(BF16).max)
 
 
 def salts(n, buffer=NU, seed=0):
-    return jnp.stack([of_leaf(salt(buffer, seed, jnp.int32(t)), 0) for t in range(1, n + 1)])
+    return jax.vmap(lambda t: of_leaf(salt(buffer, seed, t), 0))(jnp.arange(1, n + 1))
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -81,10 +81,10 @@ _round = jax.jit(lambda x, step: round_to_bfloat16(x, salt(NU, 0, step)))
 
 @pytest.mark.parametrize("scale", [1e-37, 1e-30, 1.0, 3e38])
 def test_the_mean_is_the_number(scale):
-    """Within 4 standard errors, over 2,000 steps of 50 numbers of each size, and over all."""
+    """Within 4 standard errors, over 1,000 steps of 50 numbers of each size, and over all."""
     x = (np.random.default_rng(0).uniform(0.5, 1, 50) * scale).astype(np.float32)
     x = np.concatenate([x, -x])
-    got = np.asarray(rounded(x, 2_000), float)
+    got = np.asarray(rounded(x, 1_000), float)
     low, high = (side.astype(float) for side in around(x))
     share = (x - low) / np.where(high == low, 1, high - low)
     error = (got - x).mean(0) / np.abs(high - low)
@@ -155,7 +155,7 @@ def test_the_average_has_no_bias():
 
 
 @pytest.mark.parametrize("scale", [1.1, 1.9])
-@pytest.mark.parametrize("rho", [0.9, 0.99, 0.999, 0.9999])
+@pytest.mark.parametrize("rho", [0.9, 0.99, 0.999, pytest.param(0.9999, marks=pytest.mark.slow)])
 def test_the_spread_stays_within_its_bound(rho, scale):
     """Over elements that share their gradients, normal ones, so that it holds the roundings only.
     The mean over them is the exact average."""
