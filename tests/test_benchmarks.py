@@ -82,6 +82,7 @@ def test_quick_forms_of_what_trainings_cost_and_find():
         assert row in page
 
 
+@pytest.mark.slow
 def test_quick_form_of_memory():
     page = list(memory.main(True))
     rows = [line for line in page if line.startswith("|") and "×" in line]

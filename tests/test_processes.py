@@ -38,7 +38,7 @@ def words(processes):
             process.kill()
 
 
-@pytest.mark.parametrize("problem", ["tiny", "lstm"])
+@pytest.mark.parametrize("problem", ["tiny", pytest.param("lstm", marks=pytest.mark.slow)])
 def test_two_processes_give_what_one_gives(problem, tmp_path):
     first, second = words(start(problem, tmp_path))
     one = cluster.PROBLEMS[problem](None)
