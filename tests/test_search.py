@@ -66,6 +66,21 @@ def training():
     return noisy()
 
 
+@pytest.fixture
+def sqlite(tmp_path):
+    """Makes storages on one file, and closes their connections in the end."""
+    opened = []
+
+    def make():
+        opened.append(optuna.storages.RDBStorage(f"sqlite:///{tmp_path}/study.db"))
+        return opened[-1]
+
+    yield make
+    for storage in opened:
+        storage.remove_session()
+        storage.engine.dispose()
+
+
 def search(study, train=None, space=SPACE, **options):
     given = {
         "n_trials": 12, "steps": STEPS, "evaluate_every": EVERY, "objective": "validation",
@@ -434,7 +449,7 @@ def test_an_interruption_tells_what_is_finished_and_fails_what_is_not(kind):
     assert set(told) == set(result.objective[result.status == "finished"])
 
 
-def test_ctrl_c_from_the_keyboard_leaves_no_trial_running(tmp_path):
+def test_ctrl_c_from_the_keyboard_leaves_no_trial_running(sqlite, tmp_path):
     script = f"""
 import signal, jax, optuna
 from tests import searcher
@@ -451,16 +466,15 @@ searcher.search(study, searcher.SLOW, callback=lambda report: print("round", flu
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert "SweepInterrupted" in error
-    study = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path}/study.db")
+    study = optuna.load_study(study_name="s", storage=sqlite())
     states = {trial.state for trial in study.trials}
     assert states
     assert not states & {TrialState.RUNNING, TrialState.WAITING}
 
 
-def test_a_trial_that_another_worker_took_over_is_told_once(tmp_path):
-    url = f"sqlite:///{tmp_path}/study.db"
-    study = optuna.create_study(storage=url, sampler=SAMPLERS["random"]())
-    other = optuna.load_study(study_name=study.study_name, storage=url)
+def test_a_trial_that_another_worker_took_over_is_told_once(sqlite):
+    study = optuna.create_study(storage=sqlite(), sampler=SAMPLERS["random"]())
+    other = optuna.load_study(study_name=study.study_name, storage=sqlite())
 
     def take_over(report):
         for number, step in ((1, 10), (2, STEPS)):
@@ -516,6 +530,24 @@ def test_a_database_that_is_away_now_and_then_is_told_once(monkeypatch, capsys):
     assert sorted(told) == [trial.number for trial in finished]
     assert len(finished) == 12 == len(result)
     assert "does not answer" in capsys.readouterr().err
+
+
+def test_what_a_lost_connection_leaves_behind_is_waited_for_and_bad_data_is_not():
+    """As PostgreSQL's driver, SQLAlchemy and Optuna say it."""
+    from sqlalchemy import exc
+
+    lost = [
+        exc.OperationalError("SELECT 1", {}, Exception("server closed the connection")),
+        exc.InterfaceError("SELECT 1", {}, Exception("connection already closed")),
+        exc.PendingRollbackError("Can't reconnect until invalid transaction is rolled back."),
+        exc.DBAPIError("SELECT 1", {}, Exception("gone"), connection_invalidated=True),
+    ]
+    bad = [exc.DataError("INSERT", {}, Exception("value too long")), ValueError("no"), KeyError(3)]
+    for errors, is_away in ((lost, True), (bad, False)):
+        for error in errors:
+            wrapped = optuna.exceptions.StorageInternalError("An exception is raised")
+            wrapped.__cause__ = error
+            assert study_module.is_away(error) == study_module.is_away(wrapped) == is_away
 
 
 def test_a_database_that_stays_away_ends_the_search_with_what_is_finished(monkeypatch):
@@ -713,7 +745,7 @@ def test_optunas_distributions_as_ours():
             rj.search.from_optuna({"n": bad})
 
 
-def test_choices_that_a_database_cannot_hold_stand_there_under_their_labels(tmp_path):
+def test_choices_that_a_database_cannot_hold_stand_there_under_their_labels(sqlite):
     def train(hp, key):
         width, act = hp["widths"][0], hp["act"]
         return {"loss": act(hp["x"]) * width + (1.0 if hp["flag"] is True else 0.0)}
@@ -724,8 +756,7 @@ def test_choices_that_a_database_cannot_hold_stand_there_under_their_labels(tmp_
         "act": rj.choice([jnp.sin, jnp.cos]),
         "flag": rj.static(rj.choice([1, True, "1"])),
     }
-    url = f"sqlite:///{tmp_path}/study.db"
-    study = optuna.create_study(storage=url, sampler=SAMPLERS["random"]())
+    study = optuna.create_study(storage=sqlite(), sampler=SAMPLERS["random"]())
     result = rj.search.optimize(train, study, space, n_trials=16, progress=False)
     for trial, point in zip(study.trials, result.points, strict=True):
         assert trial.params["widths"] == str(point["widths"])
@@ -743,10 +774,10 @@ class Same:
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "journal"])
-def test_two_workers_share_a_file(kind, tmp_path):
+def test_two_workers_share_a_file(kind, sqlite, tmp_path):
     def storage():
         if kind == "sqlite":
-            return optuna.storages.RDBStorage(f"sqlite:///{tmp_path}/study.db")
+            return sqlite()
         backend = optuna.storages.journal.JournalFileBackend(str(tmp_path / "study.log"))
         return optuna.storages.JournalStorage(backend)
 

@@ -201,5 +201,8 @@ def is_away(error: BaseException) -> bool:
         from sqlalchemy import exc
     except ImportError:  # Optuna brings it
         return False
-    away = isinstance(cause, exc.OperationalError | exc.InterfaceError)
+    # The last says that an earlier query, whose error Optuna swallowed, has yet to be rolled back:
+    # it is now.
+    kinds = exc.OperationalError | exc.InterfaceError | exc.PendingRollbackError
+    away = isinstance(cause, kinds)
     return away or (isinstance(cause, exc.DBAPIError) and cause.connection_invalidated)
