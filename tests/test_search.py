@@ -872,6 +872,9 @@ class Workers:
             assert (str(trial.number) in told) == (
                 trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
             )
+            if len(trial.params) < len(searcher.SPACE):  # made as the server went: no one has it
+                assert not trial.intermediate_values
+                continue
             rate, memory = jnp.float32(trial.params["rate"]), trial.params["1 - decay"]
             decay, centered = jnp.float32(1 - memory), trial.params["centered"]
             keys = map(jax.random.key, searcher.SEEDS)
