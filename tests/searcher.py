@@ -48,7 +48,7 @@ def storage(url, **engine):
         url,
         engine_kwargs=engine,
         heartbeat_interval=1,
-        grace_period=4,
+        grace_period=6,
         heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
     )
 

@@ -883,6 +883,12 @@ class Workers:
                 assert value == loss[step - 1]
 
 
+def tried_again(trials):
+    """For each trial that was, the last that came of it: on a slow machine it may be taken for dead
+    more than once."""
+    return {n: t for t in trials for n in t.system_attrs.get("retry_history", [])}
+
+
 def kill_one(server, study, folder):
     """Four workers, of which one is killed in the middle of a round."""
     with Workers(server, folder, 4, "NopPruner") as workers:
@@ -898,7 +904,7 @@ def kill_one(server, study, folder):
         def retried():
             trials = study.get_trials(deepcopy=False)
             failed = [t.number for t in trials if t.state == TrialState.FAIL]
-            again = {t.system_attrs.get("failed_trial"): t for t in trials}
+            again = tried_again(trials)
             return failed and all(n in again and again[n].state.is_finished() for n in failed)
 
         workers.until(retried)
@@ -908,7 +914,7 @@ def kill_one(server, study, folder):
     failed = [t for t in trials if t.state == TrialState.FAIL]
     assert failed
     assert not {t.number for t in failed} & told
-    again = {t.system_attrs.get("failed_trial"): t for t in trials}
+    again = tried_again(trials)
     for trial in failed:
         assert again[trial.number].params == trial.params
         values = again[trial.number].intermediate_values
