@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -132,7 +133,7 @@ def optimize(
       Akiba et al., Optuna: A Next-generation Hyperparameter Optimization Framework, KDD 2019.
     """
     start = time.perf_counter()
-    loop = _needs_optuna("optimize")
+    loop = _with_optuna("optimize", "loop")
     asked = loop.Asked(
         n_trials, in_flight, seeds, objective, args, batch_size, devices, progress, every, callback,
         callbacks, steps, evaluate_every, keep_states,
@@ -158,7 +159,7 @@ def to_optuna(
       >>> rj.search.to_optuna({"decay": rj.one_minus(rj.log_uniform(0.001, 0.5))}).keys()
       dict_keys(['1 - decay'])
     """
-    return _needs_optuna("to_optuna").to_optuna(space)
+    return _with_optuna("to_optuna", "space").to_optuna(space)
 
 
 def from_optuna(distributions: Mapping[str, BaseDistribution]) -> dict[str, Distribution]:
@@ -176,16 +177,15 @@ def from_optuna(distributions: Mapping[str, BaseDistribution]) -> dict[str, Dist
       >>> rj.search.from_optuna({"x": optuna.distributions.FloatDistribution(0, 1)})
       {'x': uniform(0, 1)}
     """
-    return _needs_optuna("from_optuna").from_optuna(distributions)
+    return _with_optuna("from_optuna", "space").from_optuna(distributions)
 
 
-def _needs_optuna(name: str) -> Any:
+def _with_optuna(name: str, room: str) -> Any:
+    """The room that needs Optuna, imported where one of its functions is called."""
     try:
         import optuna  # noqa: F401 (whether it is there)
     except ImportError as error:
         raise ImportError(
             f'search.{name} needs Optuna: pip install "rmsprop_jax[search]"'
         ) from error
-    from rmsprop_jax._search import loop
-
-    return loop
+    return importlib.import_module(f"rmsprop_jax._search.{room}")

@@ -13,17 +13,11 @@ import numpy as np
 import optuna
 from optuna.trial import TrialState
 
-from rmsprop_jax._search.space import (
-    Axis,
-    axes_of,
-    examples,
-    from_optuna,
-    static_names,
-    to_optuna,
-)
+from rmsprop_jax._search.space import Axis, axes_of, examples, static_names
 from rmsprop_jax._search.study import Book, LostError
 from rmsprop_jax._sweep import compiling
 from rmsprop_jax._sweep.checks import (
+    STAGES,
     check_args,
     check_callback,
     check_metrics,
@@ -56,10 +50,7 @@ from rmsprop_jax._sweep.sweep import SweepInterrupted
 from rmsprop_jax._sweep.tracing import Group, Traces, group_points, trace_train, trace_training
 from rmsprop_jax._sweep.training import Training
 
-__all__ = ["Asked", "from_optuna", "optimize", "to_optuna"]
-
 WAVES = 8  # where an accelerator's memory alone would bound how many trials are asked at once
-STAGES = {"steps": None, "evaluate_every": None, "keep_states": 1}
 
 
 class Asked(NamedTuple):
@@ -137,18 +128,16 @@ class Search:
         if self._is_stepwise:
             steps = checked_steps(asked.steps, asked.evaluate_every, "optimize")
         else:
-            refuse_stages({name: getattr(asked, name) for name in STAGES}, STAGES)
+            refuse_stages(asked)
 
         # What can be known before anything runs: all structures, where they are few.
         self._structures: dict[Any, int] = {}
-        self._traces: list[Traces] = []
-        self._runs: list[Structure | None] = []
         self._flights: dict[int, Flight] = {}
         self._rows: list[dict[str, Any]] = []
         known, static = examples(axes), static_names(axes)
         some = known or Points.of([{n: _any(a) for n, a in axes.items()}], static)
         groups = group_points(some)
-        self._traces = [self._trace(group, some) for group in groups]
+        self._traces: list[Traces] = [self._trace(group, some) for group in groups]
         if known is not None:
             check_metrics(groups, self._traces, some)
         stages = None
@@ -163,7 +152,7 @@ class Search:
         groups = [group._replace(indices=[]) for group in groups]
         for i, group in enumerate(groups):
             self._structures[self._key(group, some)] = i
-        self._runs = [None for _ in groups]
+        self._runs: list[Structure | None] = [None for _ in groups]
         self._plan = Plan(Points.of([], ()), self._seeds, every, groups, metrics, nothing, stages)
         self._aims = [
             checked(objective, _mode(direction), self._plan)
@@ -433,9 +422,6 @@ class Search:
                 self.book.fail(flying.trial)
 
     # What is there.
-
-    def _specs(self) -> list[Any]:
-        return [one.state for one in self._traces if one.state is not None]
 
     def result(self) -> SweepResult:
         """The trials of this call, as a sweep's."""

@@ -19,6 +19,10 @@ from rmsprop_jax._sweep.tracing import Group, Metrics, Traces
 from rmsprop_jax._sweep.values import is_int
 
 LONG_PROGRAM = 20_000  # equations: a Python loop was unrolled, and compiles for minutes
+STAGES = {
+    "steps": None, "evaluate_every": None, "scheduler": None, "batches": None, "keep_states": 1,
+}  # fmt: skip
+"""The arguments that are for a `Training`, as they are where they are not given."""
 
 
 @contextlib.contextmanager
@@ -60,9 +64,10 @@ def checked_devices(devices: Any) -> list[Any]:
     return listed
 
 
-def refuse_stages(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+def refuse_stages(asked: Any) -> None:
     """ValueError where a function is given what is for a `Training`."""
-    if unlike := [name for name, value in given.items() if value != defaults[name]]:
+    given = {name: getattr(asked, name) for name in STAGES if hasattr(asked, name)}
+    if unlike := [name for name, value in given.items() if value != STAGES[name]]:
         raise ValueError(
             f"{', '.join(unlike)} is for a Training, whose steps are known: train is a function, "
             "which runs as a whole. Write rj.Training(init, step)."

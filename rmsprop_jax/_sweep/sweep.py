@@ -197,12 +197,6 @@ def sweep(
         return _sweep(train, points, options, start)
 
 
-STAGES = {
-    "steps": None, "evaluate_every": None, "scheduler": None, "batches": None, "keep_states": 1,
-}  # fmt: skip
-"""The arguments that are for a `Training`, as they are where they are not given."""
-
-
 class Options(NamedTuple):
     """The arguments of `sweep`, as they were given."""
 
@@ -250,7 +244,7 @@ def _sweep(train: Any, points: Any, asked: Options, start: float) -> SweepResult
             if batches:
                 batches.along(stages)
         else:
-            refuse_stages({name: getattr(asked, name) for name in STAGES}, STAGES)
+            refuse_stages(asked)
             traces = [trace_train(train, group, points, args) for group in groups]
             stages = None
         check_metrics(groups, traces, points)
