@@ -83,15 +83,19 @@ def optimize(
       seeds: as for `sweep`: a count n, or the seeds; every trial gets the same keys.
       objective: a metric's name, or a function of one trial's metrics; a tuple of as many for a
         study with several directions.
-      args, batch_size, every: as for `sweep`.
+      args: as for `sweep`.
+      batch_size: as for `sweep`.
       devices: by default all of this process.
       progress: draw a bar.
+      every: as for `sweep`.
       callback: as for `sweep`: `callback(report)` after each round.
       callbacks: as for `study.optimize`: each is called with the study and the frozen trial after a
         trial is told, and may call `study.stop()`: then nothing more is asked, and what is under
         way goes on to its end.
-      steps, evaluate_every, keep_states: as for `sweep`, of a `Training`. Where the study has
-        several directions, `keep_states` is 0 or "all".
+      steps: as for `sweep`, of a `Training`.
+      evaluate_every: as for `sweep`, of a `Training`.
+      keep_states: as for `sweep`, of a `Training`; where the study has several directions, 0 or
+        "all".
 
     Returns:
       A `SweepResult` with the trials that this call asked, in the order in which they were; those

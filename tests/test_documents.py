@@ -3,6 +3,7 @@
 import ast
 import doctest
 import importlib
+import inspect
 import json
 import os
 import re
@@ -141,6 +142,29 @@ def test_porting_table_has_every_preset():
 
 def test_public_names_are_there():
     assert all(hasattr(rmsprop_jax, name) for name in rmsprop_jax.__all__)
+
+
+def described_functions():
+    """Public functions, classes and methods whose docstring tells arguments, by name."""
+    rooms = (rmsprop_jax, rmsprop_jax.presets, rmsprop_jax.plots, rmsprop_jax.search)
+    names = {name: value for room in rooms for name, value in vars(room).items() if name[0] != "_"}
+    ours = [v for v in names.values() if getattr(v, "__module__", "").startswith("rmsprop_jax")]
+    methods = [m for v in ours if isinstance(v, type) for n, m in vars(v).items() if n[0] != "_"]
+    functions = [f for f in [*ours, *methods] if callable(f)]
+    return {f.__qualname__: f for f in functions if "\nArgs:" in (inspect.getdoc(f) or "")}
+
+
+DESCRIBED = described_functions()
+
+
+@pytest.mark.parametrize("function", DESCRIBED.values(), ids=DESCRIBED)
+def test_docstrings_describe_each_argument_in_the_signatures_order(function):
+    """As the API pages want it, where one heading for two arguments is set as none."""
+    section = re.search(r"^Args:\n((?:  .*\n|\n(?=  ))*)", inspect.getdoc(function) + "\n", re.M)
+    described = re.findall(r"^  [*]{0,2}(\w[^:\n]*):", section[1], re.M)
+    arguments = inspect.signature(function).parameters.values()
+    by_place = inspect.Parameter.POSITIONAL_ONLY
+    assert described == [a.name for a in arguments if a.kind != by_place and a.name != "self"]
 
 
 def imports(module):

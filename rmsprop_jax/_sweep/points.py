@@ -211,6 +211,7 @@ def grid(*values: Any, **axes: Any) -> Points:
     """Every combination of the axes' values, the last axis fastest.
 
     Args:
+      *values: refused, with what to write: an axis needs its name.
       **axes: for each hyperparameter a list, tuple, range, 1-D NumPy or JAX array, or
         `static([...])` around one. An axis with any float is traced as float32 (float64 under x64),
         one of ints as int32. Bools, strings, `None` and other objects are structure.
