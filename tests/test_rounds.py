@@ -10,7 +10,7 @@ import pytest
 import rmsprop_jax as rj
 from rmsprop_jax._sweep import compiling, engine, program, rounds
 from rmsprop_jax._sweep.plan import Stages
-from rmsprop_jax._sweep.processes import Processes
+from rmsprop_jax._sweep.processes import Processes, free_memory
 from tests.test_sweep import POINTS, alone, compiles, make_train
 
 
@@ -251,7 +251,7 @@ def test_auto_takes_the_largest_batch_that_fits_an_accelerator(free, memory, com
     log = []
     device = Device("gpu", free)
     make = lambda size: Sized(log, memory, size)
-    taken = compiling.largest(make, 100, compiling.free_memory([device]))
+    taken = compiling.largest(make, 100, free_memory([device]))
     assert log == [f"compile {size}" for size in compiled]
     assert taken.size == compiled[-1]
 
@@ -266,7 +266,7 @@ def test_of_a_training_every_piece_must_fit():
 
 
 def test_auto_is_1_on_a_cpu(programs):
-    assert compiling.free_memory(jax.devices()) is None
+    assert free_memory(jax.devices()) is None
     rj.sweep(make_train(), POINTS, progress=False)
     tiny()
     assert {one.layout.batch_size for one in programs} == {1}
@@ -330,7 +330,7 @@ def test_jobs_lie_where_they_are_fetched(count, batch_size):
 
 def test_the_memory_of_a_real_program_grows_with_its_batch(monkeypatch, programs):
     """`auto` on real programs: a device that pretends to have a certain amount of memory."""
-    monkeypatch.setattr(compiling, "free_memory", lambda devices: 20_000)
+    monkeypatch.setattr("rmsprop_jax._sweep.processes.free_memory", lambda devices: 20_000)
     monkeypatch.setattr(program, "BUFFER_BYTES", 1)  # so that each round is one batch
     points = rj.grid(learning_rate=np.linspace(0.01, 0.1, 64), decay=[0.9], centered=[False])
     result = rj.sweep(make_train(steps=100), points, progress=False)

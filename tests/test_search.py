@@ -223,10 +223,9 @@ def test_batches_hold_trials_at_different_steps(batch_size):
 
 def test_an_accelerators_batch_leaves_the_sampler_something_to_learn(monkeypatch):
     """Its memory alone would have all trials asked at once."""
-    from rmsprop_jax._sweep import compiling
-
     for free, at_once in ((1e12, 10), (1.0, 2)):  # of 80: 40 trials of 2 seeds, 2 devices
-        monkeypatch.setattr(compiling, "free_memory", lambda devices, free=free: free)
+        known = lambda devices, free=free: free
+        monkeypatch.setattr("rmsprop_jax._sweep.processes.free_memory", known)
         seen, study = [], optuna.create_study(sampler=SAMPLERS["random"]())
         space = SPACE | {"centered": rj.choice([False])}
         search(

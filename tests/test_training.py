@@ -119,7 +119,7 @@ def test_a_batch_gives_the_same_within_rounding_and_repeats_itself(batch_size):
 
 
 def test_on_a_device_with_little_memory_the_batch_fits(monkeypatch):
-    monkeypatch.setattr(compiling, "free_memory", lambda devices: 20_000)
+    monkeypatch.setattr("rmsprop_jax._sweep.processes.free_memory", lambda devices: 20_000)
     monkeypatch.setattr("rmsprop_jax._sweep.program.BUFFER_BYTES", 1)
     made, init = [], compiling.Programs.__new__
 

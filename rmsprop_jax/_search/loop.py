@@ -250,7 +250,7 @@ class Search:
         """That may share a call."""
         seeds, devices = len(self._seeds), self._processes.mesh.size
         batch = self._batch_size
-        if batch == "auto" and compiling.free_memory(self._processes.mesh.devices.tolist()) is None:
+        if batch == "auto" and self._processes.free_memory() is None:
             batch = 1
         if batch != "auto" and (self._is_stepwise or self._in_flight is None):
             return devices * int(batch)

@@ -14,6 +14,7 @@ The rooms, from what is asked to what is found; each imports only from those abo
     schedulers · decisions      which trials go on; asked once, checked, written, replayed
     program · pieces            a compiled program that runs rounds of jobs; what a job runs
     compiling · batches         programs ahead of their turn; the steps' data, read ahead
+    ahead                       the programs for devices that need not be there
     rounds                      jobs a round at a time: begun, gone on with, fetched
     flight                      rounds that trials leave and enter, for a search
     store · results             the folder; what was found

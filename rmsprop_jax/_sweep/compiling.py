@@ -11,9 +11,7 @@ import jax
 from rmsprop_jax._sweep.pieces import Pieces
 from rmsprop_jax._sweep.plan import Plan
 from rmsprop_jax._sweep.processes import Processes
-from rmsprop_jax._sweep.program import Layout, Program
-
-MEMORY_SHARE = 0.9  # of a device's free memory: allocators lose some of it in gaps
+from rmsprop_jax._sweep.program import Layout, Piece, Program
 
 
 class Programs(NamedTuple):
@@ -62,29 +60,31 @@ class Maker:
     ):
         self._pieces, self._plan, self._args = pieces, plan, args
         self._processes, self._jobs = processes, jobs
-        devices = processes.mesh.devices.tolist()
-        memory = free_memory(devices) if batch_size == "auto" else None
-        self.most = -(-jobs // len(devices))
-        self.memory = None if memory is None else processes.smallest(memory)
-        if memory is not None:
+        self.most = -(-jobs // processes.mesh.size)
+        self.memory = processes.free_memory() if batch_size == "auto" else None
+        if self.memory is not None:
             self.size = self.most
         else:
             self.size = 1 if batch_size == "auto" else min(int(batch_size), self.most)
 
+    def layout(self, size: int) -> Layout:
+        """For so many jobs in a batch."""
+        return Layout.fit(self._processes.mesh.size, size, self._pieces.bytes, self._jobs)
+
+    def pieces(self) -> dict[str, Piece]:
+        """What each of the programs runs, by its name among them."""
+        pieces, stages = self._pieces, self._plan.stages
+        if stages is None:
+            return {"whole": pieces.whole()}
+        evaluate = pieces.evaluate()
+        some = {} if evaluate is None else {"evaluate": evaluate}
+        return {"init": pieces.init(), "segment": pieces.segment(stages.longest)} | some
+
     def make(self, size: int) -> Programs:
         """The programs for so many jobs in a batch, lowered."""
-        layout = Layout.fit(self._processes.mesh.size, size, self._pieces.bytes, self._jobs)
+        layout = self.layout(size)
         program = lambda piece: Program(piece, self._args, layout, self._processes)
-        stages = self._plan.stages
-        if stages is None:
-            return Programs(layout, whole=program(self._pieces.whole()))
-        evaluate = self._pieces.evaluate()
-        return Programs(
-            layout,
-            init=program(self._pieces.init()),
-            segment=program(self._pieces.segment(stages.longest)),
-            evaluate=None if evaluate is None else program(evaluate),
-        )
+        return Programs(layout, **{name: program(piece) for name, piece in self.pieces().items()})
 
     def finish(self, programs: Programs) -> Programs:
         """These compiled, or those of the largest batch that fits the memory."""
@@ -137,12 +137,3 @@ def largest(make: Callable[[int], Any], most: int, memory: float, first: Any | N
         size = max(1, min(size - 1, int(size * fits)))
         size = -(-most // -(-most // size))  # no more than needed, so that the last round is full
         programs = None
-
-
-def free_memory(devices: Sequence[Any]) -> float | None:
-    """Bytes to be used on the fullest device; None where it is not known, as on a CPU."""
-    mine = [device for device in devices if device.process_index == jax.process_index()]
-    stats = [device.memory_stats() for device in mine]
-    if not all(stats):
-        return None
-    return MEMORY_SHARE * min(s["bytes_limit"] - s["bytes_in_use"] for s in stats)

@@ -12,6 +12,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 T = TypeVar("T")
 
+MEMORY_SHARE = 0.9  # of a device's free memory: allocators lose some of it in gaps
+
 
 class Processes:
     """The processes whose devices these are: this one alone, or all of a JAX cluster.
@@ -55,11 +57,12 @@ class Processes:
         """What the first process has, as it comes back from JSON."""
         return json.loads(self.tell(json.dumps(value) if self.first else ""))
 
-    def smallest(self, number: float) -> float:
-        """The smallest that any process has."""
-        if self.count == 1:
-            return number
-        return float(np.min(multihost_utils.process_allgather(np.float32(number))))
+    def free_memory(self) -> float | None:
+        """Bytes to be used on the fullest device; None where it is not known, as on a CPU."""
+        memory = free_memory(self.mesh.devices.tolist())
+        if self.count == 1 or memory is None:
+            return memory
+        return float(np.min(multihost_utils.process_allgather(np.float32(memory))))
 
     def on_first(self, call: Callable[[], T]) -> T | None:
         """Call on the first process only; where that raises, every process does."""
@@ -124,3 +127,37 @@ class Processes:
         if self.count == 1:
             return np.asarray(x)
         return multihost_utils.process_allgather(x, tiled=True)
+
+
+class Described(Processes):
+    """Devices that are described rather than there: programs are made and compiled for them, and
+    run nowhere.
+
+    Args:
+      devices: of `jax.experimental.topologies.get_topology_desc`, say.
+      memory: free bytes on each; None where they are not known.
+    """
+
+    def __init__(self, devices: Sequence[Any], memory: float | None = None):
+        self.count, self.first = 1, True
+        self.mesh = Mesh(np.asarray(devices), ("trial",))
+        self._memory = memory
+
+    def free_memory(self) -> float | None:
+        """Bytes to be used on each device."""
+        return None if self._memory is None else MEMORY_SHARE * self._memory
+
+    def place(self, tree: Any, *axes: str) -> Any:
+        """The arrays as abstract ones that lie there as `Processes.place` would lay them."""
+        sharding = NamedSharding(self.mesh, PartitionSpec(*axes))
+        lay = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+        return jax.tree.map(lay, jax.eval_shape(lambda: jax.tree.map(jnp.asarray, tree)))
+
+
+def free_memory(devices: Sequence[Any]) -> float | None:
+    """Bytes to be used on the fullest of this process' devices; None where it is not known."""
+    mine = [device for device in devices if device.process_index == jax.process_index()]
+    stats = [device.memory_stats() for device in mine]
+    if not all(stats):
+        return None
+    return MEMORY_SHARE * min(s["bytes_limit"] - s["bytes_in_use"] for s in stats)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rmsprop_jax._sweep.deadlock import refuse_deadlock
 from rmsprop_jax._sweep.fingerprint import hash_of_arrays
@@ -62,60 +62,8 @@ class Program:
 
     def __init__(self, piece: Piece, args: Any, layout: "Layout", processes: Processes):
         self._layout, self._processes = layout, processes
-        size, capacity = layout.batch_size, layout.capacity
-
-        def one_batch(job, at, span, state, batches, args):
-            if size == 1:
-                only = lambda tree: jax.tree.map(lambda x: x[0], tree)
-                out = piece.call(only(job), only(at), span, only(state), batches, args)
-                return jax.tree.map(lambda x: x[None], out)
-            axes = (0, 0, None, 0, None, None)
-            return jax.vmap(piece.call, axes)(job, at, span, state, batches, args)
-
-        job, stand, state = (stacked(x, size) for x in (piece.job, piece.at, list(piece.state)))
-        made, out = jax.eval_shape(one_batch, job, stand, piece.span, state, piece.batches, args)
-        goes_on = bool(made) and bool(piece.state)
-
-        @functools.partial(
-            jax.shard_map,
-            mesh=processes.mesh,
-            in_specs=(SPLIT, SPLIT, SPLIT, SPLIT, SPLIT, WHOLE, WHOLE),
-            out_specs=SPLIT,
-            check_vma=False,
-        )
-        def one_round(count, jobs, stands, spans, states, batches, args):
-            at = lambda tree, i: jax.tree.map(
-                lambda x: jax.lax.dynamic_index_in_dim(x, i, 0, False), tree
-            )
-
-            def body(i, done):
-                state = at(done[0] if goes_on else states, i)
-                job, stand, span = at((jobs, stands, spans), i)
-                new = one_batch(job, stand, span, state, batches, args)
-                put = lambda x, y: jax.lax.dynamic_update_index_in_dim(x, y, i, 0)
-                return jax.tree.map(put, done, new)
-
-            empty = lambda tree: jax.tree.map(
-                lambda x: jnp.zeros((capacity, *x.shape), x.dtype), tree
-            )
-            start = states if goes_on else empty(made), empty(out)
-            return jax.lax.fori_loop(0, count[0], body, start)
-
-        split, whole = (NamedSharding(processes.mesh, spec) for spec in (SPLIT, WHOLE))
-        on = lambda tree, sharding: jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
-        )
-        rows = layout.devices * capacity
-        inputs = (
-            on(jax.ShapeDtypeStruct((layout.devices,), np.int32), split),
-            on(stacked(piece.job, rows, size), split),
-            on(stacked(piece.at, rows, size), split),
-            on(stacked(piece.span, rows), split),
-            on(stacked(list(piece.state), rows, size), split),
-            on(piece.batches, whole),
-        )
-        jitted = jax.jit(one_round, out_shardings=split, donate_argnums=(4,) if goes_on else ())
-        traced = jitted.trace(*inputs, args)
+        jitted, inputs = round_of(piece, args, layout, processes.mesh)
+        traced = jitted.trace(*inputs)
         refuse_deadlock(traced.jaxpr, processes.mesh.devices.tolist())
         self._lowered: Any = traced.lower()
         self._key = _key(traced, self._lowered, processes)
@@ -136,9 +84,14 @@ class Program:
         return self
 
     @property
+    def executable(self) -> Any:
+        """JAX's own compiled object, with its text and its analyses."""
+        return self.compile()._compiled
+
+    @property
     def memory(self) -> int:
         """Bytes that two rounds in flight need on each device, besides `args`."""
-        analysis = self.compile()._compiled.memory_analysis()
+        analysis = self.executable.memory_analysis()
         if analysis is None:
             return 0
         return analysis.temp_size_in_bytes + 2 * analysis.output_size_in_bytes
@@ -184,6 +137,71 @@ class Program:
         place = self._layout.places(count, first)
         flat = lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])[place]
         return jax.tree.map(lambda x: flat(self._processes.gather(x)), out)
+
+
+def round_of(piece: Piece, args: Any, layout: "Layout", mesh: Mesh) -> tuple[Any, tuple[Any, ...]]:
+    """A round of this piece as a jitted function, and its abstract inputs: counts, jobs, where they
+    stand, spans, states, batches and args.
+
+    Args:
+      piece: what runs.
+      args: placed, or abstract.
+      layout: how jobs lie on the devices.
+      mesh: of them, which need not be there.
+    """
+    size, capacity = layout.batch_size, layout.capacity
+
+    def one_batch(job, at, span, state, batches, args):
+        if size == 1:
+            only = lambda tree: jax.tree.map(lambda x: x[0], tree)
+            out = piece.call(only(job), only(at), span, only(state), batches, args)
+            return jax.tree.map(lambda x: x[None], out)
+        axes = (0, 0, None, 0, None, None)
+        return jax.vmap(piece.call, axes)(job, at, span, state, batches, args)
+
+    job, stand, state = (stacked(x, size) for x in (piece.job, piece.at, list(piece.state)))
+    made, out = jax.eval_shape(one_batch, job, stand, piece.span, state, piece.batches, args)
+    goes_on = bool(made) and bool(piece.state)
+
+    @functools.partial(
+        jax.shard_map,
+        mesh=mesh,
+        in_specs=(SPLIT, SPLIT, SPLIT, SPLIT, SPLIT, WHOLE, WHOLE),
+        out_specs=SPLIT,
+        check_vma=False,
+    )
+    def one_round(count, jobs, stands, spans, states, batches, args):
+        at = lambda tree, i: jax.tree.map(
+            lambda x: jax.lax.dynamic_index_in_dim(x, i, 0, False), tree
+        )
+
+        def body(i, done):
+            state = at(done[0] if goes_on else states, i)
+            job, stand, span = at((jobs, stands, spans), i)
+            new = one_batch(job, stand, span, state, batches, args)
+            put = lambda x, y: jax.lax.dynamic_update_index_in_dim(x, y, i, 0)
+            return jax.tree.map(put, done, new)
+
+        empty = lambda tree: jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), x.dtype), tree)
+        start = states if goes_on else empty(made), empty(out)
+        return jax.lax.fori_loop(0, count[0], body, start)
+
+    split, whole = (NamedSharding(mesh, spec) for spec in (SPLIT, WHOLE))
+    on = lambda tree, sharding: jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+    )
+    rows = layout.devices * capacity
+    inputs = (
+        on(jax.ShapeDtypeStruct((layout.devices,), np.int32), split),
+        on(stacked(piece.job, rows, size), split),
+        on(stacked(piece.at, rows, size), split),
+        on(stacked(piece.span, rows), split),
+        on(stacked(list(piece.state), rows, size), split),
+        on(piece.batches, whole),
+        args,
+    )
+    jitted = jax.jit(one_round, out_shardings=split, donate_argnums=(4,) if goes_on else ())
+    return jitted, inputs
 
 
 class Layout(NamedTuple):

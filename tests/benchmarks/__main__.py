@@ -25,6 +25,7 @@ NAMES = (
     "population",
     "memory",
     "search",
+    "tpu",
 )
 
 

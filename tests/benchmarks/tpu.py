@@ -1,0 +1,219 @@
+"""What the TPU compiler says of our programs, on a machine without a TPU (extra `tpu`: libtpu).
+
+JAX compiles ahead of time for a described topology, and the compiler's own analysis tells bytes,
+temporaries and memory. No time is measured: nothing runs. Each part is a process of its own, for
+libtpu reads its settings once, before JAX is imported.
+
+1. One step of ours and of `optax.rmsprop`, jitted and donated, parameters and state cut over all
+   chips. RuntimeError where ours moves more than is promised.
+2. Rounds of a sweep of the LSTM (a segment of a `Training`) and of a convolutional net (a whole
+   `train`), for several batches on a chip, and with the batch that "auto" chooses: does it fit?
+"""
+
+import functools
+import importlib.metadata
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+
+import rmsprop_jax as rj
+from tests.benchmarks.runner import header, row
+from tests.benchmarks.step import VARIANTS, train_step
+
+# https://docs.jax.dev/en/latest/aot.html: without a TPU libtpu would ask the cloud what it is.
+ENVIRONMENT = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "JAX_PLATFORMS": "cpu",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+}
+TOPOLOGIES = "v5e:2x2", "v5e:8x8"
+COLLECTIVE = re.compile(
+    r" (?:all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
+)
+F32, BF16 = jnp.float32, jnp.bfloat16
+MOST = 1.001  # × Optax's bytes
+
+
+def devices(topology: str) -> list:
+    from jax.experimental.topologies import get_topology_desc
+
+    return get_topology_desc(topology, "tpu").devices
+
+
+def hosts(chips: list) -> int:
+    return len({chip.process_index for chip in chips})
+
+
+# One step.
+
+
+def rows() -> Iterator[tuple[str, str, jnp.dtype, dict, bool]]:
+    """(parameters and state, settings, the parameters' dtype, ours, whether promised)"""
+    for dtype, name in ((F32, "float32"), (BF16, "bfloat16")):
+        for state, storage in (("float32", {}), ("bfloat16", {"state_dtype": "bfloat16"})):
+            for settings, arguments in VARIANTS.items():
+                same = dtype == F32 and state == "float32"
+                short = state == "bfloat16" and not arguments.get("centered")
+                yield f"{name}, {state}", settings, dtype, arguments | storage, same or short
+
+
+def compiled(solver, dtype, mesh: Mesh, shape: tuple[int, int]):
+    """The donated step, with everything of a parameter's shape cut over all chips."""
+    cut, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("chips",), ()))
+    on = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=cut if x.ndim else whole)
+    params = jax.ShapeDtypeStruct(shape, dtype)
+    state = jax.tree.map(on, jax.eval_shape(solver.init, params))
+    return train_step(solver).lower(on(params), state, on(params)).compile()
+
+
+def steps(quick: bool, side: int) -> Iterator[str]:
+    for topology in TOPOLOGIES[:1] if quick else TOPOLOGIES:
+        chips = devices(topology)
+        mesh, shape = Mesh(chips, ("chips",)), (side * len(chips), side)
+        yield (
+            f"\n### One step on {topology}: {len(chips)} chips of {hosts(chips)} hosts, a leaf cut "
+            f"over them, {side:,} × {side:,} on each\n"
+        )
+        yield header(
+            "parameters, our state", "settings", "bytes a parameter, ours", "Optax's", "ratio",
+            "temporary bytes a chip, ours", "Optax's", "collectives, ours", "Optax's",
+        )  # fmt: skip
+        for dtypes, name, dtype, arguments, promised in rows():
+            theirs = optax.rmsprop(1e-3, **VARIANTS[name])
+            pair = [
+                compiled(solver, dtype, mesh, shape)
+                for solver in (rj.rmsprop(1e-3, eps_in_sqrt=True, **arguments), theirs)
+            ]
+            bytes_ = [one.cost_analysis()["bytes accessed"] for one in pair]
+            temporary = [one.memory_analysis().temp_size_in_bytes for one in pair]
+            calls = [len(COLLECTIVE.findall(one.as_text())) for one in pair]
+            ratio = bytes_[0] / bytes_[1]
+            each = (f"{size / (side * side):.2f}" for size in bytes_)
+            yield row(dtypes, name, *each, f"{ratio:.3f}", *temporary, *calls)
+            refuse(f"{dtypes}, {name}", ratio if promised else 0.0, calls[0])
+
+
+def refuse(name: str, ratio: float, collectives: int) -> None:
+    """What is promised of ours: the state lies where its parameters lie, and no more is moved."""
+    if ratio > MOST or collectives:
+        raise RuntimeError(
+            f"{name}: {ratio:.3f} × Optax's bytes, at most {MOST} are promised, and {collectives} "
+            "collectives, none are: look at the compiled text."
+        )
+
+
+# Rounds of a sweep.
+
+
+def works(quick: bool) -> Iterator[tuple]:
+    """(name, train, args, what else sweep takes)"""
+    from tests.benchmarks import convolution
+    from tests.benchmarks.lstm import lstm
+
+    hidden, steps = (8, 20) if quick else (64, 300)
+    training, args = lstm(hidden, held_out=4_000)
+    yield f"LSTM of {hidden} units, a segment", training, args, {"steps": steps}
+    train = functools.partial(convolution.train, steps=steps)
+    yield f"convolutional net, {steps} steps", train, convolution.pictures(), {}
+
+
+def chip_bytes(chip) -> float:
+    """A chip's memory, as the compiler tells it when a program needs more."""
+    side = 1 << 20
+    x = jax.ShapeDtypeStruct((side, side), F32, sharding=SingleDeviceSharding(chip))
+    try:
+        jax.jit(lambda x: x @ x).lower(x).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if said := re.search(r"available HBM \(([\d.]+)G\)|of ([\d.]+)G hbm", str(error)):
+            return float(said[1] or said[2]) * 2**30
+        raise
+    raise RuntimeError("a product of 4 TiB fits this chip: the refusal was to tell its memory.")
+
+
+def rounds(quick: bool) -> Iterator[str]:
+    from rmsprop_jax._sweep.ahead import makers
+    from rmsprop_jax._sweep.processes import Described
+
+    space = {"learning_rate": rj.log_uniform(1e-4, 1e-2), "decay": rj.uniform(0.5, 0.99)}
+    for topology in TOPOLOGIES[:1] if quick else TOPOLOGIES:
+        chips = devices(topology)
+        memory = chip_bytes(chips[0])
+        trials = (8 if quick else 1024) * len(chips)
+        yield (
+            f"\n### Rounds of a sweep on {topology}: {len(chips)} chips of {hosts(chips)} hosts, "
+            f"{memory / 2**30:.2f} GiB each; {trials:,} trials\n"
+        )
+        yield header(
+            "training", "batch a chip", "compile s", "temporaries a chip, GB", "needed a chip, GB",
+            "collectives",
+        )  # fmt: skip
+        for name, train, args, options in works(quick):
+            points = rj.sample(space | {"centered": rj.choice([False])}, trials)
+            here = Described(chips, memory)
+            for batch in (1, 4, "auto") if quick else (1, 16, 64, "auto"):
+                options |= {"args": args, "batch_size": batch}
+                (maker,) = makers(train, points, here, **options)
+                start = time.perf_counter()
+                programs = maker.finish(maker.make(maker.size))
+                seconds = time.perf_counter() - start
+                yield told(name, batch, programs, seconds, memory)
+
+
+def told(name, batch, programs, seconds: float, memory: float) -> str:
+    """A row; RuntimeError where the compiler's analysis says that the chip has too little."""
+    size, temporary, needed, collectives = programs.layout.batch_size, 0, 0, 0
+    for program in programs.each():
+        one = program.compile().executable
+        analysis = one.memory_analysis()
+        temporary = max(temporary, analysis.temp_size_in_bytes)
+        whole = analysis.argument_size_in_bytes + analysis.output_size_in_bytes
+        needed = max(needed, whole - analysis.alias_size_in_bytes + analysis.temp_size_in_bytes)
+        collectives += len(COLLECTIVE.findall(one.as_text()))
+    if needed > memory or collectives:
+        raise RuntimeError(
+            f"{name}, {batch} trials a chip: needs {needed:,} bytes of {memory:,.0f}, and has "
+            f"{collectives} collectives, where trials are apart."
+        )
+    batch = size if size == batch else f"{size} ({batch})"
+    return row(
+        name, batch, f"{seconds:.1f}", f"{temporary / 1e9:.3f}", f"{needed / 1e9:.3f}", collectives
+    )
+
+
+PARTS = {"steps": steps, "rounds": rounds}
+
+
+def main(quick: bool, side: int = 4096) -> Iterator[str]:
+    yield "\n## For TPUs, by their compiler, on a machine without one"
+    if importlib.util.find_spec("libtpu") is None:
+        yield "\nNot run: libtpu is not installed (`pip install -e '.[tpu]'`)."
+        return
+    yield f"\nlibtpu {importlib.metadata.version('libtpu')}; nothing runs, so there are no times."
+    for part in PARTS:
+        command = [sys.executable, "-m", "tests.benchmarks.tpu", part, str(int(quick)), str(side)]
+        environment, root = os.environ | ENVIRONMENT, Path(__file__).parents[2]
+        child = subprocess.Popen(
+            command, cwd=root, env=environment, stdout=subprocess.PIPE, text=True, encoding="utf-8"
+        )
+        assert child.stdout is not None
+        yield from (line.rstrip("\n") for line in child.stdout)
+        if child.wait():
+            raise RuntimeError(f"{' '.join(command)} ended with {child.returncode}; see above.")
+
+
+if __name__ == "__main__":
+    part, quick, side = sys.argv[1], bool(int(sys.argv[2])), int(sys.argv[3])
+    for line in steps(quick, side) if part == "steps" else rounds(quick):
+        print(line, flush=True)
