@@ -47,6 +47,7 @@ class Maker:
       processes: where.
       batch_size: a number, or "auto".
       jobs: how many there are in all.
+      most: which "auto" does not exceed; None where the memory alone decides.
     """
 
     def __init__(
@@ -57,10 +58,11 @@ class Maker:
         processes: Processes,
         batch_size: int | str,
         jobs: int,
+        most: int | None = None,
     ):
         self._pieces, self._plan, self._args = pieces, plan, args
         self._processes, self._jobs = processes, jobs
-        self.most = -(-jobs // processes.mesh.size)
+        self.most = min(-(-jobs // processes.mesh.size), most or jobs)
         self.memory = processes.free_memory() if batch_size == "auto" else None
         if self.memory is not None:
             self.size = self.most

@@ -2,7 +2,7 @@
 
 import collections
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ from rmsprop_jax._sweep.plan import Plan
 from rmsprop_jax._sweep.processes import Processes
 from rmsprop_jax._sweep.rounds import Call, Live, States, Structure, clock, rows_of
 
-Structures = Iterator[tuple[Structure, np.ndarray, float]]
+Structures = Generator[tuple[Structure, np.ndarray, float]]
 """Each structure, its trials that have not ended, and for how many seconds compiling held up."""
 
 

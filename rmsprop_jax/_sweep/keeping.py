@@ -58,13 +58,13 @@ class Keeper:
             known = store.states() if store else {}
             told = processes.tell_json({str(t): list(x) for t, x in known.items()})
             self._stored = {int(t): (x[0], x[1]) for t, x in told.items()}
-            self._resume()
+            self.resume()
 
     @property
     def keeps_all(self) -> bool:
         return self._keep == "all"
 
-    def _resume(self) -> None:
+    def resume(self) -> None:
         """Unfinished trials go on from their states, or from the start."""
         trials = np.flatnonzero(~self._ledger.ended)
         reached = np.array([self._stored.get(t, (0, ""))[0] for t in trials.tolist()], int)

@@ -111,8 +111,10 @@ def sweep(
       mode: "min" or "max".
       args: arrays (or pytrees of them) that every trial reads, copied to each device once.
       batch_size: how many trials share one `vmap` on a device. "auto" is 1 on a CPU, where `vmap`
-        gains nothing, and elsewhere as many as fit the memory by the compiler's own analysis. A
-        last batch that is not full runs its last trial again in the lanes that are left.
+        gains nothing, and elsewhere as many as fit the memory by the compiler's own analysis; half
+        as many where it runs out all the same (but for what waits at boundaries, or several
+        processes). A last batch that is not full runs its last trial again in the lanes that are
+        left.
       devices: by default all, of every process after `jax.distributed.initialize()`; then every
         process makes the same call and gets the same result, and process 0 writes and draws. On
         CPU, give JAX one device a core before its first use:
@@ -286,16 +288,26 @@ def _sweep(train: Any, points: Any, asked: Options, start: float) -> SweepResult
         run = Run(plan, ledger, keeper, processes, asked.callback)
         try:
             with ledger.bar(asked.progress and processes.first):
-                placed = processes.place(args)
-                each = _structures(
-                    plan, traces, batches, placed, processes, batch_size, ledger, stack
-                )
-                if stages is None:
-                    functions(run, each)
-                elif lockstep:
-                    boundary_by_boundary(run, each, decisions, batches)
-                else:
-                    one_after_another(run, each)
+                placed, most = processes.place(args), None
+                while True:
+                    sizes: list[int] = []
+                    each = _structures(
+                        plan, traces, batches, placed, processes, batch_size, most, ledger, sizes
+                    )
+                    try:
+                        with contextlib.closing(each):
+                            if stages is None:
+                                functions(run, each)
+                            elif lockstep:
+                                boundary_by_boundary(run, each, decisions, batches)
+                            else:
+                                one_after_another(run, each)
+                        break
+                    except jax.errors.JaxRuntimeError as error:
+                        alone = not lockstep and processes.count == 1
+                        most = _smaller_batch(error, batch_size, sizes, alone)
+                    if specs:
+                        keeper.resume()
         except KeyboardInterrupt as interrupt:
             raise SweepInterrupted(result()) from interrupt
         except Exception as error:
@@ -312,10 +324,11 @@ def _structures(
     args: Any,
     processes: Processes,
     batch_size: int | str,
+    most: int | None,
     ledger: Ledger,
-    stack: contextlib.ExitStack,
+    sizes: list[int],
 ) -> Structures:
-    """Each structure that has something left to run, compiled, in turn."""
+    """Each structure that has something left to run, compiled, in turn; their batches' sizes."""
     batch = batches.one if batches else None
     todo, makers = [], []
     for i, group in enumerate(plan.groups):
@@ -323,10 +336,31 @@ def _structures(
         if len(trials):
             pieces = Pieces(traces[i], plan, i, batch)
             todo.append((i, trials))
-            makers.append(Maker(pieces, plan, args, processes, batch_size, len(trials)))
-    programs = stack.enter_context(contextlib.closing(compiled_ahead(makers)))
-    for (i, trials), (compiled, held_up) in zip(todo, programs, strict=True):
-        yield Structure(plan, i, compiled, processes, args), trials, held_up
+            makers.append(Maker(pieces, plan, args, processes, batch_size, len(trials), most))
+    with contextlib.closing(compiled_ahead(makers)) as programs:
+        for (i, trials), (compiled, held_up) in zip(todo, programs, strict=True):
+            sizes.append(compiled.layout.batch_size)
+            yield Structure(plan, i, compiled, processes, args), trials, held_up
+
+
+def _smaller_batch(error: Exception, batch_size: int | str, sizes: list[int], may: bool) -> int:
+    """How many trials a batch may have after this error, where that helps; else it goes on.
+
+    Args:
+      error: of JAX, while batches of these sizes ran.
+      batch_size: as asked for.
+      sizes: none where none was compiled.
+      may: whether the trials under way can begin again.
+    """
+    largest = max(sizes) if sizes else 1 if batch_size == "auto" else int(batch_size)
+    if "RESOURCE_EXHAUSTED" in str(error) and largest > 1:
+        if batch_size == "auto" and may:
+            return largest // 2
+        error.add_note(
+            f"The devices ran out of memory with batches of {largest} trials: give a smaller "
+            "batch_size."
+        )
+    raise error
 
 
 def _stages(asked: Options, points: Points) -> tuple[int, int, tuple[int, ...]]:
