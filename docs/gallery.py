@@ -5,6 +5,7 @@ and notes in `drawn.json` which code drew them; a test compares that with the pr
 """
 
 import argparse
+import ast
 import hashlib
 import json
 import platform
@@ -22,20 +23,47 @@ KEPT = {".png", ".gif", ".csv"}
 EXAMPLES = (
     *("trajectories", "effective_step", "nonstationary", "adam_is_momentum_plus_rmsprop"),
     *("numerical_example", "lstm_language_model", "two_byte_state", "population"),
-    "optuna_search",
+    *("optuna_search", "a2c", "dqn"),
 )
 
 
 def code_hash(name):
-    """Of the example, the plots and the optimiser.
+    """Of the example and those that it imports, the plots and the optimiser, but for docstrings.
 
     Not of the sweep: its own tests hold each trial to what `jax.jit(train)` gives, bit for bit, so
     no change there changes a picture.
     """
-    package = ROOT / "rmsprop_jax"
-    files = [ROOT / "examples" / f"{name}.py", package / "plots.py", *package.glob("_[a-z]*.py")]
-    text = "".join(file.read_text("utf-8") for file in sorted(files))
+    package, examples = ROOT / "rmsprop_jax", ROOT / "examples"
+    files, todo = (
+        {package / "plots.py", package / "presets.py", *package.glob("_[a-z]*.py")},
+        [name],
+    )
+    while todo:
+        file = examples / f"{todo.pop()}.py"
+        if file.is_file() and file not in files:
+            files.add(file)
+            todo += imported(file.read_text("utf-8"))
+    text = "".join(without_docstrings(file.read_text("utf-8")) for file in sorted(files))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def imported(code):
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom):
+            yield node.module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def without_docstrings(code):
+    lines = code.splitlines(keepends=True)
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(
+            node
+        ):
+            said = node.body[0]
+            lines[said.lineno - 1 : said.end_lineno] = [""] * (said.end_lineno - said.lineno + 1)
+    return "".join(lines)
 
 
 def draw(name):

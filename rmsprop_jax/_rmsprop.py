@@ -113,9 +113,10 @@ def rmsprop(
     number. A finite gradient never gives NaN. Gradients beyond the largest whose square is kept
     (1e19 in float32, half of it centred), infinite ones too, count as that; a NaN stays one.
 
-    `centered` with a tiny ε under a nearly constant gradient takes huge (finite) steps, here and in
-    every other implementation, because the variance goes to 0 and the step to g/ε. Graves took
-    ε = 1e-4 and the DQN paper 0.01, both inside the root.
+    `centered` with a tiny ε under a nearly constant gradient takes huge (finite) steps, because the
+    variance goes to 0 and the step to g/ε; elsewhere it rounds below 0, to NaN. An ε of a tenth to a
+    hundredth of the gradients' usual size helps. Graves took 1e-4 and the DQN paper 0.01, both
+    inside the root and for summed losses.
 
     Args:
       learning_rate: η, a finite number, a traced scalar or a schedule (step → η).

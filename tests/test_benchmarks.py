@@ -3,7 +3,6 @@
 import subprocess
 import sys
 import tracemalloc
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,8 @@ import numpy as np
 import pytest
 
 import rmsprop_jax as rj
-from tests.benchmarks import halving, memory, population, segments
+from tests.benchmarks import halving, memory, page, population, segments
+from tests.benchmarks.__main__ import NAMES
 from tests.benchmarks.__main__ import main as benchmarks
 from tests.benchmarks.runner import interleaved, median
 from tests.benchmarks.sweep import Outcome, differences, refuse_batched_lapack, refuse_other_work
@@ -52,17 +52,49 @@ def test_other_work_is_refused(apart):
         refuse_other_work("loop", np.array(apart))
 
 
-def test_page_is_what_was_printed(tmp_path):
-    page = tmp_path / "page.md"
+def test_the_page_has_what_was_printed_and_keeps_the_rest(tmp_path):
+    file = tmp_path / "page.md"
+    old = page.written("", NAMES, {"step": "## One step\n\n| a | row |\n"})
+    file.write_text(old, "utf-8")
+    command = "-m", "tests.benchmarks", "--quick", "tiny", "--output", file
     done = subprocess.run(
-        [sys.executable, "-m", "tests.benchmarks", "--quick", "tiny", "--output", page],
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        check=True,
+        [sys.executable, *command], cwd=page.ROOT, capture_output=True, text=True, check=True
     )
-    assert "## Tiny trials" in done.stdout
-    assert page.read_text("utf-8") == done.stdout
+    found = page.sections(file.read_text("utf-8"))
+    assert list(found) == list(NAMES)
+    title, body = found["tiny"]
+    assert f"## {title}" in done.stdout
+    rows = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    assert len(rows) == 4
+    assert all(row in body for row in rows)
+    assert "`python -m tests.benchmarks tiny --quick`" in body
+    assert f"jax {jax.__version__}" in body
+    assert {name: x for name, x in found.items() if name != "tiny"} == {
+        name: x for name, x in page.sections(old).items() if name != "tiny"
+    }
+    assert "Not run yet" in found["sweep"][1]
+
+
+def test_headings_of_a_section_stand_below_its_first():
+    lines = ["\n## One\n\n| a |", "\n## Two\n", "### Three"]
+    text = "\n".join(page.section(lines, "command", "machine"))
+    assert text == "## One\n\n`command`; machine\n\n| a |\n\n### Two\n\n### Three\n"
+
+
+def test_quotes_are_as_on_the_page():
+    written = page.written("", ["step", "nan"], {"step": "## One step\n\n| a | row |\n"})
+    text = "before\n<!-- benchmarks: step -->\nold\n<!-- end -->\nafter\n"
+    fresh = text.replace("old", "| a | row |")
+    assert page.quoted(text, written) == page.quoted(fresh, written) == fresh
+    with pytest.raises(KeyError):
+        page.quoted(text.replace("step", "stap"), written)
+
+
+def test_readme_quotes_the_page():
+    readme = page.README.read_text("utf-8")
+    fresh = page.quoted(readme, page.PAGE.read_text("utf-8"))
+    assert readme == fresh, "run: python -m tests.benchmarks.page"
+    assert page.QUOTE.search(readme)
 
 
 def test_sizes_are_for_those_that_take_them():
@@ -73,19 +105,19 @@ def test_sizes_are_for_those_that_take_them():
 @pytest.mark.slow
 def test_quick_forms_of_what_trainings_cost_and_find():
     """In one process: sides of equal programs share their compiles."""
-    page = "\n".join(line for each in (segments, halving, population) for line in each.main(True))
-    assert "| whole | 1 | 0 |" in page
-    assert "| one segment | 2 | 0 |" in page
-    assert "| segments | 1 | 0 |" in page  # `init` is that of one segment
-    assert "| segments, on disk | 0 | 0 |" in page
+    text = "\n".join(line for each in (segments, halving, population) for line in each.main(True))
+    assert "| whole | 1 | 0 |" in text
+    assert "| one segment | 2 | 0 |" in text
+    assert "| segments | 1 | 0 |" in text  # `init` is that of one segment
+    assert "| segments, on disk | 0 | 0 |" in text
     for row in ("| best setting lost |", "| population |", "| random search, falling rates |"):
-        assert row in page
+        assert row in text
 
 
 @pytest.mark.slow
 def test_quick_form_of_memory():
-    page = list(memory.main(True))
-    rows = [line for line in page if line.startswith("|") and "×" in line]
+    lines = list(memory.main(True))
+    rows = [line for line in lines if line.startswith("|") and "×" in line]
     assert len(rows) == len(memory.CASES) or not memory.CLEAR.exists()
 
 

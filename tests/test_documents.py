@@ -209,7 +209,9 @@ def test_heavy_packages_are_imported_only_when_used():
 
 
 TELLS = {
+    "a2c.py": "With the rate tuned, apart from Stable-Baselines3",
     "adam_is_momentum_plus_rmsprop.py": "closed form",
+    "dqn.py": "With the rate tuned, apart from DQN 2015",
     "lstm_language_model.py": "test bits",
     "lstm_sweep.py": "Test loss",
     "learned_hyperparameters.py": "learned",

@@ -495,6 +495,25 @@ def test_huge_gradients_stay_finite_and_pass(centered, momentum, kind):
     )
 
 
+def test_what_was_cut_leaves_a_smaller_average_than_the_formulas():
+    """Where README says that it departs from the formula: g = 1e25 counts as 1e19."""
+    rms = rj.scale_by_rms()
+    state = rms.init(jnp.float32(0))
+    for g in (1e25, 1e20):
+        u, state = rms.update(jnp.float32(g), state)
+    assert u == pytest.approx(1e19 / (0.1 * 1e38 + 0.9 * 0.1 * 1e38) ** 0.5, rel=1e-5)  # 2.294
+    assert 0 < reference.rmsprop([1e25, 1e20], learning_rate=-1.0)[-1] < 1e-4
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.9, 0.99])
+def test_the_first_step(decay):
+    """As use.md says of a gradient far above ε."""
+    for centered, expected in ((False, (1 - decay) ** -0.5), (True, (decay * (1 - decay)) ** -0.5)):
+        rms = rj.scale_by_rms(decay, centered=centered)
+        u, _ = rms.update(jnp.float32(3.0), rms.init(jnp.float32(0)))
+        assert u == pytest.approx(expected, rel=1e-5)
+
+
 @variants
 def test_only_huge_gradients(flags):
     """All of them at the top, for long: the averages reach their largest value and stay there."""

@@ -1,6 +1,7 @@
 """Side-by-side ratios: `python -m tests.benchmarks [--quick] [--output FILE.md] [name ...]`.
 
-Some take sizes: `python -m tests.benchmarks halving --size hidden=64 --size seeds=1`.
+`--output docs/pages/benchmarks.md` writes them on the page, each under its name, and what README
+quotes of it. Some take sizes: `python -m tests.benchmarks halving --size hidden=64 --size seeds=1`.
 """
 
 import argparse
@@ -11,12 +12,15 @@ from pathlib import Path
 
 import jax
 
+from tests.benchmarks import page
 from tests.benchmarks.runner import machine
 
 NAMES = (
     "step",
+    "trees",
     "two_bytes",
     "sweep",
+    "peers",
     "tiny",
     "structures",
     "nan",
@@ -26,13 +30,17 @@ NAMES = (
     "memory",
     "search",
     "tpu",
+    "gpu",
 )
 
 
-def lines(mains, options):
-    yield machine()
-    for main in mains:
-        yield from main(options.quick, **dict(options.size))
+def printed(lines):
+    """The lines, printed as they come."""
+    found = []
+    for line in lines:
+        print(line, flush=True)
+        found.append(line)
+    return found
 
 
 def size(text):
@@ -49,7 +57,9 @@ def main(argv=None):
     )
     parser.add_argument("names", nargs="*", metavar="name", help=f"of {NAMES}; all by default")
     parser.add_argument("--quick", action="store_true", help="small sizes: does it run?")
-    parser.add_argument("--output", metavar="FILE", type=Path, help="write the printed page here")
+    parser.add_argument(
+        "--output", metavar="FILE", type=lambda x: Path(x).resolve(), help="write them on this page"
+    )
     parser.add_argument("--size", metavar="NAME=NUMBER", type=size, action="append", default=[])
     options = parser.parse_args(argv)
     if unknown := set(options.names) - set(NAMES):
@@ -62,10 +72,17 @@ def main(argv=None):
             parser.error(f"the benchmark {name} takes no size {', '.join(sorted(unknown))}")
 
     jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)  # before JAX is first used
-    with (options.output or Path(os.devnull)).open("w", encoding="utf-8") as page:
-        for line in lines(mains, options):
-            print(line, flush=True)
-            print(line, file=page)
+    print(machine(), flush=True)
+    for name, benchmark in zip(names, mains, strict=True):
+        lines = printed(benchmark(options.quick, **dict(options.size)))
+        if options.output is not None:  # each as it ends, so that the next may fail
+            sizes = [f"--size {size}={number}" for size, number in options.size]
+            words = ["python -m tests.benchmarks", name, *["--quick"] * options.quick, *sizes]
+            text = "\n".join(page.section(lines, " ".join(words), machine()))
+            old = options.output.read_text("utf-8") if options.output.exists() else ""
+            options.output.write_text(page.written(old, NAMES, {name: text}), "utf-8")
+    if options.output == page.PAGE:
+        page.quote()
 
 
 if __name__ == "__main__":

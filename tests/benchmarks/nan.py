@@ -127,10 +127,15 @@ def outcome(start, dtype, settings, gradient, steps):
 def main(quick: bool):
     steps = 30 if quick else 1000
     names = {name: name for name in SIDES}
-    for name in ("torch", "keras"):
+    for name in ("optax", "torch", "keras"):
         if importlib.util.find_spec(name):
             names[name] = f"{name} {importlib.metadata.version(name)}"
     yield f"\n## Steps to the first NaN in {SIZE:,} parameters, of {steps:,} steps\n"
+    yield (
+        "Finite gradients, float32 where nothing else is said. “Infinite parameters”: steps of g/ε "
+        "are finite, and add up beyond float16's 65,504; a larger ε and a smaller rate are the "
+        "cure.\n"
+    )
     yield header("gradients", *names.values())
     for title, (dtype, settings, gradient) in streams(steps).items():
         cells = []

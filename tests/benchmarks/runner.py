@@ -5,6 +5,7 @@ A benchmark is a module of this folder with `main(quick)`, a generator of Markdo
 """
 
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import re
@@ -48,8 +49,9 @@ def machine() -> str:
     info = Path("/proc/cpuinfo")
     model = re.search(r"model name\s*: (.+)", info.read_text()) if info.exists() else None
     devices = f"{jax.device_count()} × {jax.devices()[0].device_kind}"
-    names = ("jax", "jaxlib", "optax", "flax", "numpy", "optuna")
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in names]
+    names = ("jax", "jaxlib", "optax", "flax", "numpy", "optuna", "torch")
+    there = [name for name in names if importlib.util.find_spec(name)]
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in there]
     return (
         f"{model[1] if model else platform.processor()} ({platform.machine()}), "
         f"{os.cpu_count()} cores; JAX devices: {devices}; "

@@ -93,7 +93,11 @@ def ratios(seconds):
 def main(quick: bool):
     size, pairs = (1 << 16, 3) if quick else (1 << 24, 25)
     leaves, compiles = (20, 1) if quick else (1000, 5)
-    yield f"\n## One step, ours / Optax: a leaf of {size:,} float32; compile over {leaves} leaves\n"
+    yield (
+        f"\n## One step, ours / Optax: a leaf of {size:,} float32; compile over {leaves:,} leaves"
+        "\n\nThe same arguments, jitted and donated; the times' ratio is the median (quartiles) of "
+        f"{pairs} interleaved pairs, that of trace + compile of {compiles}.\n"
+    )
     yield header(
         "settings", "bytes", "temporary", "time (quartiles)", "trace + compile (s, ours / Optax)"
     )

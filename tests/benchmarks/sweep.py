@@ -24,14 +24,13 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optuna
 
 import rmsprop_jax as rj
 from rmsprop_jax._sweep import program
@@ -110,6 +109,8 @@ def rebuilt(work, points):
 
 
 def optuna_study(work, points):
+    import optuna
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     for point in points:
@@ -257,17 +258,28 @@ def compare(sizes: dict, shares: dict[str, int], rounds: int):
     """The named sides side by side; `shares` says how many settings each takes a round."""
     yield (
         f"\n## {sizes['trials']:,} settings of an LSTM of {sizes['hidden']} units, "
-        f"{sizes['steps']} steps each\n\nMedian (quartiles) of {rounds} interleaved rounds.\n"
+        f"{sizes['steps']} steps each\n\n"
+        f"Seconds of all settings, median (quartiles) of {rounds} interleaved rounds. *Rebuilt*: a "
+        "loop that builds the optimiser and jits anew for each setting; *Optuna*: a study over the "
+        "same; *loop*: one jit, one setting after the other; *vmap*: all side by side on one "
+        "device; *ours*: `rj.sweep`; *ideal*: the run time of one trial alone on a core × settings "
+        "÷ cores.\n"
     )
-    work = lstm(**sizes)
-    sides = {name: taking_part(SIDES[name], work, share) for name, share in shares.items()}
+    more = {}
     if "rebuilt" in shares and hasattr(os, "sched_setaffinity"):
-        sides["ideal"] = lambda i: ideal(sizes, i)
-    loop(work, work.points[:1])  # warm-up
-    results = interleaved(sides, rounds)
-    yield from report(results)
+        more["ideal"] = lambda i: ideal(sizes, i)
+    results = yield from sides_of(lstm(**sizes), shares, rounds, more)
     if "rebuilt" in shares:
         yield from goals(results)
+
+
+def sides_of(work: Work, shares: dict[str, int], rounds: int, more: Mapping[str, Callable] = {}):
+    """The named sides and some more, side by side; returns what they gave."""
+    sides = {name: taking_part(SIDES[name], work, share) for name, share in shares.items()}
+    loop(work, work.points[:1])  # warm-up
+    results = interleaved(sides | dict(more), rounds)
+    yield from report(results)
+    return results
 
 
 def main(quick: bool):
@@ -279,11 +291,7 @@ def main(quick: bool):
 
     if quick:
         yield from compare(sizes(2, 3, hidden=8), shares(2, rebuilt=1, Optuna=1), rounds=1)
-    elif jax.default_backend() == "cpu":
+    else:
         yield from compare(sizes(64, 50), shares(64, rebuilt=22, Optuna=6), rounds=3)
         # The longer each training runs, the less a compile for each costs.
         yield from compare(sizes(8, 300), {"rebuilt": 2, "vmap": 8, "ours": 8}, rounds=3)
-    else:
-        for trials in (64, 512, 4096):
-            alone = {"loop": 2, "vmap": trials, "ours": trials}
-            yield from compare(sizes(trials, 50), alone, rounds=3)

@@ -1,0 +1,96 @@
+"""Whose RMSProp for DQN? A loss that is summed or a mean, and an ε that belongs to one of them.
+
+Whole trainings of a deep Q-network, replay memory and target net included, run inside one sweep, on
+the pole of a2c.py (in this folder). The paper's ε = .01 belongs to a loss that is summed over 32
+transitions. Beside it stand that ε on a mean, DQN Zoo's .01/32² on a mean, MinAtar's .01 outside
+the root on a mean, the paper's without the mean of gradients and with hardly an ε, and the defaults
+of PyTorch and Adam.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from a2c import GAMMA, Setting, apply, compare, live, network, start, summary, upright
+
+import rmsprop_jax as rj
+
+CARTS, BATCH = 4, 32  # four steps of the environment for each of the optimiser, as in the paper
+FIRST, RENEW = 250, 100  # updates before the training, and between new target nets
+PAPER = "DQN 2015, sum"
+minatar = lambda rate: rj.presets.torch(rate, alpha=0.95, eps=0.01, centered=True)
+paper = lambda **changes: (
+    lambda rate: rj.rmsprop(
+        rate, **{"decay": 0.95, "eps": 0.01, "eps_in_sqrt": True, "centered": True} | changes
+    )
+)
+SETTINGS = {
+    PAPER: Setting(rj.presets.dqn2015, 1, "#000000"),
+    "DQN 2015, mean": Setting(rj.presets.dqn2015, BATCH, "#d55e00"),
+    "mean, ε = .01/32² (DQN Zoo)": Setting(paper(eps=0.01 / BATCH**2), BATCH, "#56b4e9", ":"),
+    "sum, not centred": Setting(paper(centered=False), 1, "#009e73"),
+    "sum, ε = 1e-8": Setting(paper(eps=1e-8), 1, "#cc79a7"),
+    "mean, ε = .01 outside (MinAtar)": Setting(minatar, BATCH, "#d55e00", "--"),
+    "mean, PyTorch's default": Setting(rj.presets.torch, BATCH, "#0072b2"),
+    "mean, Adam": Setting(optax.adam, BATCH, "#e69f00"),
+}
+
+
+def train(hp, key, updates):
+    make, divisor, *_ = SETTINGS[hp["setting"]]
+    solver = make(hp["rate"])
+    net_key, begin_key, key = jax.random.split(key, 3)
+
+    def loss(params, target, state, action, after, fell):
+        future = jnp.where(fell, 0, apply(target, after).max(axis=1))
+        q = jnp.take_along_axis(apply(params, state), action[:, None], axis=1)[:, 0]
+        return optax.huber_loss(q, 1 + GAMMA * future).sum() / divisor
+
+    def step(carry, inputs):
+        params, target, opt_state, carts, memory = carry
+        t, key = inputs
+        begin_key, greedy_key, act_key, draw_key = jax.random.split(key, 4)
+        explore = jnp.maximum(0.05, 1 - t / (0.1 * updates))
+        guess = jax.random.bernoulli(greedy_key, explore, (CARTS,))
+        anything = jax.random.randint(act_key, (CARTS,), 0, 2)
+        action = jnp.where(guess, anything, apply(params, carts[0]).argmax(axis=1))
+        new, (after, fell, _) = live(carts, action == 1, upright(begin_key, CARTS))
+        row = carts[0], action, after, fell
+        memory = jax.tree.map(lambda all, one: all.at[t].set(one), memory, row)
+
+        row, cart = jax.random.randint(draw_key, (2, BATCH), 0, jnp.array([[t + 1], [CARTS]]))
+        drawn = jax.tree.map(lambda all: all[row, cart], memory)
+        gradient = jax.grad(loss)(params, target, *drawn)
+        change, opt_state = jax.lax.cond(
+            t < FIRST,
+            lambda: (jax.tree.map(jnp.zeros_like, params), opt_state),
+            lambda: solver.update(gradient, opt_state),
+        )
+        params = optax.apply_updates(params, change)
+        target = jax.tree.map(lambda p, q: jnp.where(t % RENEW, q, p), params, target)
+        return (params, target, opt_state, new, memory), new[2].mean()
+
+    params, state = network(net_key, 2, 1.0), upright(begin_key, CARTS)
+    carts = state, jnp.zeros(CARTS, int), jnp.zeros(CARTS, int)
+    row = state, jnp.zeros(CARTS, int), state, jnp.zeros(CARTS, bool)
+    memory = jax.tree.map(lambda one: jnp.zeros((updates, *one.shape), one.dtype), row)
+    inputs = jnp.arange(updates), jax.random.split(key, updates)
+    begin = params, params, solver.init(params), carts, memory
+    _, length = jax.lax.scan(step, begin, inputs)
+    return summary(length)
+
+
+def main(argv=None):
+    args = start(__doc__, "dqn_output", argv)
+    updates, seeds = (500, 2) if args.quick else (15000, 8)
+    halves = [0, 1] if args.quick else range(-1, 5)
+    rates = 2.5e-4 * 10 ** (np.array(halves) / 2)  # about the paper's
+    steps = np.arange(1, 51) / 50 * updates * CARTS / 1000
+    whole = lambda hp, key: train(hp, key, updates)
+    settings = dict(list(SETTINGS.items())[:: 3 if args.quick else 1])
+    paper = halves.index(0)
+    compare(whole, settings, {"dqn": list(SETTINGS)}, rates, seeds, steps, args.output, paper)
+
+
+if __name__ == "__main__":
+    main()
