@@ -28,10 +28,11 @@ def convolutional(trials: int, steps: int) -> sweep.Work:
 
 def main(quick: bool) -> Iterator[str]:
     device = jax.devices()[0]
-    yield f"\n## On an accelerator: {device.device_kind}"
+    yield "\n## On an accelerator"
     if device.platform == "cpu" and not quick:
         yield "\nNot run: JAX finds no accelerator here."
         return
+    yield f"\n{device.device_kind}."
     yield from trees.main(quick)
     steps, rounds = (3, 1) if quick else (50, 3)
     for trials in (2,) if quick else (64, 512, 4096):
