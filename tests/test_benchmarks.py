@@ -121,6 +121,7 @@ def test_quick_form_of_memory():
     assert len(rows) == len(memory.CASES) or not memory.CLEAR.exists()
 
 
+@pytest.mark.slow
 def test_long_metrics_are_hardly_copied(tmp_path):
     """What the benchmark of memory measures in whole processes, in arrays of NumPy's."""
     points = rj.grid(a=np.linspace(0.0, 1.0, 32), b=rj.static([False, True]))  # in turn

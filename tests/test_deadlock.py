@@ -55,6 +55,7 @@ def cpu_seconds(process):
 
 
 @only_old
+@pytest.mark.slow
 @pytest.mark.skipif((os.cpu_count() or 1) > 4, reason="seen to hang on 2 to 4 cores")
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux to see it idle")
 def test_without_the_guard_it_hangs():

@@ -4,8 +4,6 @@
 pytest, without an installation; on a CPU it is a part of the suite, with smaller sizes.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -94,10 +92,26 @@ def test_rounding_to_two_bytes_gives_the_same_bits_as_on_a_cpu():
 # The sweep.
 
 
+def small_train(hp, key, x, y):
+    """What a CPU compiles in no time, a linear layer."""
+
+    def step(carry, _):
+        weights, state = carry
+        loss, grads = jax.value_and_grad(lambda w: jnp.mean((x @ w - y) ** 2))(weights)
+        updates, state = solver.update(grads, state)
+        return (optax.apply_updates(weights, updates), state), loss
+
+    solver = rj.rmsprop(hp["learning_rate"], decay=hp["decay"])
+    weights = jax.random.normal(key, (8, 1))
+    return {"loss": jax.lax.scan(step, (weights, solver.init(weights)), length=20)[1]}
+
+
 def work():
     """A function, its points and its args."""
-    train = functools.partial(convolution.train, steps=5 if on_cpu() else 50)
-    return train, rj.sample(SPACE, 16 if on_cpu() else 256), convolution.pictures()
+    if on_cpu():
+        x = jax.random.normal(jax.random.key(1), (64, 8))
+        return small_train, rj.sample(SPACE, 16), (x, x.sum(axis=1, keepdims=True))
+    return convolution.train, rj.sample(SPACE, 256), convolution.pictures()
 
 
 def sweep(train, points, args, **options):

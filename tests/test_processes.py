@@ -60,6 +60,7 @@ def test_a_finished_folder_is_read_by_two_processes(tmp_path):
     assert len(list((tmp_path / "folder").glob("round-*"))) > 0
 
 
+@pytest.mark.slow
 def test_trainings_in_two_processes_give_what_one_gives(tmp_path):
     """Metrics, who was stopped, lineages, kept states; after an error, too, which stops both."""
     processes = start("kinds", tmp_path)

@@ -358,7 +358,7 @@ def test_derivatives_through_fifty_steps(x64, eps_in_sqrt, centered, bias_correc
 @pytest.mark.parametrize("eps", [1e-8, 0.0])
 @pytest.mark.parametrize("eps_in_sqrt", [False, True])
 @pytest.mark.parametrize("bias_correction", [False, True])
-@pytest.mark.parametrize("momentum", [None, 0.9])
+@pytest.mark.parametrize("momentum", [None, pytest.param(0.9, marks=pytest.mark.slow)])
 def test_derivatives_under_a_constant_gradient(eps, eps_in_sqrt, bias_correction, momentum):
     """Centred, its variance is 0, and with ε = 0 so is the denominator."""
     names = ("learning_rate", "decay", "eps", "initial_scale", "momentum")

@@ -208,7 +208,7 @@ def test_each_trial_is_the_training_alone_whatever_runs_beside_it(in_flight, see
             np.testing.assert_allclose(trial.user_attrs["spread"], np.std(mine, ddof=1))
 
 
-@pytest.mark.parametrize("batch_size", [2, 3])
+@pytest.mark.parametrize("batch_size", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_batches_hold_trials_at_different_steps(batch_size):
     pruner = optuna.pruners.PercentilePruner(40.0, n_startup_trials=2)
     study = optuna.create_study(sampler=SAMPLERS["random"](), pruner=pruner)
@@ -933,18 +933,14 @@ def restart(server, study, folder):
         workers.check(study)
 
 
-def test_a_killed_workers_trials_are_found_and_tried_again(server, study, tmp_path):
-    kill_one(server, study, tmp_path)
-
-
 def test_workers_wait_for_a_server_that_is_started_again(server, study, tmp_path):
     restart(server, study, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("again", range(9))
-def test_killed_again(server, study, tmp_path, again):
+@pytest.mark.parametrize("again", range(10))
+def test_a_killed_workers_trials_are_found_and_tried_again(server, study, tmp_path, again):
     kill_one(server, study, tmp_path)
 
 

@@ -131,7 +131,6 @@ STORM = pytest.mark.slow, pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     ("kind", "kills"),
     [
-        ("function", 2),
         ("halving", 2),
         pytest.param("function", 8, marks=STORM),
         pytest.param("steps", 6, marks=STORM),

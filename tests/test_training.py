@@ -105,7 +105,7 @@ def test_each_piece_of_a_structure_compiles_once():
     assert not compiled
 
 
-@pytest.mark.parametrize("batch_size", [5, 100])
+@pytest.mark.parametrize("batch_size", [5, pytest.param(100, marks=pytest.mark.slow)])
 def test_a_batch_gives_the_same_within_rounding_and_repeats_itself(batch_size):
     one = sweep(seeds=2, evaluate_every=20)
     batched, again = (sweep(seeds=2, evaluate_every=20, batch_size=batch_size) for _ in range(2))
@@ -118,6 +118,7 @@ def test_a_batch_gives_the_same_within_rounding_and_repeats_itself(batch_size):
     np.testing.assert_allclose(got, wanted, rtol=1e-2, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_on_a_device_with_little_memory_the_batch_fits(monkeypatch):
     monkeypatch.setattr("rmsprop_jax._sweep.processes.free_memory", lambda devices: 20_000)
     monkeypatch.setattr("rmsprop_jax._sweep.program.BUFFER_BYTES", 1)
