@@ -3,9 +3,11 @@
 from rmsprop_jax import plots, presets, search
 from rmsprop_jax._rmsprop import ScaleByRmsState, rmsprop, scale_by_rms
 from rmsprop_jax._rounding import StochasticRoundingState, stochastic_rounding
+from rmsprop_jax._sweep.ledger import TrialReport
 from rmsprop_jax._sweep.points import Points, grid, static
-from rmsprop_jax._sweep.results import SweepResult
+from rmsprop_jax._sweep.results import Record, SweepResult
 from rmsprop_jax._sweep.sampling import (
+    Distribution,
     choice,
     integers,
     log_uniform,
@@ -14,20 +16,27 @@ from rmsprop_jax._sweep.sampling import (
     sample,
     uniform,
 )
-from rmsprop_jax._sweep.schedulers import Decision, halving, population
+from rmsprop_jax._sweep.schedulers import Decision, Scheduler, Table, halving, population
+from rmsprop_jax._sweep.statistics import Comparison
 from rmsprop_jax._sweep.sweep import SweepInterrupted, sweep
 from rmsprop_jax._sweep.training import Training
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Comparison",
     "Decision",
+    "Distribution",
     "Points",
+    "Record",
     "ScaleByRmsState",
+    "Scheduler",
     "StochasticRoundingState",
     "SweepInterrupted",
     "SweepResult",
+    "Table",
     "Training",
+    "TrialReport",
     "__version__",
     "choice",
     "grid",

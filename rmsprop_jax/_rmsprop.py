@@ -114,8 +114,8 @@ def rmsprop(
     (1e19 in float32, half of it centred), infinite ones too, count as that; a NaN stays one.
 
     `centered` with a tiny ε under a nearly constant gradient takes huge (finite) steps, because the
-    variance goes to 0 and the step to g/ε; elsewhere it rounds below 0, to NaN. An ε of a tenth to a
-    hundredth of the gradients' usual size helps. Graves took 1e-4 and the DQN paper 0.01, both
+    variance goes to 0 and the step to g/ε; elsewhere it rounds below 0, to NaN. An ε of a tenth to
+    a hundredth of the gradients' usual size helps. Graves took 1e-4 and the DQN paper 0.01, both
     inside the root and for summed losses.
 
     Args:

@@ -144,6 +144,12 @@ def test_public_names_are_there():
     assert all(hasattr(rmsprop_jax, name) for name in rmsprop_jax.__all__)
 
 
+def test_the_api_page_has_every_public_name_and_no_other():
+    text = (ROOT / "docs" / "pages" / "api.md").read_text("utf-8")
+    shown = {name.split(".")[0] for name in re.findall(r"^::: rmsprop_jax\.(\S+)$", text, re.M)}
+    assert shown == set(rmsprop_jax.__all__) - {"__version__"}
+
+
 def described_functions():
     """Public functions, classes and methods whose docstring tells arguments, by name."""
     rooms = (rmsprop_jax, rmsprop_jax.presets, rmsprop_jax.plots, rmsprop_jax.search)

@@ -20,6 +20,7 @@ NAMES = (
     "trees",
     "two_bytes",
     "sweep",
+    "long_sweep",
     "peers",
     "tiny",
     "structures",

@@ -255,7 +255,7 @@ def goals(results: dict[str, list[Outcome]]):
 
 
 def compare(sizes: dict, shares: dict[str, int], rounds: int):
-    """The named sides side by side; `shares` says how many settings each takes a round."""
+    """The named sides side by side, each with so many settings a round; returns what they gave."""
     yield (
         f"\n## {sizes['trials']:,} settings of an LSTM of {sizes['hidden']} units, "
         f"{sizes['steps']} steps each\n\n"
@@ -268,9 +268,7 @@ def compare(sizes: dict, shares: dict[str, int], rounds: int):
     more = {}
     if "rebuilt" in shares and hasattr(os, "sched_setaffinity"):
         more["ideal"] = lambda i: ideal(sizes, i)
-    results = yield from sides_of(lstm(**sizes), shares, rounds, more)
-    if "rebuilt" in shares:
-        yield from goals(results)
+    return (yield from sides_of(lstm(**sizes), shares, rounds, more))
 
 
 def sides_of(work: Work, shares: dict[str, int], rounds: int, more: Mapping[str, Callable] = {}):
@@ -290,8 +288,7 @@ def main(quick: bool):
         return {"trials": trials, "steps": steps, "hidden": hidden}
 
     if quick:
-        yield from compare(sizes(2, 3, hidden=8), shares(2, rebuilt=1, Optuna=1), rounds=1)
+        each = sizes(2, 3, hidden=8), shares(2, rebuilt=1, Optuna=1), 1
     else:
-        yield from compare(sizes(64, 50), shares(64, rebuilt=22, Optuna=6), rounds=3)
-        # The longer each training runs, the less a compile for each costs.
-        yield from compare(sizes(8, 300), {"rebuilt": 2, "vmap": 8, "ours": 8}, rounds=3)
+        each = sizes(64, 50), shares(64, rebuilt=22, Optuna=6), 3
+    yield from goals((yield from compare(*each)))
