@@ -127,6 +127,22 @@ def test_what_is_made_ahead_is_what_a_sweep_runs(monkeypatch):
     assert set(keys) == made
 
 
+@pytest.mark.parametrize("platforms", ["of its platform", "no such platform"])
+def test_a_sweep_runs_on_no_devices_that_are_only_described(platforms, monkeypatch):
+    """JAX gives them the same type as those that are there."""
+    here = jax.devices()
+
+    def devices(platform=None):
+        if platforms == "no such platform" and platform is not None:
+            raise RuntimeError(f"Unknown backend {platform}")
+        return here[:1]
+
+    monkeypatch.setattr(jax, "devices", devices)
+    train = lambda hp, key: {"loss": hp["a"]}
+    with pytest.raises(ValueError, match=r"only described .* give some of jax\.devices"):
+        rj.sweep(train, rj.grid(a=[1.0]), devices=here[1:], progress=False)
+
+
 def test_what_the_tpu_must_keep_to_is_checked():
     tpu.refuse("plain", 1.0005, 0)
     for ratio, collectives in ((1.01, 0), (0.5, 1)):

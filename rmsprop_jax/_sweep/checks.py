@@ -61,7 +61,19 @@ def checked_devices(devices: Any) -> list[Any]:
         )
     if len(set(listed)) < len(listed):
         raise ValueError(f"devices must differ from one another, got {listed}.")
+    if away := [device for device in listed if not _is_there(device)]:
+        raise ValueError(
+            f"devices must be there to run on, got {away}, which are only described (of a topology "
+            "to compile for): give some of jax.devices()."
+        )
     return listed
+
+
+def _is_there(device: Any) -> bool:
+    try:
+        return device in jax.devices(device.platform)
+    except RuntimeError:  # JAX has no such platform here
+        return False
 
 
 def refuse_stages(asked: Any) -> None:
