@@ -12,18 +12,13 @@ import jax
 import rmsprop_jax as rj
 from tests.benchmarks import convolution, sweep, trees
 
-SPACE = {
-    "learning_rate": rj.log_uniform(*sweep.RATES),
-    "decay": rj.one_minus(rj.log_uniform(*sweep.FORGETTING)),
-}
-
 
 def convolutional(trials: int, steps: int) -> sweep.Work:
     def train(hp, key, x, labels):
         losses = convolution.train(hp, key, x, labels, steps)["loss"]
         return {"loss": losses, "validation": losses[-1]}
 
-    return sweep.Work(train, rj.sample(SPACE, trials), convolution.pictures())
+    return sweep.Work(train, rj.sample(sweep.SPACE, trials), convolution.pictures())
 
 
 def main(quick: bool) -> Iterator[str]:

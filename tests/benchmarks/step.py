@@ -37,18 +37,20 @@ def train_step(solver):
     return step
 
 
-def compiled_for(solver, leaves: int, size: int):
-    """The compiled step, the seconds of tracing and compiling, and arguments to run it on."""
+def compiled_for(solver, leaves: int, size: int, make=train_step):
+    """The compiled step, or what `make` gives of the solver instead; the seconds of tracing and
+    compiling, and arguments to run it on."""
     params = [jnp.ones(size, jnp.float32) for _ in range(leaves)]
     grads = [jnp.full(size, 1e-2, jnp.float32) for _ in range(leaves)]
     state = solver.init(params)
     start = time.perf_counter()
-    compiled = train_step(solver).lower(params, state, grads).compile()
+    compiled = make(solver).lower(params, state, grads).compile()
     return compiled, time.perf_counter() - start, (params, state, grads)
 
 
-def stepping(compiled, *carried):
-    """A side that takes one step a call, from where the last one ended, and returns its seconds."""
+def stepping(compiled, *carried, steps: int = 1):
+    """A side that takes so many steps a call, from where the last one ended, and returns the
+    seconds of each."""
 
     def run(_):
         nonlocal carried
@@ -57,7 +59,7 @@ def stepping(compiled, *carried):
         params, state = jax.block_until_ready(compiled(*carried))
         seconds = time.perf_counter() - start
         carried = params, state, grads
-        return seconds
+        return seconds / steps
 
     return run
 
@@ -75,12 +77,12 @@ def one_leaf(settings, size: int, pairs: int):
     return bytes_["ours"] / bytes_["optax"], temporary, ratios(seconds)
 
 
-def compile_seconds(settings, leaves: int, pairs: int):
+def compile_seconds(settings, leaves: int, pairs: int, size: int = 256):
     """Trace + compile seconds of both sides, from cold caches."""
 
     def run(name):
         jax.clear_caches()
-        return compiled_for(solvers(settings)[name], leaves, 256)[1]
+        return compiled_for(solvers(settings)[name], leaves, size)[1]
 
     sides = {name: lambda _, name=name: run(name) for name in ("ours", "optax")}
     return interleaved(sides, pairs)

@@ -38,6 +38,10 @@ from tests.benchmarks.runner import header, interleaved, median, row
 
 ROOT = Path(__file__).parents[2]
 RATES, FORGETTING = (1e-4, 1e-2), (1e-3, 2e-1)
+SPACE = {
+    "learning_rate": rj.log_uniform(*RATES),
+    "decay": rj.one_minus(rj.log_uniform(*FORGETTING)),
+}
 TOLERANCES = {"median": 1e-3, "max": 0.1}  # nats a character; settings differ by 1 and more
 
 
@@ -71,12 +75,8 @@ def lstm(trials: int, steps: int, hidden: int) -> Work:
         params, losses = fit(model, optimizer, key, text, steps)
         return {"loss": losses, "validation": evaluate(model, params, validation)}
 
-    space = {
-        "learning_rate": rj.log_uniform(*RATES),
-        "decay": rj.one_minus(rj.log_uniform(*FORGETTING)),
-    }
     args = jnp.asarray(corpus.train), jnp.asarray(corpus.validation)
-    return Work(train, rj.sample(space, trials), args)
+    return Work(train, rj.sample(SPACE, trials), args)
 
 
 def compiled(function, *args):

@@ -102,15 +102,15 @@ def steps(quick: bool, side: int) -> Iterator[str]:
             ratio = bytes_[0] / bytes_[1]
             each = (f"{size / (side * side):.2f}" for size in bytes_)
             yield row(dtypes, name, *each, f"{ratio:.3f}", *temporary, *calls)
-            refuse(f"{dtypes}, {name}", ratio if promised else 0.0, calls[0])
+            refuse(f"{dtypes}, {name}", ratio if promised else 0.0, temporary[0], calls[0])
 
 
-def refuse(name: str, ratio: float, collectives: int) -> None:
+def refuse(name: str, ratio: float, temporary: int, collectives: int) -> None:
     """What is promised of ours: the state lies where its parameters lie, and no more is moved."""
-    if ratio > MOST or collectives:
+    if ratio > MOST or temporary or collectives:
         raise RuntimeError(
-            f"{name}: {ratio:.3f} × Optax's bytes, at most {MOST} are promised, and {collectives} "
-            "collectives, none are: look at the compiled text."
+            f"{name}: {ratio:.3f} × Optax's bytes, at most {MOST} are promised; {temporary} bytes "
+            f"of temporaries and {collectives} collectives, none are: look at the compiled text."
         )
 
 
@@ -192,16 +192,13 @@ def told(name, batch, programs, seconds: float, memory: float) -> str:
     )
 
 
-PARTS = {"steps": steps, "rounds": rounds}
-
-
 def main(quick: bool, side: int = 4096) -> Iterator[str]:
     yield "\n## For TPUs, by their compiler, on a machine without one"
     if importlib.util.find_spec("libtpu") is None:
         yield "\nNot run: libtpu is not installed (`pip install -e '.[tpu]'`)."
         return
     yield f"\nlibtpu {importlib.metadata.version('libtpu')}; nothing runs, so there are no times."
-    for part in PARTS:
+    for part in ("steps", "rounds"):
         command = [sys.executable, "-m", "tests.benchmarks.tpu", part, str(int(quick)), str(side)]
         environment, root = os.environ | ENVIRONMENT, Path(__file__).parents[2]
         child = subprocess.Popen(

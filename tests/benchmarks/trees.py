@@ -16,9 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-import rmsprop_jax as rj
 from tests.benchmarks.runner import header, interleaved, median, row
-from tests.benchmarks.step import VARIANTS, train_step
+from tests.benchmarks.step import VARIANTS, compile_seconds, compiled_for, solvers, stepping
 
 TREES = {"one of 32M": (1, 1 << 25), "50 of 65,536": (50, 65_536), "200 of 4,096": (200, 4096),
          "1,000 of 256": (1000, 256)}  # fmt: skip
@@ -51,30 +50,6 @@ def copying(buffers: int):
     return optax.GradientTransformation(init, update)
 
 
-def compiled(run, solver, leaves: int, size: int):
-    """The compiled program, the seconds of tracing and compiling, and its arguments."""
-    params = [jnp.ones(size, jnp.float32) for _ in range(leaves)]
-    grads = [jnp.full(size, 1e-2, jnp.float32) for _ in range(leaves)]
-    state = solver.init(params)
-    jax.clear_caches()
-    start = time.perf_counter()
-    program = run.lower(params, state, grads).compile()
-    return program, time.perf_counter() - start, (params, state, grads)
-
-
-def seconds_of(program, arguments, steps: int):
-    """A side: the seconds of a step, from where the last call ended."""
-    *carried, grads = arguments
-
-    def timed(_):
-        nonlocal carried
-        start = time.perf_counter()
-        carried = jax.block_until_ready(program(*carried, grads))
-        return (time.perf_counter() - start) / steps
-
-    return timed
-
-
 def torch_side(settings: dict, leaves: int, size: int, fused: bool):
     import torch
 
@@ -102,19 +77,16 @@ def torch_side(settings: dict, leaves: int, size: int, fused: bool):
 def tree(leaves: int, size: int, settings: dict, pairs: int, compiles: int, steps: int):
     """The cells of a row."""
     buffers = 1 + bool(settings.get("centered")) + ("momentum" in settings)
-    solvers = {
-        "ours": rj.rmsprop(1e-3, eps_in_sqrt=True, **settings),
-        "Optax": optax.rmsprop(1e-3, eps_in_sqrt=True, **settings),
-        "a copy": copying(buffers),
-    }
+    optimisers = {**solvers(settings), "a copy": copying(buffers)}
     sides, scans, bytes_, flops = {}, {}, {}, {}
-    for name, solver in solvers.items():
-        program, _, arguments = compiled(train_step(solver), solver, leaves, size)
-        sides[name] = seconds_of(program, arguments, 1)
+    for name, solver in optimisers.items():
+        program, _, arguments = compiled_for(solver, leaves, size)
+        sides[name] = stepping(program, *arguments)
         analysis = program.cost_analysis()
         bytes_[name], flops[name] = analysis["bytes accessed"], analysis["flops"]
-        program, _, arguments = compiled(scanned(solver, steps), solver, leaves, size)
-        scans[name] = seconds_of(program, arguments, steps)
+        make = functools.partial(scanned, steps=steps)
+        program, _, arguments = compiled_for(solver, leaves, size, make)
+        scans[name] = stepping(program, *arguments, steps=steps)
     if importlib.util.find_spec("torch"):
         sides["PyTorch"] = torch_side(settings, leaves, size, fused=False)
         if jax.default_backend() != "cpu":
@@ -123,23 +95,19 @@ def tree(leaves: int, size: int, settings: dict, pairs: int, compiles: int, step
     called = interleaved(sides, pairs)
     interleaved(scans, 1)
     inside = interleaved(scans, max(3, pairs // 4))
-    making = {
-        name: lambda _, s=solvers[name]: compiled(train_step(s), s, leaves, size)[1]
-        for name in ("ours", "Optax")
-    }
-    made = interleaved(making, compiles)
+    made = compile_seconds(settings, leaves, compiles, size)
 
     def against(seconds, name):
         return median(np.divide(seconds["ours"], seconds[name])) if name in seconds else "–"
 
     return [
-        f"{bytes_['ours'] / bytes_['Optax']:.3f}",
-        " / ".join(f"{flops[name] / (leaves * size):.0f}" for name in ("ours", "Optax")),
+        f"{bytes_['ours'] / bytes_['optax']:.3f}",
+        " / ".join(f"{flops[name] / (leaves * size):.0f}" for name in ("ours", "optax")),
         f"{1e3 * np.median(called['ours']):.3g}",
-        *(against(called, n) for n in ("Optax", "a copy", "PyTorch", "PyTorch, compiled")),
+        *(against(called, n) for n in ("optax", "a copy", "PyTorch", "PyTorch, compiled")),
         f"{1e3 * np.median(inside['ours']):.3g}",
-        *(against(inside, name) for name in ("Optax", "a copy")),
-        against(made, "Optax"),
+        *(against(inside, name) for name in ("optax", "a copy")),
+        against(made, "optax"),
     ]
 
 
