@@ -4,6 +4,8 @@
 pytest, without an installation; on a CPU it is a part of the suite, with smaller sizes.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,10 +17,11 @@ from rmsprop_jax._sweep import program, rounds
 from rmsprop_jax._sweep.ahead import makers
 from rmsprop_jax._sweep.processes import Processes, free_memory
 from rmsprop_jax._two_bytes import NU, of_leaf, round_to_bfloat16, salt
-from tests import oracles, reference, trainings
 from tests.benchmarks import convolution
 from tests.benchmarks.step import train_step
-from tests.test_presets import FROZEN, assert_same, preset, travel
+from tests.support import oracles, reference, trainings
+from tests.support.steps import travel
+from tests.test_presets import FROZEN, assert_same, preset, way
 
 pytestmark = pytest.mark.gpu
 
@@ -53,20 +56,14 @@ def test_steps_follow_the_equations(settings):
     grads = np.random.default_rng(0).normal(size=(100, 1000)).astype(np.float32)
     solver = rj.rmsprop(0.01, **settings)
 
-    def step(carry, g):
-        params, state = carry
-        updates, state = solver.update(g, state, params)
-        return (optax.apply_updates(params, updates), state), updates
-
-    params = jnp.zeros(1000)
-    updates = jax.jit(lambda: jax.lax.scan(step, (params, solver.init(params)), grads)[1])()
+    _, updates = jax.jit(functools.partial(travel, solver))(grads, jnp.zeros(1000))
     expected = reference.rmsprop(grads, 0.01, **settings).cumsum(axis=0)
     assert_same(np.asarray(updates, np.float64).cumsum(axis=0), expected, 1e-5)
 
 
 @pytest.mark.parametrize("case", ONE_EACH, ids=lambda case: case.name)
 def test_presets_follow_their_frozen_runs(case):
-    ours = travel(preset(case), case.stream, jnp.float32)
+    ours = way(preset(case), case.stream, jnp.float32)
     assert_same(ours[oracles.KEPT], FROZEN[case.name], 1e-5)
 
 

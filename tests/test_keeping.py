@@ -11,8 +11,8 @@ import pytest
 
 import rmsprop_jax as rj
 from rmsprop_jax._sweep import keeping, rounds, store
+from tests.support.trainings import POINTS, SCALE, alone, noisy, plain, sweep
 from tests.test_store import child
-from tests.trainings import POINTS, SCALE, alone, noisy, plain, sweep
 
 OPTIONS = {"evaluate_every": 10, "seeds": 2}
 

@@ -17,6 +17,7 @@ import optax
 import pytest
 
 import rmsprop_jax as rj
+from tests.support.steps import travel
 
 FAST = {"xla_backend_optimization_level": 0}  # to compile: it is most of what these tests do
 RATE, STRENGTH = 5e-3, 3e-3
@@ -470,14 +471,9 @@ ONE_COMPILE_A_ROW = {
 
 
 def scanned(solver, grads):
-    def step(carry, g):
-        params, state = carry
-        updates, state = solver.update(g, state, params)
-        return (optax.apply_updates(params, updates), state), updates
-
     start = {"w": PARAMS["w"], "none": None}
     grads = {"w": grads["w"], "none": None}
-    return jax.lax.scan(step, (start, solver.init(start)), grads)[1]
+    return travel(solver, grads, start)[1]
 
 
 @rows

@@ -15,9 +15,9 @@ import rmsprop_jax as rj
 from rmsprop_jax._sweep import program
 from rmsprop_jax._sweep.ahead import makers
 from rmsprop_jax._sweep.processes import Described, Processes
-from tests import trainings
 from tests.benchmarks import convolution, tpu
 from tests.benchmarks.step import VARIANTS, train_step
+from tests.support import trainings
 
 PLATFORMS = ["cpu", "cuda", "rocm", "tpu"]
 

@@ -1,5 +1,6 @@
 """Each preset follows the framework that it is named after: the real one, and its frozen runs."""
 
+import functools
 import importlib.util
 import inspect
 import itertools
@@ -13,7 +14,8 @@ import optax
 import pytest
 
 import rmsprop_jax as rj
-from tests import oracles
+from tests.support import oracles
+from tests.support.steps import travel
 
 FROZEN = np.load(oracles.FILE)
 ABOUT = json.loads(str(FROZEN["about"]))
@@ -22,19 +24,14 @@ RATE_NAME = {preset: next(iter(inspect.signature(getattr(rj.presets, preset)).pa
              for preset in rj.presets.__all__}  # fmt: skip
 
 
-def travel(solver, name, dtype):
-    """θ_t − θ_0 after every step, by one compiled scan, summed in float64."""
+def way(solver, name, dtype):
+    """θ_t − θ_0 after every step, summed in float64."""
     grads, start = oracles.stream(name)
     kind = jnp.result_type(dtype, jnp.complex64) if np.iscomplexobj(grads) else dtype
     grads, start = jnp.asarray(grads, kind), jnp.asarray(start, kind)
 
-    def step(carry, g):
-        params, state = carry
-        updates, state = solver.update(g, state, params)
-        return (optax.apply_updates(params, updates), state), updates
-
-    run = jax.jit(lambda start, grads: jax.lax.scan(step, (start, solver.init(start)), grads)[1])
-    updates = np.asarray(run(start, grads))
+    _, updates = jax.jit(functools.partial(travel, solver))(grads, start)
+    updates = np.asarray(updates)
     return updates.astype(np.result_type(updates, np.float64)).cumsum(axis=0)
 
 
@@ -55,7 +52,7 @@ def test_every_preset_has_an_oracle():
 
 @pytest.mark.parametrize("case", oracles.CASES, ids=lambda case: case.name)
 def test_follows_the_frozen_run(case, dtype):
-    ours = travel(preset(case), case.stream, dtype)
+    ours = way(preset(case), case.stream, dtype)
     tolerance = TOLERANCE[str(dtype)]
     if case.name == "stable_baselines3 tiny" and dtype == jnp.float32:
         # s is s₀ρᵗ alone, and the float32 nearest to .99 is 1e-8 off: a thousand times that.
@@ -72,7 +69,7 @@ def test_follows_the_framework_itself(case, x64):
     """All 1,000 steps; torch under its own LambdaLR."""
     if importlib.util.find_spec(case.preset) is None:
         pytest.skip(f'needs {case.preset}: pip install -e ".[oracles]"')
-    assert_same(travel(preset(case), case.stream, "float64"), oracles.run(case), 1e-12)
+    assert_same(way(preset(case), case.stream, "float64"), oracles.run(case), 1e-12)
 
 
 @pytest.mark.parametrize("name", [name for name in ABOUT if ABOUT[name]["signature"]])
@@ -415,13 +412,6 @@ def test_a_presets_epsilon_is_divided_with_the_gradient(name, n, x64):
 def same_steps(of_sum, of_mean, n):
     grads = jnp.asarray(np.random.default_rng(0).normal(size=(30, 4)))
 
-    def run(solver, grads):
-        def step(carry, g):
-            params, state = carry
-            updates, state = solver.update(g, state, params)
-            return (optax.apply_updates(params, updates), state), updates
-
-        params = jnp.arange(4.0)
-        return jax.lax.scan(step, (params, solver.init(params)), grads)[1]
-
-    np.testing.assert_allclose(run(of_sum, grads), run(of_mean, grads / n), rtol=1e-9)
+    _, ours = travel(of_sum, grads, jnp.arange(4.0))
+    _, same = travel(of_mean, grads / n, jnp.arange(4.0))
+    np.testing.assert_allclose(ours, same, rtol=1e-9)

@@ -8,9 +8,9 @@ import time
 import pytest
 
 import rmsprop_jax as rj
-from tests import cluster, killed
+from tests.support import cluster, killed
+from tests.support.trainings import plain
 from tests.test_store import contents, same, undisturbed
-from tests.trainings import plain
 
 
 def start(problem, out, count=2):
@@ -20,7 +20,7 @@ def start(problem, out, count=2):
         port = probe.getsockname()[1]
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.cluster", *map(str, (i, count, port, problem, out))],
+            [sys.executable, "-m", cluster.__name__, *map(str, (i, count, port, problem, out))],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -12,6 +12,7 @@ import optax
 import pytest
 
 import rmsprop_jax as rj
+from tests.support.steps import travel
 
 RECIPES = runpy.run_path(str(Path(__file__).parents[1] / "docs" / "recipes.py"))
 ROWS = RECIPES["rows"]()
@@ -135,13 +136,8 @@ def travel_there(row, rate=None, norm_plus=0.0):
 
 
 def travel_here(solver, row):
-    def step(carry, g):
-        params, state = carry
-        updates, state = solver.update(g, state, params)
-        return (optax.apply_updates(params, updates), state), updates
-
     start, grads = jax.tree.map(jnp.asarray, (START, stream(row)))
-    updates = jax.lax.scan(step, (start, solver.init(start)), grads)[1]
+    _, updates = travel(solver, grads, start)
     ways = jax.tree.map(lambda u: np.asarray(u).cumsum(axis=0).reshape(STEPS, -1), updates)
     return np.concatenate([ways[leaf] for leaf in sorted(ways)], axis=1)
 

@@ -15,7 +15,8 @@ import optax
 import pytest
 
 import rmsprop_jax as rj
-from tests import reference
+from tests.support import reference
+from tests.support.steps import stay, travel
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -28,23 +29,12 @@ def stream(*shape, dtype=np.float32):
     return np.random.default_rng(0).normal(size=shape).astype(dtype)
 
 
-def scan(solver, grads, params=None):
-    """The last state and all updates; a state that changed its types would not pass."""
-    params = jax.tree.map(lambda g: jnp.zeros_like(g[0]), grads) if params is None else params
-
-    def step(state, g):
-        updates, state = solver.update(g, state, params)
-        return state, updates
-
-    return jax.lax.scan(step, solver.init(params), grads)
-
-
 # The formula.
 
 
 def test_defaults_are_the_seed_formula():
     grads = stream(50, 6)
-    updates = scan(rj.rmsprop(), grads)[1]
+    updates = stay(rj.rmsprop(), grads)[1]
     s = np.zeros(6)
     for g, update in zip(grads.astype(np.float64), updates, strict=True):
         s = 0.9 * s + 0.1 * g**2
@@ -72,7 +62,7 @@ def test_a_constant_gradient_has_a_closed_form():
 def test_complex_gradients_have_one_modulus():
     grads = (stream(50, 2, 4)[:, 0] + 1j * stream(50, 2, 4)[:, 1]).astype(np.complex64)
     for flags in VARIANTS.values():
-        updates = scan(rj.rmsprop(0.1, **flags), grads)[1]
+        updates = stay(rj.rmsprop(0.1, **flags), grads)[1]
         expected = reference.rmsprop(grads, 0.1, **flags)
         # `full` starts with 0/ε, 1e7 in size; what follows it is compared by itself
         error = abs(updates[30:] - expected[30:]).max()
@@ -180,7 +170,7 @@ def test_vmap_over_numbers_equals_a_loop_over_python_floats(x64, flags):
     if "momentum" in flags:
         grid["momentum"] = [0.9, 0.0, 0.3, 0.99]
     grads = stream(20, 5, dtype=np.float64)
-    run = lambda point: scan(rj.rmsprop(**{**flags, **point}), grads)
+    run = lambda point: stay(rj.rmsprop(**{**flags, **point}), grads)
     states, updates = jax.jit(jax.vmap(run))({k: jnp.asarray(v) for k, v in grid.items()})
     for i, values in enumerate(zip(*grid.values(), strict=True)):
         state, alone = jax.jit(lambda v=values: run(dict(zip(grid, v, strict=True))))()
@@ -192,7 +182,7 @@ def test_vmap_over_numbers_equals_a_loop_over_python_floats(x64, flags):
 def test_scan_equals_a_python_loop(flags):
     grads = stream(20, 5)
     solver = rj.rmsprop(0.1, initial_scale=1.0, **flags)
-    final, updates = scan(solver, grads)
+    final, updates = stay(solver, grads)
     state = solver.init(jnp.zeros(5))
     for g, expected in zip(grads, updates, strict=True):
         u, state = solver.update(g, state)
@@ -223,15 +213,6 @@ DECAYS = {
 }
 
 
-def run_with_params(solver, grads, params):
-    def step(carry, g):
-        params, state = carry
-        updates, state = solver.update(g, state, params)
-        return (optax.apply_updates(params, updates), state), updates
-
-    return jax.jit(lambda p, g: jax.lax.scan(step, (p, solver.init(p)), g)[1])(params, grads)
-
-
 @pytest.mark.parametrize("lr_in_momentum", [True, False])
 @pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize("kind", ["real", "complex"])
@@ -246,9 +227,8 @@ def test_learning_rate_and_weight_decay_against_the_equations(
     if kind == "complex":
         grads, params = grads + 1j * grads[::-1], params * (1 - 2j)
     flags = {"lr_in_momentum": lr_in_momentum, **momentum, **DECAYS[decay]}
-    updates = run_with_params(
-        rj.rmsprop(lambda t: 0.01 / (1.0 + t.astype(float)), eps=1e-2, **flags), grads, params
-    )
+    solver = rj.rmsprop(lambda t: 0.01 / (1.0 + t.astype(float)), eps=1e-2, **flags)
+    _, updates = jax.jit(functools.partial(travel, solver))(grads, params)
     expected = reference.rmsprop(
         grads, lambda t: 0.01 / (1.0 + t), eps=1e-2, params=params, **flags
     )
@@ -328,7 +308,7 @@ def test_derivatives_through_fifty_steps(x64, eps_in_sqrt, centered, bias_correc
     flags["lr_in_momentum"] = flags["decoupled_weight_decay"] = centered  # each once
 
     def f(numbers, grads, params):
-        return jnp.sum(weights * scan(rj.rmsprop(**numbers, **flags), grads, params)[1])
+        return jnp.sum(weights * stay(rj.rmsprop(**numbers, **flags), grads, params)[1])
 
     @jax.jit
     def all_derivatives(*x):
@@ -369,7 +349,7 @@ def test_derivatives_under_a_constant_gradient(eps, eps_in_sqrt, bias_correction
         solver = rj.rmsprop(
             **numbers, centered=True, eps_in_sqrt=eps_in_sqrt, bias_correction=bias_correction
         )
-        return jnp.sum(scan(solver, jnp.ones(10))[1])
+        return jnp.sum(stay(solver, jnp.ones(10))[1])
 
     chex.assert_tree_all_finite((jax.grad(f)(numbers), jax.jacfwd(f)(numbers)))
 
@@ -399,7 +379,7 @@ def test_debug_infs_and_debug_nans_have_nothing_to_say(flags, centered, eps_in_s
 def test_half_precision_is_the_float32_run_cast_at_the_end(half, flags):
     grads = jnp.asarray(stream(200, 5)).astype(half)
     solver = rj.rmsprop(0.1, decay=0.999, **flags)
-    run = jax.jit(lambda grads: scan(solver, grads)[1])
+    run = jax.jit(lambda grads: stay(solver, grads)[1])
     updates, wide = run(grads), run(grads.astype(jnp.float32))
     largest = float(jnp.finfo(half).max)
     expected = np.clip(wide, -largest, largest).astype(half)
@@ -447,7 +427,7 @@ def test_the_step_is_bounded_for_any_gradient(eps_in_sqrt, bias_correction):
 
     def one(decay):
         solver = rj.scale_by_rms(decay, 0.0, 0.0, eps_in_sqrt, bias_correction)
-        return scan(solver, grads)
+        return stay(solver, grads)
 
     decays = jnp.float32([0.0, 0.5, 0.9, 0.99, 0.999])
     states, updates = jax.jit(jax.vmap(one))(decays)
@@ -462,7 +442,7 @@ number = st.floats(width=32, allow_nan=False, allow_infinity=True)
 
 @jax.jit
 def bounded_steps(grads):
-    return scan(rj.scale_by_rms(0.9, eps=0.0), grads)
+    return stay(rj.scale_by_rms(0.9, eps=0.0), grads)
 
 
 @hypothesis.settings(deadline=None, database=None, derandomize=True, max_examples=200)
@@ -484,7 +464,7 @@ def test_huge_gradients_stay_finite_and_pass(centered, momentum, kind):
     if kind == "complex":
         grads = jax.lax.complex(grads, -grads)
     solver = rj.rmsprop(0.1, 0.5, eps=1e-3, centered=centered, momentum=momentum)
-    state, updates = jax.jit(lambda g: scan(solver, g))(grads)
+    state, updates = jax.jit(lambda g: stay(solver, g))(grads)
     chex.assert_tree_all_finite((state, updates))
     np.testing.assert_allclose(updates[:, 2], updates[:, 4], rtol=1e-6)  # inf counts as 1e30
     np.testing.assert_allclose(updates[:, 0], updates[:, 4], rtol=1e-6)
@@ -518,7 +498,7 @@ def test_the_first_step(decay):
 def test_only_huge_gradients(flags):
     """All of them at the top, for long: the averages reach their largest value and stay there."""
     for g in (3e38, np.inf):
-        state, updates = scan(rj.rmsprop(0.1, **flags), jnp.full((500, 2), g, jnp.float32))
+        state, updates = stay(rj.rmsprop(0.1, **flags), jnp.full((500, 2), g, jnp.float32))
         chex.assert_tree_all_finite((state, updates))
 
 
@@ -633,7 +613,7 @@ def test_no_finite_gradient_found_breaks_it(x64, kind, flags):
 @pytest.mark.parametrize("initial_scale", [3e38, 1e300])
 def test_a_huge_initial_scale_is_forgotten_too(initial_scale):
     solver = rj.scale_by_rms(initial_scale=initial_scale, decay=0.5)
-    state, updates = scan(solver, jnp.ones((600, 2)))
+    state, updates = stay(solver, jnp.ones((600, 2)))
     chex.assert_tree_all_finite(state)
     np.testing.assert_allclose(updates[-1], 1.0, rtol=1e-5)
 
@@ -701,7 +681,7 @@ def test_a_one_counts_as_the_largest_number_below_one(argument, dtype, kind):
     one = jnp.asarray(1.0, dtype) if kind != "numpy" else np.ones((), jnp.dtype(dtype))
     below = float(np.nextafter(np.ones((), jnp.dtype(dtype)), np.zeros((), jnp.dtype(dtype))))
     settings = lambda x: {"momentum": 0.5} | {argument: x}
-    step = lambda x: scan(rj.rmsprop(0.1, **settings(x)), jnp.ones((200, 2)))[1]
+    step = lambda x: stay(rj.rmsprop(0.1, **settings(x)), jnp.ones((200, 2)))[1]
     got = jax.jit(step)(one) if kind == "traced" else step(one)
     np.testing.assert_allclose(got, step(below), rtol=1e-4)
     if argument == "decay":
@@ -713,7 +693,7 @@ def test_a_one_counts_as_the_largest_number_below_one(argument, dtype, kind):
 def test_a_sweep_of_decays_that_float32_rounds_to_one_stays_bounded():
     def train(hp, key):
         solver = rj.scale_by_rms(hp["decay"])
-        return {"loss": jnp.max(abs(scan(solver, jnp.ones((500, 2)))[1]))}
+        return {"loss": jnp.max(abs(stay(solver, jnp.ones((500, 2)))[1]))}
 
     result = rj.sweep(train, rj.grid(decay=[0.9, 0.99999999]), progress=False)
     assert (result.objective <= np.sqrt(1 / (1 - np.array([0.9, 1 - 2.0**-24]))) * 1.001).all()

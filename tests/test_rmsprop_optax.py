@@ -15,7 +15,8 @@ import optax
 import pytest
 
 import rmsprop_jax as rj
-from tests import reference
+from tests.support import reference
+from tests.support.steps import stay
 
 RATE = 0.01
 FLAGS = [
@@ -50,17 +51,7 @@ def points(flags, dtype):
 
 
 def run(rmsprop, flags, lanes, grads):
-    def one(point):
-        solver = rmsprop(RATE, **point, **flags)
-
-        def step(state, g):
-            updates, state = solver.update(g, state)
-            return state, updates
-
-        start = solver.init(jax.tree.map(lambda g: g[0], grads))
-        return jax.lax.scan(step, start, grads)[1]
-
-    return jax.vmap(one)(lanes)
+    return jax.vmap(lambda point: stay(rmsprop(RATE, **point, **flags), grads)[1])(lanes)
 
 
 def assert_same_travel(ours, theirs, tolerance):
@@ -158,14 +149,7 @@ GRADS = np.random.default_rng(1).normal(size=(12, 4)).astype(np.float32)
 
 
 def updates_of(solver, grads=GRADS, params=None):
-    """All updates, by one compiled scan: a state that changes its types would not pass."""
-    params = jax.tree.map(lambda g: jnp.zeros_like(g[0]), grads) if params is None else params
-
-    def step(state, g):
-        updates, state = solver.update(g, state, params)
-        return state, updates
-
-    return jax.jit(lambda grads: jax.lax.scan(step, solver.init(params), grads)[1])(grads)
+    return jax.jit(lambda grads: stay(solver, grads, params)[1])(grads)
 
 
 def assert_follows(updates, grads=GRADS, **settings):

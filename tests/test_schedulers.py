@@ -11,7 +11,7 @@ import pytest
 
 import rmsprop_jax as rj
 from rmsprop_jax._sweep.schedulers import Table, explored
-from tests.trainings import POINTS, SCALE, plain, sweep
+from tests.support.trainings import POINTS, SCALE, plain, sweep
 
 OPTIONS = {"seeds": 2, "evaluate_every": 10}
 

@@ -26,8 +26,8 @@ from optuna.trial import TrialState
 import rmsprop_jax as rj
 from rmsprop_jax._search import study as study_module
 from rmsprop_jax._search.space import axes_of
-from tests import postgres, searcher
-from tests.trainings import SCALE, alone, noisy, plain
+from tests.support import postgres, searcher
+from tests.support.trainings import SCALE, alone, noisy, plain
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning"),
@@ -451,7 +451,7 @@ def test_an_interruption_tells_what_is_finished_and_fails_what_is_not(kind):
 def test_ctrl_c_from_the_keyboard_leaves_no_trial_running(sqlite, tmp_path):
     script = f"""
 import signal, jax, optuna
-from tests import searcher
+from tests.support import searcher
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job may ignore it
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 study = optuna.create_study(storage="sqlite:///{tmp_path}/study.db", study_name="s")
@@ -822,7 +822,7 @@ class Workers:
 
     def __init__(self, server, folder, count, *pruner):
         self.logs = [folder / f"log {i}" for i in range(count)]
-        command = [sys.executable, "-m", "tests.searcher", server.url]
+        command = [sys.executable, "-m", "tests.support.searcher", server.url]
         self.processes = []
         for log in self.logs:
             with open(f"{log} of errors", "w", encoding="utf-8") as errors:

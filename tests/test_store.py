@@ -20,8 +20,8 @@ import pytest
 
 import rmsprop_jax as rj
 from rmsprop_jax._sweep import store
-from tests import killed
-from tests.trainings import plain
+from tests.support import killed
+from tests.support.trainings import plain
 
 X = rj.grid(x=[1.0, 2.0, 3.0])
 
@@ -79,8 +79,8 @@ class Killed:
         """Start it, kill it as `aim` says; whether it had ended, and what it ran."""
         self._log.unlink(missing_ok=True)
         devices = str(self.moments.choice([1, 2]))
-        command = [sys.executable, "-m", "tests.killed", self.folder, self._log, devices, self.kind]
-        child = subprocess.Popen(command)
+        about = [self.folder, self._log, devices, self.kind]
+        child = subprocess.Popen([sys.executable, "-m", killed.__name__, *about])
         aim(self, child)
         child.kill()
         ended = child.wait() == 0

@@ -13,8 +13,8 @@ from flax.training import train_state as train_state_module
 
 import rmsprop_jax as rj
 from rmsprop_jax._sweep import compiling, program, rounds
+from tests.support.trainings import POINTS, SCALE, alone, noisy, plain, sweep
 from tests.test_sweep import compiles
-from tests.trainings import POINTS, SCALE, alone, noisy, plain, sweep
 
 
 @pytest.fixture(scope="module")

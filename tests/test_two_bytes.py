@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import rmsprop_jax as rj
 from rmsprop_jax._two_bytes import NU, PARAMETERS, of_leaf, round_to_bfloat16, salt
+from tests.support.steps import travel
 
 BF16 = jnp.bfloat16
 LARGEST = float(jnp.finfo(BF16).max)
@@ -237,18 +238,11 @@ def test_updates_are_those_of_float32_to_the_rounding(centered, bias_correction,
     flags = {"centered": centered, "bias_correction": bias_correction, "momentum": momentum}
     gs = np.random.default_rng(3).normal(size=(60, 400)).astype(np.float32) + 0.5
 
-    def travel(**options):
+    def end(**options):
         solver = rj.rmsprop(1e-2, 0.9, 1e-3, **flags, **options)
+        return jax.jit(functools.partial(travel, solver))(gs, jnp.zeros(400))[0]
 
-        def step(carry, g):
-            params, state = carry
-            u, state = solver.update(g, state)
-            return (params + u, state), None
-
-        start = jnp.zeros(400), solver.init(jnp.zeros(400))
-        return jax.jit(lambda gs: jax.lax.scan(step, start, gs)[0])(gs)
-
-    (short, state), (full, _) = travel(state_dtype="bfloat16"), travel()
+    (short, state), (full, _) = end(state_dtype="bfloat16"), end()
     np.testing.assert_allclose(short, full, rtol=0, atol=0.03 * np.abs(full).max())
     assert abs(float((short - full).mean())) < 0.002 * float(np.abs(full).mean())
     dtypes = {x.dtype for x in jax.tree.leaves(optax.tree_utils.tree_get(state, "nu"))}

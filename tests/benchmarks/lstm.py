@@ -23,7 +23,7 @@ def lstm(
     """The training, with `evaluate` or without, and its `args`: the text, and what is held out of
     it, or so many characters of that."""
     sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-    import lstm_language_model as example
+    import _characters as example
 
     corpus = example.load(held_out=held_out)
     model = example.CharLSTM(len(corpus.characters), hidden)

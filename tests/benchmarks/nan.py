@@ -80,7 +80,7 @@ def torch_(dtype, rate, settings):
 
 
 def keras_(dtype, rate, settings):
-    from tests.oracles import _keras_class
+    from tests.support.oracles import _keras_class
 
     make = _keras_class()
     import keras

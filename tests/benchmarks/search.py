@@ -25,9 +25,9 @@ import optuna
 import rmsprop_jax as rj
 from rmsprop_jax._search.study import Book
 from rmsprop_jax._sweep import program
-from tests import postgres
 from tests.benchmarks.lstm import lstm
 from tests.benchmarks.runner import header, interleaved, median, row
+from tests.support import postgres
 
 SPACE = {
     "learning_rate": rj.log_uniform(1e-4, 1e-1),

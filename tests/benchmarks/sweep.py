@@ -65,7 +65,7 @@ class Outcome(NamedTuple):
 def lstm(trials: int, steps: int, hidden: int) -> Work:
     """The example's character LSTM; `trials` settings of learning rate and decay."""
     sys.path.insert(0, str(ROOT / "examples"))
-    from lstm_language_model import CharLSTM, evaluate, fit, load
+    from _characters import CharLSTM, evaluate, fit, load
 
     corpus = load(held_out=4_000)
     model = CharLSTM(len(corpus.characters), hidden)

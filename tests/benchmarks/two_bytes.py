@@ -120,7 +120,7 @@ def wide(params):
 def an_lstm(quick: bool):
     """The example's, its test loss; computed in float32 whatever its parameters are kept in."""
     sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-    import lstm_language_model as example
+    import _characters as example
 
     corpus = example.load(held_out=500 if quick else 8_000)
     model = example.CharLSTM(len(corpus.characters), 8 if quick else 32)

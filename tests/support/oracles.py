@@ -1,7 +1,7 @@
 """The real frameworks' RMSProps, run on fixed streams of gradients.
 
-`python -m tests.oracles` runs every framework that is installed, in float64, and writes what it
-gave to `oracles.npz` beside this file, with its version; what is not installed stays as it was.
+`python -m tests.support.oracles` runs every framework that is installed, in float64, and writes
+what it gave to `tests/data/oracles.npz`, with its version; what is not installed stays as it was.
 Tests compare the presets with that file, and with torch and Keras themselves where they are
 installed. Everything in the file so far was written with:
 
@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-FILE = Path(__file__).with_name("oracles.npz")
+FILE = Path(__file__).parents[1] / "data" / "oracles.npz"
 STEPS = 1000
 KEPT = np.unique([0, 1, 2, 3, 4, *range(9, STEPS, 70), STEPS - 1])
 

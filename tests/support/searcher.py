@@ -1,4 +1,6 @@
-"""A worker on a study: `python -m tests.searcher URL LOG [PRUNER]`, until that says "enough".
+"""A worker on a study, until that says "enough".
+
+`python -m tests.support.searcher URL LOG [PRUNER]`
 
 Each line of its log is "report STEP" or "told NUMBER STATE", NUMBER that of the study.
 """

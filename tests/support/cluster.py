@@ -1,6 +1,7 @@
-"""One process of a cluster, sweeping: `python -m tests.cluster INDEX COUNT PORT PROBLEM OUT`.
+"""One process of a cluster, sweeping.
 
-A problem is called with the path of a folder, or None; it gives a result, or some by name.
+`python -m tests.support.cluster INDEX COUNT PORT PROBLEM OUT`; a problem is called with the path of
+a folder, or None, and gives a result, or some by name.
 """
 
 import sys
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 import rmsprop_jax as rj
-from tests import killed
+from tests.support import killed
 
 
 def tiny(path):
@@ -30,8 +31,8 @@ def tiny(path):
 
 def lstm(path):
     """The LSTM of the examples, small."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-    from lstm_language_model import CharLSTM, evaluate, fit, load
+    sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
+    from _characters import CharLSTM, evaluate, fit, load
 
     corpus = load(held_out=2_000)
     model = CharLSTM(len(corpus.characters), hidden=8)
@@ -52,7 +53,8 @@ OPTIONS = {"steps": 20, "evaluate_every": 5, "checkpoint_seconds": 0, "keep_stat
 def kinds(path):
     """Trainings, with checkpoints, stopped, copied; then some that an error stops, and that go on:
     the processes are as ready as before."""
-    from tests import trainings  # it makes an array, which would begin JAX before the cluster
+    # Here, since it makes an array, which would begin JAX before the cluster.
+    from tests.support import trainings
 
     population = rj.population({"rate": rj.log_uniform(1e-3, 1.0)}, every=10)
     ways = {"plain": None, "halving": rj.halving(3, 5), "population": population}

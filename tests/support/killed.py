@@ -1,4 +1,4 @@
-"""A sweep to be killed: `python -m tests.killed FOLDER LOG DEVICES [KIND]`.
+"""A sweep to be killed: `python -m tests.support.killed FOLDER LOG DEVICES [KIND]`.
 
 KIND is "function", "steps", "halving" or "population".
 """
