@@ -48,11 +48,11 @@ def scale_by_rms(
 
     Returns:
       An Optax transformation whose state is a `ScaleByRmsState`. Updates have the gradients' shapes
-      and dtypes.
+      and dtypes; a wider parameter's dtype, where `update` gets it.
 
     Raises:
       ValueError: for a concrete scalar out of range; the message names it. Traced scalars are not
-        checked.
+        checked. In `update`, for gradients or settings that the state was not made for.
 
     Examples:
       >>> import jax.numpy as jnp, optax, rmsprop_jax as rj
@@ -62,9 +62,10 @@ def scale_by_rms(
       [-0.1  0.1]
 
     References:
-      Tieleman and Hinton, Lecture 6.5: RMSProp, COURSERA: Neural Networks for Machine Learning,
-      2012. Centred: Graves, [Generating Sequences With Recurrent Neural
-      Networks](https://arxiv.org/abs/1308.0850), 2013, eq. 38–45.
+      Tieleman and Hinton, [Lecture
+      6.5](https://www.cs.toronto.edu/~tijmen/csc321/slides/lecture_slides_lec6.pdf): RMSProp,
+      COURSERA: Neural Networks for Machine Learning, 2012. Centred: Graves, [Generating Sequences
+      With Recurrent Neural Networks](https://arxiv.org/abs/1308.0850), 2013, eq. 38–45.
     """
     parts = scaling(
         decay,
@@ -109,9 +110,10 @@ def rmsprop(
     calls of other frameworks.
 
     Numbers are computed and kept in float32 at least (float64 for float64), the momentum buffer
-    too; the update is cast once, at the end, to the gradient's dtype, and stops at its largest
-    number. A finite gradient never gives NaN. Gradients beyond the largest whose square is kept
-    (1e19 in float32, half of it centred), infinite ones too, count as that; a NaN stays one.
+    too; the update is cast once, at the end, to the gradient's dtype (to a wider parameter's, where
+    `update` gets it), and stops at its largest number. A finite gradient never gives NaN. Gradients
+    beyond the largest whose square is kept (1e19 in float32, half of it centred), infinite ones
+    too, count as that; a NaN stays one.
 
     `centered` with a tiny ε under a nearly constant gradient takes huge (finite) steps, because the
     variance goes to 0 and the step to g/ε; elsewhere it rounds below 0, to NaN. An ε of a tenth to
@@ -119,7 +121,7 @@ def rmsprop(
     inside the root and for summed losses.
 
     Args:
-      learning_rate: η, a finite number, a traced scalar or a schedule (step → η).
+      learning_rate: η, a finite number, a traced scalar or a schedule (step → η, from step 0).
       decay: ρ in [0, 1). 0.9 remembers about 7 steps (half-life ln 2 / −ln ρ), 0.99 about 69.
       eps: ε ≥ 0, in units of the gradient (of its square with `eps_in_sqrt`).
       initial_scale: s₀ ≥ 0, in units of the squared gradient. TensorFlow 1 starts at 1.
@@ -147,11 +149,14 @@ def rmsprop(
     Every float may be a Python number or a traced scalar, so `jax.vmap` runs a grid of them.
 
     Returns:
-      An Optax transformation; `update` needs `params` only with `weight_decay`.
+      An Optax transformation; `update` needs `params` only with `weight_decay`. Updates have the
+      shapes of the gradients; `optax.tree_utils.tree_get(state, "nu")` reads s from the state.
 
     Raises:
       ValueError: for a concrete scalar out of range, an array where a scalar belongs, a flag that
-        is not a bool, or `nesterov` without `momentum`. Traced scalars are not checked.
+        is not a bool, or `nesterov` without `momentum`. Traced scalars are not checked. In
+        `update`, for gradients or settings that the state was not made for, and for `weight_decay`
+        without `params`.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax, rmsprop_jax as rj
@@ -166,9 +171,11 @@ def rmsprop(
       True
 
     References:
-      Tieleman and Hinton, Lecture 6.5: RMSProp, COURSERA: Neural Networks for Machine Learning,
-      2012. Centred: Graves, [Generating Sequences With Recurrent Neural
-      Networks](https://arxiv.org/abs/1308.0850), 2013. Arguments: `optax.rmsprop`, Optax 0.2.8.
+      Tieleman and Hinton, [Lecture
+      6.5](https://www.cs.toronto.edu/~tijmen/csc321/slides/lecture_slides_lec6.pdf): RMSProp,
+      COURSERA: Neural Networks for Machine Learning, 2012. Centred: Graves, [Generating Sequences
+      With Recurrent Neural Networks](https://arxiv.org/abs/1308.0850), 2013. Arguments:
+      `optax.rmsprop`, Optax 0.2.8.
     """
     parts = chain(
         learning_rate,

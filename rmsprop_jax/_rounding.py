@@ -55,8 +55,9 @@ def stochastic_rounding(seed: ArrayLike = 0) -> optax.GradientTransformationExtr
       bfloat16 0.9983
 
     References:
-      Gupta et al., Deep Learning with Limited Numerical Precision, 2015. Zamirai et al., Revisiting
-      BFloat16 Training, 2020.
+      Gupta et al., [Deep Learning with Limited Numerical
+      Precision](https://arxiv.org/abs/1502.02551), 2015. Zamirai et al., [Revisiting BFloat16
+      Training](https://arxiv.org/abs/2010.06192), 2020.
     """
     seed = whole("seed", seed)
 

@@ -10,8 +10,8 @@ refused.
 times smaller, and with the same ε the steps are shorter: divide ε by n² where it is inside the
 root, by n where it is outside, s₀ by n², what clips by n, a coupled λ by n.
 
-Every preset raises ValueError, like `rmsprop`, for a concrete number out of range; the message
-names the argument of `rmsprop` that received it.
+Every preset returns what `rmsprop` does, and raises ValueError, like it, for a concrete number out
+of range; the message names the argument of `rmsprop` that received it.
 """
 
 from collections.abc import Callable, Sequence
@@ -160,7 +160,8 @@ def keras(
 
     Unlike `rmsprop`'s defaults: ε = 1e-7, inside the root. Weight decay is decoupled. The gradient
     is clipped first, by one of `clipnorm` (each array's norm), `clipvalue` and `global_clipnorm`.
-    `use_ema`, `loss_scale_factor` and `gradient_accumulation_steps` are refused.
+    `use_ema`, `loss_scale_factor` and `gradient_accumulation_steps` are refused; what goes with
+    `use_ema`, and `name`, do nothing here.
 
     Raises:
       ValueError: for what is refused, and for more than one way to clip.
@@ -245,8 +246,8 @@ def tf_keras_legacy(
 
     The momentum decides where ε stands, and a traced one counts as one, as a tensor does there.
     Unlike `rmsprop`'s defaults: ε = 1e-7, which counts as this default where it is exactly 0.
-    The gradient is clipped first by each array's norm (`clipnorm`), then by value. The keyword
-    `decay` is not taken: η/(1 + decay·t) is a schedule.
+    The gradient is clipped first by each array's norm (`clipnorm`), then by value. `name` does
+    nothing here. The keyword `decay` is not taken: η/(1 + decay·t) is a schedule.
     """
     del name
     epsilon = scalar("epsilon", epsilon, 0.0)
@@ -348,8 +349,10 @@ def graves2013(
     lr: _Rate = 1e-4, alpha: ArrayLike = 0.95, momentum: ArrayLike = 0.9, eps: ArrayLike = 1e-4
 ) -> _Transformation:
     """Graves, [Generating Sequences With Recurrent Neural
-    Networks](https://arxiv.org/abs/1308.0850), 2013, eq. 38–45; the names are those of Chainer's
-    `RMSpropGraves` (ℵ and ℶ, both .95 in the paper, are one `alpha`).
+    Networks](https://arxiv.org/abs/1308.0850), 2013, eq. 38–45.
+
+    The names are those of Chainer's `RMSpropGraves`; ℵ and ℶ, both .95 in the paper, are one
+    `alpha`.
 
     s ← α s + (1−α) g²;  m ← α m + (1−α) g;  b ← μ b + lr g / √(s − m² + ε);  θ ← θ − b.
 

@@ -7,14 +7,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import jax
-
 from rmsprop_jax._sweep.checks import own_settings
 from rmsprop_jax._sweep.ledger import Report
 from rmsprop_jax._sweep.objective import Objective
 from rmsprop_jax._sweep.results import SweepResult
 from rmsprop_jax._sweep.sampling import Distribution
-from rmsprop_jax._sweep.training import Training
+from rmsprop_jax._sweep.training import Train, Training
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -25,7 +23,7 @@ __all__ = ["from_optuna", "optimize", "to_optuna"]
 
 
 def optimize(
-    train: Callable[..., dict[str, jax.Array]] | Training,
+    train: Train | Training,
     study: Study,
     space: Mapping[str, Distribution | BaseDistribution],
     *,
@@ -75,11 +73,11 @@ def optimize(
         name "x" the study has d, under the name "1 - x". Numbers have the dtype of their
         distribution, whatever is asked: float32 (float64 under x64) where any may be a float, else
         int32; static ones and all else is structure.
-      n_trials: how many this call asks.
-      in_flight: how many are under way at once; by default as many as fill a round of all devices,
-        ⌈devices × batch_size / seeds⌉. More hide the time that a database takes, fewer let the
-        sampler know more: it has the results of all but those under way. An accelerator's "auto"
-        batch is at most an eighth of the trials.
+      n_trials: how many this call asks, at least 1.
+      in_flight: how many are under way at once, at least 1; by default as many as fill a round of
+        all devices, ⌈devices × batch_size / seeds⌉. More hide the time that a database takes, fewer
+        let the sampler know more: it has the results of all but those under way. An accelerator's
+        "auto" batch is at most an eighth of the trials.
       seeds: as for `sweep`: a count n, or the seeds; every trial gets the same keys.
       objective: a metric's name, or a function of one trial's metrics; a tuple of as many for a
         study with several directions.
@@ -134,7 +132,8 @@ def optimize(
       (8, True)
 
     References:
-      Akiba et al., Optuna: A Next-generation Hyperparameter Optimization Framework, KDD 2019.
+      Akiba et al., [Optuna: A Next-generation Hyperparameter Optimization
+      Framework](https://arxiv.org/abs/1907.10902), KDD 2019.
     """
     start = time.perf_counter()
     loop = _with_optuna("optimize", "loop")
@@ -154,9 +153,12 @@ def to_optuna(
     `uniform` and `log_uniform` end at the last number below `high`; `one_minus(d)` under the name
     "x" is d under the name "1 - x". Choices that a database cannot hold stand under their labels.
 
+    Args:
+      space: for each hyperparameter a distribution, ours or Optuna's.
+
     Raises:
       ImportError: without Optuna, which the extra `search` installs.
-      ValueError: for what is no distribution, or choices that cannot be told apart.
+      ValueError: for an empty space, what is no distribution, or choices that cannot be told apart.
 
     Examples:
       >>> import rmsprop_jax as rj
@@ -171,6 +173,10 @@ def from_optuna(distributions: Mapping[str, BaseDistribution]) -> dict[str, Dist
 
     A float from low to high, both ends included, becomes one without its upper end; steps become a
     `choice` of the values.
+
+    Args:
+      distributions: of Optuna, under the names that they have in a study: of "1 - x" comes the
+        `one_minus` of "x".
 
     Raises:
       ImportError: without Optuna, which the extra `search` installs.

@@ -24,6 +24,7 @@ class TrialReport(NamedTuple):
     point: dict[str, Any]
     """Its hyperparameters, as they are now."""
     seed: int
+    """Its seed, of which its key is made."""
     step: int
     """The steps that it has behind it; of a function, those of its longest metric."""
     metrics: dict[str, float]

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,9 @@ import numpy as np
 from jax.core import Tracer
 
 from rmsprop_jax._sweep.values import identity, is_key, is_number
+
+if TYPE_CHECKING:
+    import pandas
 
 RESERVED = frozenset({"seed", "objective", "failed"})
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
@@ -21,8 +24,8 @@ class static(tuple):  # noqa: N801 (reads as a function where it is called)
     """Mark an axis, or a distribution, as structure: `train` gets the Python objects themselves.
 
     One program is compiled for each combination of static values. Bools, strings and `None` are
-    structure without this mark; shapes, layer counts and optimisers' names need it. It takes a
-    list, tuple, range or 1-D array, or a distribution for `sample`.
+    structure without this mark; shapes, layer counts and optimisers' names need it. Its argument is
+    a list, tuple, range or 1-D array for `grid`, or a distribution for `sample`.
 
     Raises:
       ValueError: for a string, a dict, a set or a single value.
@@ -59,6 +62,10 @@ class Points(Sequence[dict[str, Any]]):
       points: mappings from name to value, all with the same names. Numbers (of any NumPy or JAX
         scalar type) are traced, all else is structure.
       static: the names whose numbers are structure too.
+
+    Attributes:
+      names: of the hyperparameters, in order, a tuple.
+      static: those whose numbers are structure too, a frozenset.
 
     Raises:
       ValueError: for settings that are no mappings or whose names differ, a reserved name (`seed`,
@@ -153,7 +160,7 @@ class Points(Sequence[dict[str, Any]]):
         """The points for which `keep(point)` is true."""
         return Points.of([point for point in self if keep(point)], self.static)
 
-    def to_dataframe(self):
+    def to_dataframe(self) -> "pandas.DataFrame":
         """A pandas DataFrame with a row a point and a column a hyperparameter; `None` where a point
         has no such hyperparameter.
 
@@ -216,9 +223,12 @@ def grid(*values: Any, **axes: Any) -> Points:
         `static([...])` around one. An axis with any float is traced as float32 (float64 under x64),
         one of ints as int32. Bools, strings, `None` and other objects are structure.
 
+    Returns:
+      `Points`, as many as the product of the axes' lengths.
+
     Raises:
       ValueError: without an axis, for an empty axis, a scalar or an array that is not 1-D, or two
-        numbers that are one in the axis' dtype.
+        numbers that are one in the axis' dtype; for what `Points` refuses.
 
     Examples:
       >>> import rmsprop_jax as rj

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -32,6 +32,10 @@ from rmsprop_jax._sweep.statistics import (
 from rmsprop_jax._sweep.tracing import Group, trace_train
 from rmsprop_jax._sweep.training import evaluation_key, stacked_batches
 from rmsprop_jax._sweep.values import is_number, label
+
+if TYPE_CHECKING:
+    import pandas
+    import xarray
 
 
 class Record(NamedTuple):
@@ -65,14 +69,16 @@ class SweepResult:
     """The finished trials of a sweep, in the order of the points, then the seeds.
 
     Attributes:
-      points: what was tried.
-      seeds: the seeds, each for every point.
-      point_index, seed_index: int arrays, for each trial its place in `points` and `seeds`.
-      metrics: for each metric an array of shape (trials,) or (trials, steps). Where structures
-        train for different numbers of steps, NaN follows the last of the shorter ones.
-      steps: for each metric that is a series, the steps of its values, counted from 1.
+      points: what was tried, `Points`.
+      seeds: a tuple of ints, each for every point.
+      point_index: int array, shape (trials,): the place of each in `points`.
+      seed_index: int array, shape (trials,): its place in `seeds`.
+      metrics: for each metric an array of shape (trials,) or (trials, steps), in its own dtype.
+        Where structures train for different numbers of steps, NaN follows the last of the shorter
+        ones.
+      steps: for each metric that is a series, an int array of the steps of its values, from 1.
       objective: float64 array, shape (trials,): of a stopped trial where it stopped.
-      failed: bool array: the objective is not finite.
+      failed: bool array, shape (trials,): the objective is not finite.
       status: array of text, shape (trials,): "finished", "stopped" by a scheduler, "failed" (the
         objective is not finite; or a scheduler ended the point of which a seed had failed), and
         "unfinished", after an interruption.
@@ -82,8 +88,8 @@ class SweepResult:
       rungs: the steps at which a scheduler was to decide, a tuple; empty without one.
       objective_name: the metric or the function that was the objective.
       mode: "min" or "max".
-      compile_seconds: tracing, lowering, and waiting for what compiles.
-      run_seconds: wall time of the rest. A resumed sweep has the sums over its calls.
+      compile_seconds: of tracing, lowering, and waiting for what compiles.
+      run_seconds: of the rest, wall time. A resumed sweep has the sums over its calls.
     """
 
     def __init__(
@@ -215,6 +221,9 @@ class SweepResult:
           objective: a metric's name, or a function of one trial's metrics to a number.
           mode: "min" or "max"; by default this result's.
 
+        Returns:
+          Another `SweepResult`, which shares its arrays with this.
+
         Raises:
           ValueError: for an objective that is not to be had from the metrics.
         """
@@ -247,9 +256,9 @@ class SweepResult:
           batches: as `sweep` got it.
 
         Returns:
-          All that `train` returns, as NumPy arrays; of a `Training` its last state, and the metrics
-          of every step, with those of `evaluate` at the end. Bit for bit what the sweep found,
-          where its batch_size was 1.
+          All that `train` returns, as NumPy arrays; of a `Training` its last state, of JAX arrays,
+          and the metrics of every step, with those of `evaluate` at the end. Bit for bit what the
+          sweep found, where its batch_size was 1.
 
         Raises:
           ValueError: for a point that was not tried, or a result that was loaded or pickled, and so
@@ -379,6 +388,10 @@ class SweepResult:
           seed: one of the sweep's; by default the first.
           like: a state of the same structure, abstract or not. Needed where the result was loaded
             or pickled and the state is not of dicts, lists and tuples alone.
+
+        Returns:
+          A pytree of the structure, shapes and dtypes of `init`'s, its leaves NumPy arrays (PRNG
+          keys as JAX's).
 
         Raises:
           ValueError: for a state that was not kept (`keep_states` says how many are), a point or a
@@ -526,7 +539,8 @@ class SweepResult:
           b: another.
 
         Raises:
-          ValueError: for a point that was not tried, or two that share no whole seed.
+          ValueError: for a point that was not tried, two that share no whole seed, or a population,
+            whose numbers changed on the way.
         """
         self.refuse_population("compare", "result.schedule, or rj.plots.curves and lineage,")
         table = self.by_point()
@@ -542,6 +556,9 @@ class SweepResult:
         difference between the best and the worst value, so 0 where any value will do once the rest
         is tuned. An axis of more than 12 numbers counts by eighths, one of a single value not at
         all. The largest number comes first.
+
+        Raises:
+          ValueError: for a population, whose numbers changed on the way.
         """
         self.refuse_population("sensitivity", "rj.plots.lineage")
         found = {}
@@ -587,7 +604,7 @@ class SweepResult:
         table = "".join(f"<tr>{row}</tr>" for row in cells)
         return f"<p>{html.escape(repr(self))}</p><table>{table}</table>"
 
-    def to_dataframe(self):
+    def to_dataframe(self) -> "pandas.DataFrame":
         """A pandas DataFrame with a row a trial: the hyperparameters under their names, `seed`,
         each metric's last value under its name, `objective`, `failed`; of a `Training` also
         `status` and `reached`. Of a population the hyperparameters are the last.
@@ -607,7 +624,7 @@ class SweepResult:
             columns |= {"status": self.status, "reached": self.reached}
         return dataframe(columns)
 
-    def to_xarray(self):
+    def to_xarray(self) -> "xarray.Dataset":
         """An xarray Dataset with the dimensions `trial` (a point), `seed` and `step`.
 
         Hyperparameters are coordinates of `trial`: numbers (`None` among them is NaN), bools, or

@@ -16,9 +16,10 @@ METHODS = ("sobol", "latin_hypercube", "random")
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Distribution:
-    """How one hyperparameter is drawn."""
+    """How one hyperparameter is drawn; `uniform` and its neighbours make it."""
 
     text: str
+    """What it prints."""
     quantile: Callable[[float], Any]
     """From u in [0, 1) to a value."""
     unit: Callable[[Any], float]
@@ -26,7 +27,9 @@ class Distribution:
     nudge: float = 0.1
     """A step in u from a value to another near it: a factor of 1.25 where it is logarithmic."""
     is_static: bool = False
+    """Whether its values are structure, by `static`."""
     is_numeric: bool = True
+    """Whether all its values are numbers, bools being none."""
     kind: str = ""
     """The function that made it."""
     arguments: tuple[Any, ...] = ()
@@ -42,7 +45,15 @@ class Distribution:
 
 
 def uniform(low: float, high: float) -> Distribution:
-    """Any number in [low, high), all alike; below `high` in float32, too."""
+    """Any number in [low, high), all alike; below `high` in float32, too.
+
+    Args:
+      low: a finite number.
+      high: a larger one.
+
+    Raises:
+      ValueError: unless low < high, both finite.
+    """
     low, high = _bounds("uniform", low, high)
     last = _below(low, high)
     # Not low + (high − low) u: the difference may be infinite.
@@ -55,8 +66,14 @@ def uniform(low: float, high: float) -> Distribution:
 def log_uniform(low: float, high: float) -> Distribution:
     """Any number in [low, high), its logarithm uniform: as many of each order of magnitude.
 
+    It is below `high` in float32, too.
+
+    Args:
+      low: above 0.
+      high: a larger number, finite.
+
     Raises:
-      ValueError: unless 0 < low < high.
+      ValueError: unless 0 < low < high, both finite.
     """
     low, high = _bounds("log_uniform", low, high)
     if low <= 0:
@@ -74,8 +91,16 @@ def one_minus(distribution: Distribution) -> Distribution:
 
     Where x > 0 it is below 1, in float32 too.
 
+    Args:
+      distribution: of x, a `log_uniform` say.
+
     Raises:
       ValueError: for anything but a distribution of numbers.
+
+    Examples:
+      >>> import rmsprop_jax as rj
+      >>> rj.one_minus(rj.log_uniform(1e-3, 0.5))  # ρ from .5 to .999
+      one_minus(log_uniform(0.001, 0.5))
     """
     if not isinstance(distribution, Distribution) or not distribution.is_numeric:
         raise ValueError(
@@ -99,7 +124,15 @@ def less_from_one(x: float) -> float:
 
 
 def integers(low: int, high: int) -> Distribution:
-    """Any of low, low + 1, …, high; both ends count. `static(integers(...))` for shapes."""
+    """Any of low, low + 1, …, high; both ends count. `static(integers(...))` for shapes.
+
+    Args:
+      low: a whole number; `train` gets them as int32.
+      high: one that is not smaller.
+
+    Raises:
+      ValueError: for what is not whole, or low > high.
+    """
     for name, value in {"low": low, "high": high}.items():
         if not isinstance(value, int | np.integer) or isinstance(value, bool):
             raise ValueError(f"integers needs whole numbers, got {name}={value!r}.")
@@ -114,7 +147,15 @@ def integers(low: int, high: int) -> Distribution:
 
 
 def choice(values: Sequence[Any]) -> Distribution:
-    """Any of `values`, all alike; `choice(static([...]))` marks them as structure."""
+    """Any of `values`, all alike; `choice(static([...]))` marks them as structure.
+
+    Args:
+      values: a list, tuple, range or 1-D array of at least one; numbers are traced, all else is
+        structure.
+
+    Raises:
+      ValueError: for something else, or none.
+    """
     if isinstance(values, np.ndarray | jax.Array) and values.ndim == 1:
         values = np.asarray(values).tolist()
     if not isinstance(values, list | tuple | range) or not len(values):
@@ -134,14 +175,14 @@ def choice(values: Sequence[Any]) -> Distribution:
 def sample(
     space: Mapping[str, Distribution], n: int, *, seed: int = 0, method: str = "sobol"
 ) -> Points:
-    """Draws `n` settings.
+    """Draw `n` settings, each hyperparameter from its distribution.
 
     Args:
       space: for each hyperparameter a `uniform`, `log_uniform`, `one_minus`, `integers` or
         `choice`.
       n: how many, at least 1.
-      seed: the same seed gives the same points, and with "sobol" and "random" the first points of
-        a larger n are those of a smaller.
+      seed: a whole number, at least 0. The same seed gives the same points, and with "sobol" and
+        "random" the first points of a larger n are those of a smaller.
       method: "sobol", a scrambled Sobol sequence, which fills the space evenly for every n (and
         best for a power of 2); "latin_hypercube", one point in each n-th of every axis; "random",
         independent.
@@ -160,8 +201,9 @@ def sample(
       (8, 4)
 
     References:
-      Bergstra and Bengio, Random Search for Hyper-Parameter Optimization, JMLR 2012. Owen,
-      Scrambling Sobol' and Niederreiter-Xing Points, 1998; here by `scipy.stats.qmc`.
+      Bergstra and Bengio, [Random Search for Hyper-Parameter
+      Optimization](https://jmlr.org/papers/v13/bergstra12a.html), JMLR 2012. Owen, Scrambling
+      Sobol' and Niederreiter-Xing Points, 1998; here by `scipy.stats.qmc`.
     """
     if not isinstance(space, Mapping) or not space:
         raise ValueError(f"sample needs a dict of at least one distribution, got {space!r}.")

@@ -80,6 +80,11 @@ class halving:  # noqa: N801 (reads as a function where it is called)
     Raises:
       ValueError: for numbers out of range.
 
+    Examples:
+      >>> import rmsprop_jax as rj
+      >>> rj.halving(eta=3).boundaries(steps=900)
+      [100, 300]
+
     References:
       Jamieson and Talwalkar, [Non-stochastic Best Arm
       Identification](https://arxiv.org/abs/1502.07943), 2016; Li et al.,
@@ -98,7 +103,11 @@ class halving:  # noqa: N801 (reads as a function where it is called)
                 )
 
     def boundaries(self, steps: int) -> list[int]:
-        """`first`, `first` · eta, … below `steps`."""
+        """`first`, `first` · eta, … below `steps`.
+
+        Raises:
+          ValueError: where the first is not.
+        """
         rung = -(-steps // self.eta**2) if self.first is None else self.first
         if rung >= steps:
             raise ValueError(
@@ -119,8 +128,10 @@ class halving:  # noqa: N801 (reads as a function where it is called)
 
 @dataclasses.dataclass(frozen=True)
 class population:  # noqa: N801
-    """Population-based training: at each boundary the worst members take over the state of one of
-    the best, and go on with its hyperparameters, changed a little or drawn anew.
+    """Population-based training: the worst members go on from the states of the best.
+
+    At each boundary a member of the worst takes over the state of one of the best, and goes on with
+    its hyperparameters, changed a little or drawn anew.
 
     The points of a structure are a population; at least 4. Seed j of the worse copies seed j of the
     better, so that seeds are runs of the whole method. A member's random key stays its own. Of the
@@ -141,6 +152,12 @@ class population:  # noqa: N801
     Raises:
       ValueError: for an empty space, something else than a distribution of numbers in it, a static
         one, or a number out of range.
+
+    Examples:
+      >>> import rmsprop_jax as rj
+      >>> space = {"learning_rate": rj.log_uniform(1e-5, 1e-1)}
+      >>> rj.population(space, every=25).boundaries(steps=100)
+      [25, 50, 75]
 
     References:
       Jaderberg et al., [Population Based Training of Neural
@@ -179,7 +196,11 @@ class population:  # noqa: N801
         )
 
     def boundaries(self, steps: int) -> list[int]:
-        """Each `every` steps, below `steps`."""
+        """Each `every` steps, below `steps`.
+
+        Raises:
+          ValueError: where there is none.
+        """
         every = max(1, steps // 10) if self.every is None else self.every
         if every >= steps:
             raise ValueError(

@@ -56,12 +56,16 @@ from rmsprop_jax._sweep.tracing import (
     trace_train,
     trace_training,
 )
-from rmsprop_jax._sweep.training import Training
+from rmsprop_jax._sweep.training import Train, Training
 from rmsprop_jax._sweep.values import is_int
 
 
 class SweepInterrupted(KeyboardInterrupt):
-    """Ctrl-C during a sweep; `result` holds the trials that were finished."""
+    """Ctrl-C during a sweep; `result` holds the trials that were finished.
+
+    Attributes:
+      result: a `SweepResult` of them, and of those under way, which are "unfinished".
+    """
 
     def __init__(self, result: SweepResult):
         super().__init__(
@@ -72,7 +76,7 @@ class SweepInterrupted(KeyboardInterrupt):
 
 
 def sweep(
-    train: Callable[..., dict[str, jax.Array]] | Training,
+    train: Train | Training,
     points: Points | Sequence[Mapping[str, Any]],
     *,
     seeds: int | Iterable[int] = 1,

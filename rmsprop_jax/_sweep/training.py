@@ -1,7 +1,7 @@
 """`Training`: a training in steps, so that it can be seen, stopped, kept, gone on with, changed."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,9 @@ import numpy as np
 
 from rmsprop_jax._sweep.values import is_int
 
-State = Any
-Metrics = dict[str, jax.Array]
+State: TypeAlias = Any
+Metrics: TypeAlias = dict[str, jax.Array]
+Train: TypeAlias = Callable[..., Metrics]
 
 
 class Training:
@@ -77,8 +78,8 @@ class Training:
         """Run `steps` steps: one `lax.scan`, to be jitted and differentiated.
 
         Args:
-          hp: a dict of hyperparameters.
-          key: of the trial.
+          hp: a dict of hyperparameters, numbers or traced scalars.
+          key: of the trial, a scalar: `jax.random.key(seed)`.
           *args: as `init` and `step` get them.
           steps: how many, at least 1; no traced number.
           state: to go on from; by default that of `init`.
