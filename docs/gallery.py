@@ -1,4 +1,4 @@
-"""Draw the pictures of the pages anew: `python docs/gallery.py`, a few minutes on 2 cores.
+"""Draw the pictures of the pages anew: `python docs/gallery.py`, some minutes on 2 cores.
 
 Runs the examples named below, keeps their pictures, tables and what they print beside the pages,
 and notes in `drawn.json` which code drew them; a test compares that with the present code.
@@ -22,16 +22,21 @@ DRAWN = PICTURES / "drawn.json"
 KEPT = {".png", ".gif", ".csv"}
 EXAMPLES = (
     *("trajectories", "effective_step", "nonstationary", "adam_is_momentum_plus_rmsprop"),
-    *("numerical_example", "lstm_language_model", "two_byte_state", "population"),
-    *("optuna_search", "a2c", "dqn"),
+    *("numerical_example", "learned_hyperparameters", "lstm_language_model", "two_byte_state"),
+    *("lstm_sweep", "population", "optuna_search", "a2c", "dqn"),
 )
 
 
 def code_hash(name):
-    """Of the example and those that it imports, the plots and the optimiser, but for docstrings.
+    text = "".join(without_docstrings(file.read_text("utf-8")) for file in code_of(name))
+    return hashlib.sha256(text.encode()).hexdigest()
 
-    Not of the sweep: its own tests hold each trial to what `jax.jit(train)` gives, bit for bit, so
-    no change there changes a picture.
+
+def code_of(name):
+    """The files of an example and of what it imports beside it, the plots and the optimiser.
+
+    Not the sweep: its own tests hold each trial to what `jax.jit(train)` gives, bit for bit, so no
+    change there changes a picture.
     """
     package, examples = ROOT / "rmsprop_jax", ROOT / "examples"
     files, todo = (
@@ -43,8 +48,7 @@ def code_hash(name):
         if file.is_file() and file not in files:
             files.add(file)
             todo += imported(file.read_text("utf-8"))
-    text = "".join(without_docstrings(file.read_text("utf-8")) for file in sorted(files))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return sorted(files)
 
 
 def imported(code):

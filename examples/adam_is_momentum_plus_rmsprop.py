@@ -32,6 +32,7 @@ ETA, RHO, BETA, EPS = 1e-3, 0.99, 0.9, 1e-8
 # products, cost a few of float64's 2e-16.
 LIMIT = 1e-14
 N = 40  # steps before the gradient that parts Adam and RMSProp with momentum
+TURN, NOISE = 100, 2.0  # the mean gradient is 1, after so many steps −1, under this noise
 
 
 def steps(solver, gradients):
@@ -89,6 +90,16 @@ def parting():
     return gradients, adam_equations(gradients, BETA, s=1.0), buffered
 
 
+def turning(seeds):
+    """What plain RMSProp and Adam subtract when the mean gradient turns; (steps, seeds)."""
+    t = np.arange(2 * TURN)[:, None]
+    noise = np.random.default_rng(1).normal(size=(2 * TURN, seeds))
+    gradients = jnp.asarray(np.where(t < TURN, 1.0, -1.0) + NOISE * noise)
+    plain, _ = steps(rj.rmsprop(ETA, RHO, EPS, bias_correction=True), gradients)
+    adam, _ = steps(optax.adam(ETA, b1=BETA, b2=RHO, eps=EPS), gradients)
+    return plain, adam
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few steps of few parameters")
@@ -123,6 +134,21 @@ def main(argv=None):
     print(row("first step / η, without bias correction", f"{first(False):.3f}", large))
     print(row("first step / η, with bias correction", f"{first(True):.3f}", "1"))
 
+    params = jnp.zeros(1000, jnp.float32)
+    kept = lambda solver: sum(leaf.nbytes for leaf in jax.tree.leaves(solver.init(params))) // 1000
+    print("\n" + row("what they keep, bytes a parameter (float32)", "RMSProp", "Adam"))
+    print(row("", kept(rj.rmsprop()), kept(optax.adam(1e-3))))
+    print(row('with state_dtype="bfloat16"', kept(rj.rmsprop(state_dtype="bfloat16")), ""))
+
+    plain, averaged = turning(50 if args.quick else 1000)
+    before = slice(TURN // 2, TURN)
+    text = f"mean gradient 1, from step {TURN + 1} on −1, under noise of {NOISE:g}"
+    print("\n" + row(text, "RMSProp", "Adam"))
+    wrong = [f"{(x[before] < 0).mean():.1%}" for x in (plain, averaged)]
+    print(row(f"steps the wrong way, of {TURN // 2 + 1} to {TURN}", *wrong))
+    late = [str(np.argmax(x[TURN:].mean(1) < 0) + 1) for x in (plain, averaged)]
+    print(row("after the turn the mean step turns with gradient", *late))
+
     gradients, adam, buffered = parting()
     print(
         "\n" + row("Adam and RMSProp with momentum, by stretches", "difference", "the largest, / η")
@@ -136,10 +162,35 @@ def main(argv=None):
         writer = csv.writer(file)
         writer.writerow(["t", "gradient", "adam", "rmsprop_with_momentum"])
         writer.writerows(zip(range(1, 3 * N + 1), gradients, adam, buffered, strict=True))
+    draw_turning(plain, averaged, args.output / "beside.png")
     draw(gradients, adam, buffered, args.output / "parting.png")
-    print(f"\nWrote {args.output / 'parting.csv'} and {args.output / 'parting.png'}.")
+    print(f"\nWrote parting.csv, parting.png and beside.png to {args.output}.")
     if not all(difference <= LIMIT for difference in [*differences.values(), gaps[0]]):
         sys.exit(f"Not equal: a difference of more than {LIMIT:g}.")
+
+
+def draw_turning(plain, adam, path):
+    """One run of each, and the mean of all."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    _, axes = plt.subplots(2, figsize=(5.5, 6), layout="constrained", sharex=True, sharey=True)
+    for ax, values, title in (
+        (axes[0], (plain[:, 0], adam[:, 0]), "one run: Adam's steps are averages"),
+        (axes[1], (plain.mean(1), adam.mean(1)), f"mean of {plain.shape[1]} runs: and turn later"),
+    ):
+        for name, steps in zip(("RMSProp", "Adam"), values, strict=True):
+            ax.plot(steps / ETA, color=rj.plots.COLORS[name], label=name, lw=1.5)
+        ax.axhline(0, color="k", lw=0.8)
+        ax.axvline(TURN, color="0.5", ls=":")
+        ax.set(title=title, ylabel="subtracted from θ, in η")
+    axes[0].legend(loc="lower left")
+    axes[1].annotate("the mean gradient turns", (TURN, 0.9), (TURN + 4, 1.6), fontsize=9)
+    axes[1].set_xlabel("step t")
+    plt.savefig(path, dpi=110)
+    plt.close()
 
 
 def draw(gradients, adam, buffered, path):
@@ -149,27 +200,30 @@ def draw(gradients, adam, buffered, path):
     import matplotlib.pyplot as plt
 
     _, (top, bottom) = plt.subplots(
-        2, sharex=True, figsize=(9, 6), height_ratios=[1, 2.5], layout="constrained"
+        2, sharex=True, figsize=(5.5, 5.5), height_ratios=[1, 2.8], layout="constrained"
     )
     t = np.arange(1, 3 * N + 1)
     top.plot(t, gradients, color="0.3", drawstyle="steps-mid")
     top.set(yscale="log", ylabel="gradient g", title="RMSProp with momentum is not Adam")
-    bottom.plot(t, buffered / ETA, color="#d55e00", lw=3, label="RMSProp with momentum")
-    bottom.plot(t, adam / ETA, color="#0072b2", lw=1.8, label="Adam, no bias correction")
-    bottom.fill_between(t, adam / ETA, buffered / ETA, color="#e69f00", alpha=0.3, lw=0)
+    color = rj.plots.COLORS
+    bottom.plot(
+        t, buffered / ETA, color=color["RMSProp + momentum"], lw=3, label="RMSProp + momentum"
+    )
+    bottom.plot(t, adam / ETA, color=color["Adam"], lw=1.8, label="Adam, no bias correction")
+    bottom.fill_between(t, adam / ETA, buffered / ETA, color="0.8", lw=0)
     bottom.set(xlabel="step t", ylabel="what is subtracted from θ, in η", ylim=(0, None))
     note = {"textcoords": "offset points", "arrowprops": {"arrowstyle": "->", "color": "0.4"}}
     bottom.annotate("s stands still:\nequal", (N // 2, 0.87), (40, -70), ha="center", **note)
     bottom.annotate(
-        "after a spike Adam divides all that it\nremembers by the new √s; the buffer\n"
-        "holds steps already divided, and rolls on",
+        "Adam divides all that it\nremembers by the new √s;\nthe buffer holds steps that\n"
+        "are divided, and rolls on",
         (N + 4, buffered[N + 3] / ETA),
         (30, 0),
         va="center",
         **note,
     )
     bottom.legend(loc="upper right")
-    plt.savefig(path, dpi=120)
+    plt.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":

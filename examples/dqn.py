@@ -1,7 +1,7 @@
 """Whose RMSProp for DQN? A loss that is summed or a mean, and an ε that belongs to one of them.
 
 Whole trainings of a deep Q-network, replay memory and target net included, run inside one sweep, on
-the pole of a2c.py (in this folder). The paper's ε = .01 belongs to a loss that is summed over 32
+the pole of a2c.py. The paper's ε = .01 belongs to a loss that is summed over 32
 transitions. Beside it stand that ε on a mean, DQN Zoo's .01/32² on a mean, MinAtar's .01 outside
 the root on a mean, the paper's without the mean of gradients and with hardly an ε, and the defaults
 of PyTorch and Adam.
@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from a2c import GAMMA, Setting, apply, compare, live, network, start, summary, upright
+from _cart_pole import GAMMA, apply, live, network, upright
+from _settings import ADAM, CENTRED, PLAIN, Setting, compare, start, summary
 
 import rmsprop_jax as rj
 
@@ -25,14 +26,14 @@ paper = lambda **changes: (
     )
 )
 SETTINGS = {
-    PAPER: Setting(rj.presets.dqn2015, 1, "#000000"),
-    "DQN 2015, mean": Setting(rj.presets.dqn2015, BATCH, "#d55e00"),
-    "mean, ε = .01/32² (DQN Zoo)": Setting(paper(eps=0.01 / BATCH**2), BATCH, "#56b4e9", ":"),
-    "sum, not centred": Setting(paper(centered=False), 1, "#009e73"),
-    "sum, ε = 1e-8": Setting(paper(eps=1e-8), 1, "#cc79a7"),
-    "mean, ε = .01 outside (MinAtar)": Setting(minatar, BATCH, "#d55e00", "--"),
-    "mean, PyTorch's default": Setting(rj.presets.torch, BATCH, "#0072b2"),
-    "mean, Adam": Setting(optax.adam, BATCH, "#e69f00"),
+    PAPER: Setting(rj.presets.dqn2015, 1, CENTRED),
+    "DQN 2015, mean": Setting(rj.presets.dqn2015, BATCH, "#0072b2"),
+    "mean, ε = .01/32² (DQN Zoo)": Setting(paper(eps=0.01 / BATCH**2), BATCH, "#000000", ":"),
+    "sum, not centred": Setting(paper(centered=False), 1, PLAIN),
+    "sum, ε = 1e-8": Setting(paper(eps=1e-8), 1, "#e69f00"),
+    "mean, ε = .01 outside (MinAtar)": Setting(minatar, BATCH, "#d55e00"),
+    "mean, PyTorch's default": Setting(rj.presets.torch, BATCH, PLAIN, "--"),
+    "mean, Adam": Setting(optax.adam, BATCH, ADAM),
 }
 
 

@@ -1,7 +1,8 @@
 """What RMSProp divides by: the learning rate of each parameter, over time.
 
-η/(√s + ε) for Adagrad, whose s only grows, and for RMSProp, whose s forgets; what the decay ρ does
-to that memory; and what ε does inside and outside the root as s goes to 0.
+Adagrad, whose s only grows, and RMSProp, whose s forgets, behind a target that jumps, both at one
+rate; η/(√s + ε) of both for four kinds of gradient; what the decay ρ does to that memory; and what
+ε does inside and outside the root as s goes to 0.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import optax
 import rmsprop_jax as rj
 
 RATE, DECAY, PERIOD = 0.01, 0.9, 25
+STRETCH, COMMON = 500, 0.1  # steps between two jumps of a target, and the rate behind it
 DECAYS = [0.5, 0.9, 0.99, 0.999]
 LIGHT_TO_DARK = ["#e69f00", "#56b4e9", "#0072b2", "#000000"]
 
@@ -41,17 +43,66 @@ def streams(steps):
     }
 
 
+def adagrad(rate):
+    """s starts at 0, as Duchi et al. and PyTorch have it; Optax's default is 0.1."""
+    return optax.adagrad(rate, initial_accumulator_value=0.0, eps=1e-8)
+
+
+def draw_fault(plt, stretches, seeds, file):
+    """One parameter behind a target that jumps from 1 to −1 and back, by noisy gradients.
+
+    Returns rows for the table: after how many steps each is half way, jump by jump.
+    """
+    t = np.arange(stretches * STRETCH)
+    target = np.where(t // STRETCH % 2 == 0, 1.0, -1.0)
+    noise = jax.random.normal(jax.random.key(0), (seeds, len(t)))
+    figure, axes = plt.subplots(3, figsize=(5.5, 7.5), layout="constrained", sharex=True)
+    half = {}
+    for solver, name, moment in (
+        (adagrad(COMMON), "Adagrad", "sum_of_squares"),
+        (rj.rmsprop(COMMON, decay=DECAY), "RMSProp", "nu"),
+    ):
+
+        def follow(noise, solver=solver, moment=moment):
+            def step(carry, now):
+                (theta, state), (to, noise) = carry, now
+                update, state = solver.update(theta - to + noise, state)
+                after = optax.apply_updates(theta, update)
+                return (after, state), (theta, optax.tree_utils.tree_get(state, moment))
+
+            start = jnp.float32(-1.0)
+            return jax.lax.scan(step, (start, solver.init(start)), (jnp.asarray(target), noise))[1]
+
+        theta, s = jax.device_get(jax.jit(jax.vmap(follow))(noise))
+        look = {"color": rj.plots.COLORS[name], "label": name, "lw": 1.3}
+        axes[0].semilogy(t + 1, s[0], **look)
+        axes[1].semilogy(t + 1, COMMON / np.sqrt(s[0]), **look)
+        axes[2].plot(t + 1, theta[0], **look)
+        there = (theta * target).reshape(seeds, stretches, STRETCH) > 0
+        half[name] = np.where(there.any(-1), there.argmax(-1), np.inf)
+    axes[2].plot(t + 1, target, "k--", lw=1, label="target")
+    axes[0].set(ylabel="s", title="Adagrad's sum of squares only grows")
+    axes[1].set(ylabel="η/√s", ylim=(1e-3, 1), title="so its effective rate falls, like 1/√t")
+    axes[2].set(
+        ylabel="θ", xlabel="step", title=f"and it follows ever more slowly (both η = {COMMON})"
+    )
+    for ax, place in zip(axes, ("center right", "center right", "lower left"), strict=True):
+        ax.legend(loc=place, fontsize=9, framealpha=0.9)
+    figure.savefig(file, dpi=110)
+    return [
+        [jump + 1, *(np.median(half[name][:, jump]) for name in half)] for jump in range(stretches)
+    ]
+
+
 def draw_effective_step(plt, steps, file):
     """Both optimisers on the four gradients; returns rows for the table."""
     grads = streams(steps)
     stacked = jnp.stack(list(grads.values()), 1)
-    # s starts at 0, as Duchi et al. and PyTorch have it; Optax's default is 0.1.
-    adagrad = optax.adagrad(RATE, initial_accumulator_value=0.0, eps=1e-8)
-    sums = moments(adagrad, "sum_of_squares", stacked)
+    sums = moments(adagrad(RATE), "sum_of_squares", stacked)
     averages = moments(rj.rmsprop(RATE, decay=DECAY), "nu", stacked)
 
     figure, (left, right) = plt.subplots(
-        1, 2, figsize=(9, 4.8), layout="constrained", sharex=True, sharey=True
+        2, figsize=(5.5, 7.5), layout="constrained", sharex=True, sharey=True
     )
     nu = dict(zip(grads, sums.T, strict=True))
     rj.plots.effective_step(nu, RATE, eps=1e-8, eps_in_sqrt=True, ax=left)
@@ -60,7 +111,7 @@ def draw_effective_step(plt, steps, file):
     left.set(title="Adagrad: falls for ever, like 1/√t", xscale="log")
     right.set(title=f"RMSProp, ρ = {DECAY}: settles, follows", xscale="log")
     handles = left.get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=2, frameon=False, title="gradient")
+    figure.legend(*handles, loc="outside lower center", ncols=2, title="gradient")
     figure.savefig(file, dpi=110)
 
     late = np.arange(steps // 4, steps // 2)  # before the switch
@@ -77,7 +128,7 @@ def draw_effective_step(plt, steps, file):
 
 def draw_memory(plt, steps, file):
     """s after the gradient stops, and √s behind a noisy gradient whose size jumps."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 5), layout="constrained")
+    figure, (left, right) = plt.subplots(2, figsize=(5.5, 8), layout="constrained")
     jump = (np.arange(steps) // (steps // 3)) % 2
     noisy = np.random.default_rng(0).normal(size=steps) * np.where(jump, 10.0, 1.0)
     rows = []
@@ -97,13 +148,13 @@ def draw_memory(plt, steps, file):
         root = np.sqrt(moments(rj.scale_by_rms(decay), "nu", jnp.asarray(noisy)))
         right.plot(root, color=color, lw=1.3, label=f"ρ = {decay}")
     left.axhline(0.5, color="0.6", ls=":")
-    left.set(xlabel="steps after the last gradient", ylabel="s, of what it was")
+    left.set(xlabel="steps after the last gradient", ylabel="s, of what it was", ylim=(-0.3, 1.05))
     left.set_title("how long s remembers a gradient")
     right.plot(np.where(jump, 10.0, 1.0), color="#d55e00", ls="--", lw=1.5, label="true size")
-    right.set(yscale="log", ylim=(0.1, 50), xlabel="step", ylabel="√s")
+    right.set(yscale="log", ylim=(0.03, 50), xlabel="step", ylabel="√s")
     right.set_title("√s behind a noisy gradient that jumps")
     for ax in (left, right):
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, frameon=False)
+        ax.legend(ncols=2, fontsize=9, loc="lower left" if ax is left else "lower right")
     figure.savefig(file, dpi=110)
     return rows
 
@@ -111,7 +162,7 @@ def draw_memory(plt, steps, file):
 def draw_epsilon(plt, file):
     """|step|/η under a constant gradient, when s has settled at g²."""
     sizes = jnp.geomspace(1e-13, 1.0, 400)
-    figure, ax = plt.subplots(figsize=(8, 4.8), layout="constrained")
+    figure, ax = plt.subplots(figsize=(5.5, 4.6), layout="constrained")
     rows = []
     for eps, color in ((1e-8, "#0072b2"), (1e-4, "#d55e00")):
         for inside in (False, True):
@@ -130,7 +181,7 @@ def draw_epsilon(plt, file):
     ax.set(
         xlabel="|g|, constant", ylabel="|step| / η", title="ε inside the root acts like √ε outside"
     )
-    ax.legend(frameon=False)
+    ax.legend(fontsize=9)
     figure.savefig(file, dpi=110)
     return rows
 
@@ -149,14 +200,24 @@ def main(argv=None):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    stretches, seeds = (2, 4) if args.quick else (8, 100)
+    show = {"index": False, "float_format": "{:.4g}".format}
+    jumps = draw_fault(plt, stretches, seeds, args.output / "fault.png")
+    print(
+        f"A target that jumps by 2 every {STRETCH} steps, noise of 1, both at η = {COMMON}: steps\n"
+        f"until half of the way is gone, median of {seeds} seeds.\n"
+    )
+    print(pd.DataFrame(jumps, columns=["target", "Adagrad", "RMSProp"]).to_string(**show))
+
     steps = 300 if args.quick else 3000
     columns = ["gradient", "Adagrad: step 1", f"step {steps}", "exponent of its fall"]
     columns += ["RMSProp: step 1", "at the end", "closed form"]
     rates = draw_effective_step(plt, steps, args.output / "effective_step.png")
     rates = pd.DataFrame(rates, columns=columns)
     rates.to_csv(args.output / "effective_step.csv", index=False)
-    show = {"index": False, "float_format": "{:.4g}".format}
-    print(f"η/(√s + ε) with η = {RATE}, ρ = {DECAY}; the exponent of t fitted before the switch.\n")
+    print(
+        f"\nη/(√s + ε) with η = {RATE}, ρ = {DECAY}; the exponent of t fitted before the switch.\n"
+    )
     print(rates.to_string(**show))
 
     print("\nSteps until s has halved after the last gradient.\n")
@@ -167,7 +228,7 @@ def main(argv=None):
     eps = draw_epsilon(plt, args.output / "epsilon.png")
     columns = ["step", "measured |g|", "closed form", "largest rate / η"]
     print(pd.DataFrame(eps, columns=columns).to_string(**show))
-    print("Wrote effective_step.csv, effective_step.png, memory.png and epsilon.png.")
+    print("Wrote effective_step.csv and fault, effective_step, memory and epsilon (.png).")
 
 
 if __name__ == "__main__":

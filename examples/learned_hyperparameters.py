@@ -111,21 +111,22 @@ def main(argv=None):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    _, axes = plt.subplots(1, 3, figsize=(12, 3.5), layout="constrained")
+    _, axes = plt.subplots(3, figsize=(5.5, 7.5), layout="constrained", sharex=True)
     _, rates, decays, losses = zip(*rows, strict=True)
     for ax, values, label in zip(
         axes, (rates, decays, losses), ("learning rate η", "decay ρ", "loss after training"),
         strict=True,
     ):  # fmt: skip
-        ax.plot(values, color="#0072b2")
-        ax.set(xlabel="step of Adam on η and ρ", ylabel=label)
+        ax.plot(values, color=rj.plots.COLORS["RMSProp"])
+        ax.set_ylabel(label)
+    axes[-1].set_xlabel("step of Adam on η and ρ")
     axes[0].set_yscale("log")
     axes[2].set_yscale("log")
     axes[0].axhline(float(found["learning_rate"]), ls=":", color="0.4", label="best of the grid")
     axes[1].axhline(float(found["decay"]), ls=":", color="0.4", label="best of the grid")
     axes[0].legend()
     axes[1].legend()
-    plt.savefig(args.output / "learning.png", dpi=120)
+    plt.savefig(args.output / "learning.png", dpi=110)
     print(f"Wrote {args.output / 'learning.csv'} and {args.output / 'learning.png'}.")
 
 

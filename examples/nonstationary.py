@@ -18,11 +18,11 @@ import rmsprop_jax as rj
 
 TARGETS = ["still", "drifting", "jumping", "rescaled"]
 OPTIMIZERS = {
-    "SGD": (optax.sgd, "#d55e00"),
-    "Adagrad": (lambda rate: optax.adagrad(rate, initial_accumulator_value=0.0), "#0072b2"),
-    "Adam": (optax.adam, "#cc79a7"),
-    "Adam, β₂ .9": (lambda rate: optax.adam(rate, b2=0.9), "#e69f00"),  # RMSProp's memory
-    "RMSProp": (rj.rmsprop, "#009e73"),
+    "SGD": optax.sgd,
+    "Adagrad": lambda rate: optax.adagrad(rate, initial_accumulator_value=0.0),
+    "Adam": optax.adam,
+    "Adam, β₂ .9": lambda rate: optax.adam(rate, b2=0.9),  # RMSProp's memory
+    "RMSProp": rj.rmsprop,
 }
 
 
@@ -37,7 +37,7 @@ def train(hp, key, steps, window):
     small = (hp["target"] == TARGETS.index("rescaled")) & (t // 250 % 2 == 1)
     scale = jnp.where(small, 0.01, 1.0)
     curvature = jnp.geomspace(0.1, 10.0, 10)
-    solver = OPTIMIZERS[hp["optimizer"]][0](hp["rate"])
+    solver = OPTIMIZERS[hp["optimizer"]](hp["rate"])
 
     def step(carry, now):
         params, state = carry
@@ -113,7 +113,7 @@ def main(argv=None):
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplot_mosaic(
-        [["follows", "follows"], TARGETS[:2], TARGETS[2:]], figsize=(9, 8.5), layout="constrained"
+        [["follows"], *([target] for target in TARGETS)], figsize=(5.5, 11), layout="constrained"
     )
     metrics = {
         name: values.reshape(len(TARGETS), len(names), seeds, -1)
@@ -123,19 +123,21 @@ def main(argv=None):
     follows = axes["follows"]
     follows.plot(end, metrics["followed"][jumping, 0, 0, end], "k--", lw=1.5, label="target")
     smooth = np.full(window // 2, 2 / window)
-    for j, (name, (_, color)) in enumerate(OPTIMIZERS.items()):
-        style = {"color": color, "label": name, "lw": 1.6}
+    for j, name in enumerate(OPTIMIZERS):
+        color = rj.plots.COLORS[name.split(",")[0]]
+        style = {"color": color, "label": name, "lw": 1.6, "ls": "--" if "," in name else "-"}
         if name in ("Adagrad", "RMSProp"):
             follows.plot(end, metrics["follows"][jumping, j, 0, end], **style)
         for i, target in enumerate(TARGETS):
             line = np.convolve(metrics["error"][i, j].mean(0), smooth, "valid")
             axes[target].semilogx(np.arange(len(line)) + len(smooth), line, **style)
     follows.set(title="jumping: one parameter, at the end", xlabel="step", ylabel="θ")
-    follows.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    follows.legend(loc="lower left", fontsize=9)
     for target in TARGETS:
-        axes[target].set(title=target, xlabel="step", ylabel="distance", ylim=(0, None))
+        axes[target].set(title=target, ylabel="distance", ylim=(0, None))
+    axes[TARGETS[-1]].set_xlabel("step")
     handles = axes["still"].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=5, frameon=False)
+    figure.legend(*handles, loc="outside lower center", ncols=3)
     figure.savefig(args.output / "nonstationary.png", dpi=110)
     print("Wrote tracking.csv and nonstationary.png.")
 

@@ -139,25 +139,27 @@ def draw(rows, bound, path):
     import matplotlib.pyplot as plt
 
     shown = range(1, min(4, int(rows[:, 1].max())) + 1)
-    size = {"figsize": (2 + 3.6 * len(shown), 6), "layout": "constrained"}
-    _, axes = plt.subplots(2, len(shown), squeeze=False, sharex=True, **size)
-    for i, (top, bottom) in zip(shown, axes.T, strict=True):
+    size = {"figsize": (5.5, 4.2 * len(shown)), "layout": "constrained"}
+    _, axes = plt.subplots(2 * len(shown), **size)
+    for i, (top, bottom) in zip(shown, axes.reshape(-1, 2), strict=True):
         t, _, g, _, kept, new, _, _, step = rows[rows[:, 1] == i].T[:9]
         top.bar(t, kept, color="#56b4e9", label="ρs, remembered")
         top.bar(t, new, bottom=kept, color="#d55e00", label="(1−ρ)g², new")
         top.set_title(f"parameter {i}:  g = " + ", ".join(f"{x:g}" for x in g[:6]))
         top.ticklabel_format(axis="y", scilimits=(-2, 3), useMathText=True)
-        bottom.bar(t, step, color="#0072b2")
+        bottom.bar(t, step, color=rj.plots.COLORS["RMSProp"])
         bottom.axhline(0, color="k", lw=0.8)
         for sign in (-1, 1):
             bottom.axhline(sign * bound, color="0.4", ls=":")
-        bottom.text(t[-1] + 0.4, 1.03 * bound, "η/√(1−ρ)", ha="right", va="bottom")
-        bottom.set(xlabel="step t", xticks=t[:: -(-len(t) // 10)])
-        bottom.margins(y=0.1)
-    axes[0, 0].set_ylabel("s = ρs + (1−ρ)g²")
-    axes[1, 0].set_ylabel("η g / (√s + ε)")
-    axes[0, -1].legend(loc="upper left")
-    plt.savefig(path, dpi=120)
+        bottom.text(t[-1] + 0.4, 1.04 * bound, "η/√(1−ρ)", ha="right", va="bottom")
+        bottom.margins(y=0.25)
+        top.set_ylabel("s = ρs + (1−ρ)g²")
+        bottom.set_ylabel("η g / (√s + ε)")
+        for ax in (top, bottom):
+            ax.set_xticks(t[:: -(-len(t) // 10)])
+    axes[-2].legend(loc="upper left")
+    axes[-1].set_xlabel("step t")
+    plt.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":

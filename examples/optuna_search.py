@@ -19,10 +19,10 @@ import warnings
 
 import jax
 import jax.numpy as jnp
-import lstm_sweep
 import numpy as np
 import optuna
-from lstm_language_model import evaluate, start
+from _characters import evaluate, start
+from _training import trainer
 
 import rmsprop_jax as rj
 
@@ -85,7 +85,7 @@ def main(argv=None):
     every = -(-steps // 9)  # the rungs of halving are among these
     budget, url = whole * steps, args.storage or f"sqlite:///{args.output / 'studies.db'}"
     text, validation, test = map(jnp.asarray, corpus[1:])
-    training = lstm_sweep.trainer(model, lambda hp: hp["eps"])
+    training = trainer(model, lambda hp: hp["eps"])
     options = {
         "steps": steps,
         "evaluate_every": every,
@@ -185,7 +185,7 @@ def pictures(folder, study, studies, results):
     import matplotlib.pyplot as plt
     from optuna.visualization import matplotlib as of_optuna
 
-    _, ax = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
+    _, ax = plt.subplots(figsize=(5.5, 4), layout="constrained")
     ways = {"TPE": [so_far(each) for each in studies]}
     for name, each in results.items():
         ways[name] = [best_by_steps(result) for result in each]
@@ -197,14 +197,20 @@ def pictures(folder, study, studies, results):
     ax.set_ylim(lowest - 0.01, lowest + 0.3)
     ax.set(xlabel="steps in all", ylabel="best validation loss so far, nats a character")
     ax.legend()
-    plt.savefig(folder / "searches.png", dpi=120)
+    plt.savefig(folder / "searches.png", dpi=110)
     plt.close("all")
     for name in ("param_importances", "slice", "intermediate_values"):
         axes = getattr(of_optuna, f"plot_{name}")(study)
+        plt.gcf().set_size_inches(5.5, 6 if name == "slice" else 3.5)
         if name == "intermediate_values":
             axes.get_legend().remove()  # a line for each of the trials
-        plt.gcf().set_size_inches(12 if name == "slice" else 7, 4.5)
-        plt.savefig(folder / f"{name}.png", dpi=120, bbox_inches="tight")
+        if name == "slice":  # Optuna has four in a row; two by two are read on a telephone, too
+            places = plt.gcf().add_gridspec(2, 2, right=0.75, top=0.93, hspace=0.3)
+            for ax, place in zip(axes, places, strict=True):
+                ax.set_subplotspec(place)
+            axes[2].tick_params(labelleft=True)
+            axes[2].set_ylabel(axes[0].get_ylabel())
+        plt.savefig(folder / f"{name}.png", dpi=110, bbox_inches="tight")
         plt.close("all")
 
 

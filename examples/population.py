@@ -9,9 +9,9 @@ chosen on validation topics, and tested on topics that nothing was chosen by.
 
 import jax
 import jax.numpy as jnp
-import lstm_sweep
 import numpy as np
-from lstm_language_model import evaluate, start
+from _characters import evaluate, start
+from _training import trainer
 
 import rmsprop_jax as rj
 
@@ -30,7 +30,7 @@ def main(argv=None):
 
     def sweep(name, seed, scheduler=None):
         return rj.sweep(
-            lstm_sweep.trainer(model),
+            trainer(model),
             points,
             steps=steps,
             evaluate_every=every,
@@ -78,7 +78,8 @@ def main(argv=None):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    _, axes = plt.subplots(1, 3, figsize=(16, 4.5), layout="constrained")
+    plt.rc("font", size=11)  # so that a legend, which is "small", has 9 points
+    _, axes = plt.subplots(3, figsize=(5.5, 10), layout="constrained")
     for (name, results), color in zip(found.items(), ("#0072b2", "#d55e00"), strict=True):
         for run, each in enumerate(results):
             lowest = np.nanmin(each.metrics["validation"], axis=0)
@@ -89,7 +90,7 @@ def main(argv=None):
     axes[0].legend()
     for ax, name in zip(axes[1:], SPACE, strict=True):
         rj.plots.lineage(first, name, ax=ax)
-    plt.savefig(args.output / "population.png", dpi=120)
+    plt.savefig(args.output / "population.png", dpi=110)
     for name in ("population.png", "schedule.csv"):
         print(f"Wrote {args.output / name}")
 

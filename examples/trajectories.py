@@ -1,10 +1,13 @@
-"""Six optimisers on four surfaces: zig-zag, stall and steady descent, seen and counted.
+"""Optimisers on surfaces: zig-zag, slow-down and steady descent, seen and counted.
 
-Each optimiser gets the learning rate that `sweep` finds best for it on that surface: the lowest
-loss at the end of 200 steps (geometric mean over 8 starts). A second panel shows textbook rates.
+First SGD, Adagrad and RMSProp at one rate in a ravine, under noisy gradients, with the ravine along
+an axis or turned. Then six optimisers on four surfaces without noise, each at the learning rate
+that `sweep` finds best for it there: the lowest loss at the end of 200 steps (geometric mean over 8
+starts).
 """
 
 import argparse
+import functools
 import itertools
 import os
 from pathlib import Path
@@ -17,12 +20,19 @@ import optax
 import rmsprop_jax as rj
 
 STEPS = 200
+RATE, NOISE, SHOWN = 0.05, 0.03, 150  # one rate for all; steps in the picture
+DESCENT = 20, 100  # steps
+ANGLES = [0, 10, 30, 45]
 
 
 def ravine(degrees):
-    """A quadratic 100 times as curved across as along, turned by an angle."""
+    """A quadratic 200 times as curved across as along, turned by an angle.
+
+    SGD at `RATE` is at .95 of the limit beyond which it diverges.
+    """
     cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-    return lambda x, y: ((cos * x + sin * y) ** 2 + 100 * (cos * y - sin * x) ** 2) / 2
+    steep = 0.95 * 2 / RATE
+    return lambda x, y: steep * ((cos * x + sin * y) ** 2 / 200 + (cos * y - sin * x) ** 2) / 2
 
 
 def beale(x, y):
@@ -31,8 +41,8 @@ def beale(x, y):
 
 # f, start, minima (where f is 0), window of x and of y.
 SURFACES = {
-    "ravine": (ravine(30), (-2.1, 0.0), [(0, 0)], (-2.6, 0.9), (-2, 0.8)),
-    "ravine at 0°": (ravine(0), (-2.4, 0.8), [(0, 0)], (-3, 1), (-1.7, 1.7)),
+    "ravine": (ravine(10), (-2.3, 0.15), [(0, 0)], (-2.7, 0.7), (-1.5, 0.8)),
+    "ravine at 0°": (ravine(0), (-2.3, 0.5), [(0, 0)], (-2.7, 0.7), (-1.2, 1.2)),
     "beale": (beale, (1.0, 1.0), [(3, 0.5)], (0, 4), (-1.4, 1.4)),
     "rosenbrock": (
         lambda x, y: (1 - x) ** 2 + 100 * (y - x**2) ** 2,
@@ -43,39 +53,142 @@ SURFACES = {
         (1.0, 0.01), [(0, 1), (0, -1)], (-1.3, 1.3), (-1.3, 1.4),
     ),
 }  # fmt: skip
-# Of a learning rate; PyTorch's default rate; a colour (Okabe and Ito's). No default of SGD suits a
-# surface of any scale: it gets .95 of 2/λ, the limit beyond which it diverges on a quadratic.
 OPTIMIZERS = {
-    "SGD": (optax.sgd, None, "#d55e00"),
-    "momentum .9": (lambda rate: optax.sgd(rate, momentum=0.9), None, "#e69f00"),
-    "Adagrad": (lambda rate: optax.adagrad(rate, initial_accumulator_value=0.0), 0.01, "#0072b2"),
-    "Adam": (optax.adam, 0.001, "#cc79a7"),
-    "centered": (lambda rate: rj.rmsprop(rate, centered=True), 0.01, "#56b4e9"),
-    "RMSProp": (rj.rmsprop, 0.01, "#009e73"),
+    "SGD": optax.sgd,
+    "SGD + momentum": lambda rate: optax.sgd(rate, momentum=0.9),
+    "Adagrad": lambda rate: optax.adagrad(rate, initial_accumulator_value=0.0),
+    "Adam": optax.adam,
+    "RMSProp, centered": lambda rate: rj.rmsprop(rate, centered=True),
+    "RMSProp": rj.rmsprop,
 }
-CAPTION = """\
-Each rate is tuned for the loss at the end: mean of the last 20 of {STEPS} steps + 1e-8, geometric
-mean of {seeds} starts. Turned back: steps by more than 90°, of those down to 1% of the loss, from
-the start of the pictures. Falling: the loss at the end where the rate falls to 0, tuned for that.
-Steps: until the loss stays below .1 (median of the starts) at the tuned rate; fewest: at the
-quickest rate.
+THREE = ["SGD", "Adagrad", "RMSProp"]
+ONE_RATE = """\
+All at η = {rate}, {seeds} seeds; each gradient is that of the ravine moved by a normal vector of
+{noise} in each coordinate. Distance to the minimum, of {start:.3g} at the start, after some steps;
+off the floor: the root mean square distance from the bottom line in steps {low} to {high}; rate:
+the geometric mean of the two parameters' effective rates there, / η.
 """
-COLORS = [color for *_, color in OPTIMIZERS.values()]
+CAPTION = """\
+Without noise. Each rate is tuned for the loss at the end: mean of the last 20 of {steps} steps
++ 1e-8, geometric mean of {seeds} starts. Turned back: steps by more than 90°, of those down to 1%
+of the loss, from the start of the pictures. Falling: the loss at the end where the rate falls to
+0, tuned for that. Steps: until the loss stays below .1 (median of the starts) at the tuned rate;
+fewest: at the quickest rate.
+"""
 
 
-def descend(hp, first):
+def descend(f, solver, first, noise):
+    """The path from `first`: each step's gradient is that of the surface moved by its noise."""
+
+    def step(carry, moved):
+        params, state = carry
+        updates, state = solver.update(jax.grad(lambda p: f(*p))(params - moved), state)
+        params = optax.apply_updates(params, updates)
+        return (params, state), (params, state)
+
+    path, states = jax.lax.scan(step, (first, solver.init(first)), noise)[1]
+    return jnp.concatenate([first[None], path]), states
+
+
+def at_one_rate(steps, seeds):
+    """For each angle and optimiser the paths of all seeds; prints the table."""
+    keys = jax.random.split(jax.random.key(0), seeds)
+    noise = NOISE * jax.vmap(lambda key: jax.random.normal(key, (steps, 2)))(keys)
+    _, start, *_ = SURFACES["ravine"]
+    away, (low, high) = np.hypot(*start), DESCENT
+    after = [n for n in (25, 50, 100, 200, 1000) if n <= steps]
+    paths = {}
+    print(ONE_RATE.format(rate=RATE, noise=NOISE, seeds=seeds, start=away, low=low, high=high))
+    print(f"{'turned by':>9}  {'optimiser':9}" + "".join(f"{n:>7}" for n in after), end="")
+    print("  off the floor   rate")
+    for degrees, name in itertools.product(ANGLES, THREE):
+        turn = np.radians(degrees - 10)
+        turn = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+        run = functools.partial(
+            descend, ravine(degrees), OPTIMIZERS[name](RATE), jnp.asarray(turn @ start)
+        )
+        path, states = jax.device_get(jax.jit(jax.vmap(run))(noise))
+        paths[degrees, name] = path
+        floor = np.radians(degrees)
+        off = path[:, low:high] @ [-np.sin(floor), np.cos(floor)]
+        s = optax.tree_utils.tree_get(states, "nu" if name == "RMSProp" else "sum_of_squares")
+        rate = 1.0 if s is None else np.exp(-0.5 * np.log(s[:, low:high]).mean())
+        left = np.linalg.norm(path, axis=-1).mean(0)
+        print(
+            f"{degrees:8}°  {name:9}" + "".join(f"{left[n]:7.3f}" for n in after)
+            + f"{np.sqrt((off**2).mean()):15.3f}{rate:7.3f}"
+        )  # fmt: skip
+    return {name: paths[10, name][0] for name in THREE}, {
+        name: np.linalg.norm(paths[10, name], axis=-1) for name in THREE
+    }
+
+
+def draw_one_rate(plt, paths, distances, file):
+    """The first steps of the first seed, and the distance of all seeds."""
+    f, _, minima, *window = SURFACES["ravine"]
+    figure, (top, bottom) = plt.subplots(
+        2, figsize=(5.5, 7.6), height_ratios=[1.25, 1], layout="constrained"
+    )
+    shown = {name: path[: SHOWN + 1] for name, path in paths.items()}
+    rj.plots.contour(
+        f, shown, *window, minima=minima, colors=[rj.plots.COLORS[n] for n in shown], ax=top
+    )
+    top.set_title(f"one rate, η = {RATE}: the first {SHOWN} steps")
+    top.legend(loc="lower right")
+    arrow = {"arrowprops": {"arrowstyle": "->"}, "size": 11, "weight": "bold"}
+    for name, word, at, to in (
+        ("SGD", "zig-zag", 9, (-1.9, -1.2)),
+        ("Adagrad", "slow", SHOWN, (-1.9, 0.4)),
+        ("RMSProp", "steady", 55, (-0.9, -0.8)),
+    ):
+        top.annotate(word, shown[name][at], to, **arrow)
+    for name, distance in distances.items():
+        steps = np.arange(1, distance.shape[1])
+        color = rj.plots.COLORS[name]
+        bottom.loglog(steps, distance.mean(0)[1:], color=color, label=name)
+        low, high = np.quantile(distance, [0.1, 0.9], axis=0)[:, 1:]
+        bottom.fill_between(steps, low, high, color=color, alpha=0.2, lw=0)
+    bottom.set(xlabel="step", ylabel="distance to the minimum")
+    bottom.set_title(f"mean, and 80% of {len(distance)} runs")
+    figure.savefig(file, dpi=110)
+
+
+def animate(plt, paths, every):
+    """The three at once; the whole path stays, and the end is held."""
+    from matplotlib.animation import FuncAnimation
+
+    f, _, minima, *window = SURFACES["ravine"]
+    figure, ax = plt.subplots(figsize=(5.5, 4.4), layout="constrained")
+    rj.plots.contour(f, {}, *window, minima=minima, ax=ax)
+    trails = [
+        ax.plot(
+            [], [], "-o", color=rj.plots.COLORS[name], label=name, ms=9, markevery=[-1], mec="w",
+            lw=1.6,
+        )[0]
+        for name in paths
+    ]  # fmt: skip
+    ax.legend(loc="lower right")
+
+    def frame(i):
+        for trail, path in zip(trails, paths.values(), strict=True):
+            trail.set_data(*path[: i + 1].T)
+        ax.set_title(f"one learning rate, η = {RATE}, noisy gradients: step {i}")
+
+    frames = [*range(0, SHOWN + 1, every), *[SHOWN] * 24]
+    return FuncAnimation(figure, frame, frames)
+
+
+def train(hp, key):
+    """Without noise, from a start of its own, near that of the picture."""
+    start = jnp.array(SURFACES[hp["surface"]][1])
+    return measured(hp, start + 0.2 * jax.random.normal(key, (2,)))
+
+
+def measured(hp, first):
     f = SURFACES[hp["surface"]][0]
     rate = optax.linear_schedule(hp["rate"], 0.0, STEPS) if hp["falling"] else hp["rate"]
-    solver = OPTIMIZERS[hp["optimizer"]][0](rate)
-
-    def step(carry, _):
-        params, state = carry
-        updates, state = solver.update(jax.grad(lambda p: f(*p))(params), state)
-        params = optax.apply_updates(params, updates)
-        return (params, state), params
-
-    path = jax.lax.scan(step, (first, solver.init(first)), length=STEPS)[1]
-    x, y = jnp.concatenate([first[None], path]).T
+    solver = OPTIMIZERS[hp["optimizer"]](rate)
+    x, y = descend(f, solver, first, jnp.zeros((STEPS, 2)))[0].T
     loss = f(x, y)
     there = jnp.where(loss < 0.1, 0, jnp.arange(1, STEPS + 2)).max()  # below .1 for good
     there = jnp.where(there > STEPS, jnp.inf, there)
@@ -83,80 +196,37 @@ def descend(hp, first):
     return {"x": x, "y": y, "loss": loss, "there": there, "end": end}
 
 
-def train(hp, key):
-    """From a start of its own, near that of the picture."""
-    start = jnp.array(SURFACES[hp["surface"]][1])
-    return descend(hp, start + 0.2 * jax.random.normal(key, (2,)))
-
-
-def textbook_rate(surface, optimizer):
-    f, start, minima, *_ = SURFACES[surface]
-    curvature = jax.hessian(lambda p: f(*p))
-    sharpest = max(np.linalg.eigvalsh(curvature(jnp.array(p, float)))[-1] for p in (start, *minima))
-    return OPTIMIZERS[optimizer][1] or 0.95 * 2 / float(sharpest)
-
-
-def count(surface, path, loss):
-    """Steps that turn back by more than 90°, of those down to 1% of the loss; distance left."""
+def turned_back(path, loss):
+    """Steps that turn back by more than 90°, of those down to 1% of the loss."""
     steps = np.diff(path[: np.argmax(np.append(loss < loss[0] / 100, True)) + 1], axis=0)
-    first, last = np.linalg.norm(path[[0, -1], None] - SURFACES[surface][2], axis=-1).min(-1)
-    return f"{((steps[1:] * steps[:-1]).sum(1) < 0).sum()} of {len(steps)}", last / first
+    return f"{((steps[1:] * steps[:-1]).sum(1) < 0).sum()} of {len(steps)}"
 
 
 def draw(plt, surface, runs):
-    """Two panels: the paths at tuned and at textbook rates."""
+    """The paths at tuned rates."""
     f, _, minima, *window = SURFACES[surface]
-    figure, axes = plt.subplots(1, 2, figsize=(9, 5.6), layout="constrained")
-    for ax, kind in zip(axes, ("tuned", "textbook"), strict=True):
-        mine = {name: runs[surface, name, kind] for name in OPTIMIZERS}
-        paths = {f"{name} {rate:.2g}": path for name, (rate, path, _) in mine.items()}
-        rj.plots.contour(f, paths, *window, minima=minima, colors=COLORS, ax=ax)
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, frameon=False)
-    axes[0].set_title(f"{surface}: each at its tuned rate")
-    axes[1].set_title("textbook rates; SGD at .95 of its limit")
-    if surface == "ravine":
-        arrow = {"arrowprops": {"arrowstyle": "->"}, "size": 11, "weight": "bold"}
-        for name, word, at, to in (
-            ("SGD", "zig-zag", 9, (-0.3, -1.6)),
-            ("Adagrad", "stall", -1, (-2.5, -0.9)),
-            ("RMSProp", "steady descent", 120, (-0.75, -1.1)),
-        ):
-            axes[1].annotate(word, runs[surface, name, "textbook"][1][at], to, **arrow)
+    figure, ax = plt.subplots(figsize=(5.5, 5.8), layout="constrained")
+    mine = {name: runs[surface, name] for name in OPTIMIZERS}
+    paths = {f"{name} {rate:.2g}": path for name, (rate, path, _) in mine.items()}
+    colors = [rj.plots.COLORS[name] for name in mine]
+    rj.plots.contour(f, paths, *window, minima=minima, colors=colors, ax=ax)
+    ax.set_title(f"{surface}: each at its tuned rate")
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 
 def draw_losses(plt, surfaces, runs):
-    figure, axes = plt.subplots(2, 2, figsize=(9, 6.5), layout="constrained", sharex=True)
-    for ax, surface in zip(axes.flat, surfaces, strict=False):
-        for name, color in zip(OPTIMIZERS, COLORS, strict=True):
-            ax.semilogy(runs[surface, name, "tuned"][2], color=color, label=name)
-        ax.set(title=surface, xlabel="step", ylabel="loss", ylim=(1e-9, None))
-    figure.legend(
-        *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False
-    )
+    figure, axes = plt.subplots(
+        len(surfaces), figsize=(5.5, 2.2 * len(surfaces) + 1), layout="constrained", sharex=True,
+        squeeze=False,
+    )  # fmt: skip
+    for ax, surface in zip(axes.flat, surfaces, strict=True):
+        for name in OPTIMIZERS:
+            ax.semilogy(runs[surface, name][2], color=rj.plots.COLORS[name], label=name)
+        ax.set(title=surface, ylabel="loss", ylim=(1e-9, None))
+    axes[-1, 0].set_xlabel("step")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
-
-
-def animate(plt, runs, every):
-    """All optimisers at once on the ravine, each with a trail of its last 25 steps."""
-    from matplotlib.animation import FuncAnimation
-
-    f, _, minima, *window = SURFACES["ravine"]
-    figure, ax = plt.subplots(figsize=(6, 5), layout="constrained")
-    rj.plots.contour(f, {}, *window, minima=minima, ax=ax)
-    style = {"marker": "o", "ms": 9, "markevery": [-1], "mec": "w", "lw": 2}
-    trails = [
-        ax.plot([], [], color=color, label=name, **style)[0]
-        for name, color in zip(OPTIMIZERS, COLORS, strict=True)
-    ]
-    ax.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.12), frameon=False)
-
-    def frame(i):
-        for trail, name in zip(trails, OPTIMIZERS, strict=True):
-            trail.set_data(*runs["ravine", name, "tuned"][1][max(0, i - 25) : i + 1].T)
-        ax.set_title(f"each at its tuned learning rate, step {i}")
-
-    return FuncAnimation(figure, frame, range(0, STEPS + 1, every))
 
 
 def main(argv=None):
@@ -166,6 +236,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
     args.output.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_num_cpu_devices", os.cpu_count())  # before JAX is first used
+    paths, distances = at_one_rate(*((200, 2) if args.quick else (1000, 100)))
+
     surfaces = list(SURFACES)[: 1 if args.quick else None]
     rates = np.geomspace(1e-4, 10, 6 if args.quick else 41)
     seeds = 2 if args.quick else 8
@@ -178,21 +250,18 @@ def main(argv=None):
     there = np.median(result.metrics["there"].reshape(shape), axis=-1)
     there[np.isnan(ends)] = np.inf
 
-    runs, tuned, untuned = {}, [], []
+    runs, tuned = {}, []
     for (i, surface), (j, name) in itertools.product(enumerate(surfaces), enumerate(OPTIMIZERS)):
         hp = {"surface": surface, "optimizer": name, "falling": False}
-        start = jnp.array(SURFACES[surface][1])
-        run = jax.jit(lambda rate, hp=hp, start=start: descend(hp | {"rate": rate}, start))
-        best = np.nanargmin(ends[i, j, 0])
-        for kind, rate in {"tuned": rates[best], "textbook": textbook_rate(surface, name)}.items():
-            metrics = jax.device_get(run(rate))
-            path, loss = np.stack([metrics["x"], metrics["y"]], 1), metrics["loss"]
-            runs[surface, name, kind] = rate, path, loss
-        turns, _ = count(surface, *runs[surface, name, "tuned"][1:])
+        start, best = jnp.array(SURFACES[surface][1]), np.nanargmin(ends[i, j, 0])
+        run = jax.jit(lambda rate, hp=hp, start=start: measured(hp | {"rate": rate}, start))
+        metrics = jax.device_get(run(rates[best]))
+        path, loss = np.stack([metrics["x"], metrics["y"]], 1), metrics["loss"]
+        runs[surface, name] = rates[best], path, loss
         end, falling = 10 ** ends[i, j, 0, best], 10 ** np.nanmin(ends[i, j, 1])
         steps, fewest = there[i, j, 0, best], there[i, j, 0].min()
+        turns = turned_back(path, loss)
         tuned.append([surface, name, rates[best], turns, end, falling, steps, fewest])
-        untuned.append([surface, name, rate, *count(surface, path, loss), loss[-1]])
 
     import matplotlib
     import pandas as pd
@@ -202,27 +271,23 @@ def main(argv=None):
 
     columns = ["surface", "optimiser", "rate", "turned back", "end", "falling", "steps", "fewest"]
     tuned = pd.DataFrame(tuned, columns=columns)
-    untuned = pd.DataFrame(untuned, columns=[*columns[:4], "distance left", "loss"])
     tuned.to_csv(args.output / "tuned.csv", index=False)
-    show = {"index": False, "float_format": "{:.3g}".format}
-    print(CAPTION.format(STEPS=STEPS, seeds=seeds))
-    print(tuned.to_string(**show))
-    print(
-        "\nTextbook rates, from the start of the pictures; distance left: of that at the start.\n"
-    )
-    print(untuned.to_string(**show))
+    print("\n" + CAPTION.format(steps=STEPS, seeds=seeds))
+    print(tuned.to_string(index=False, float_format="{:.3g}".format))
     fewest = tuned.set_index(["optimiser", "surface"]).fewest
     ratios = (fewest["RMSProp"] / fewest["Adam"]).dropna()
     print("\nFewest steps to .1, RMSProp's / Adam's:", end=" ")
     print(", ".join(f"{surface} {ratio:.2g}" for surface, ratio in ratios.items()) + ".")
 
+    draw_one_rate(plt, paths, distances, args.output / "one_rate.png")
+    animate(plt, paths, 30 if args.quick else 2).save(
+        args.output / "one_rate.gif", "pillow", fps=12, dpi=80
+    )
     pictures = [surface for surface in surfaces if "°" not in surface]
     for surface in pictures:
         draw(plt, surface, runs).savefig(args.output / f"{surface}.png", dpi=110)
     draw_losses(plt, pictures, runs).savefig(args.output / "losses.png", dpi=110)
-    every = 40 if args.quick else 2
-    animate(plt, runs, every).save(args.output / "ravine.gif", "pillow", fps=12, dpi=80)
-    print(f"Wrote tuned.csv, ravine.gif, losses.png and {', '.join(pictures)} (.png).")
+    print("Wrote tuned.csv, one_rate.png and .gif, losses.png and a picture of each surface.")
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def main(argv=None):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    _, ax = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    _, ax = plt.subplots(figsize=(5.5, 4.5), layout="constrained")
     steps = np.arange(1, 2 * half + 1)
     colors = ("#000000", "#d55e00", "#0072b2")
     for (name, s), color in zip(found.items(), colors, strict=True):
@@ -83,7 +83,7 @@ def main(argv=None):
     )
     ax.set_title(f"ρ = {DECAY}; bands: 90% of {ELEMENTS:,} elements")
     ax.legend(loc="lower center")
-    plt.savefig(args.output / "stall.png", dpi=120)
+    plt.savefig(args.output / "stall.png", dpi=110)
     for name in ("stall.png", "averages.csv"):
         print(f"Wrote {args.output / name}")
 

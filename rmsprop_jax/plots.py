@@ -16,13 +16,30 @@ if TYPE_CHECKING:
 
     from rmsprop_jax._sweep.results import SweepResult
 
+COLORS = {
+    "RMSProp": "#009e73",
+    "RMSProp, centered": "#56b4e9",
+    "RMSProp + momentum": "#000000",
+    "SGD": "#d55e00",
+    "SGD + momentum": "#e69f00",
+    "Adagrad": "#0072b2",
+    "Adam": "#cc79a7",
+}
+"""A colour for each optimiser, the same in every picture; Okabe and Ito's, which the colour-blind
+tell apart."""
 BEST, GREY, PALE, FAINT = "#d62728", "0.6", "0.75", "0.85"
 WAYS = ("finished", "stopped", "unfinished", "failed")
 MOST_RUNGS = 50  # more would be one grey field
 
 
 def heatmap(
-    result: "SweepResult", x: str, y: str, *, reduce: str = "best", ax: "Axes | None" = None
+    result: "SweepResult",
+    x: str,
+    y: str,
+    *,
+    reduce: str = "best",
+    limits: tuple[float, float] | None = None,
+    ax: "Axes | None" = None,
 ) -> "Axes":
     """The objective over two hyperparameters, each cell the best, or the mean, over all others.
 
@@ -36,16 +53,21 @@ def heatmap(
       x: the name of a hyperparameter.
       y: the name of another.
       reduce: "best" or "mean" over the hyperparameters that are not shown.
+      limits: the lowest and the highest value of the colours, so that several pictures share them;
+        those of the cells by default.
       ax: where to draw; a new figure by default.
 
     Raises:
-      ValueError: for a name that the sweep has not, another `reduce`, or a population, whose
-        numbers changed on the way: `lineage` draws those.
+      ValueError: for a name that the sweep has not, another `reduce`, limits that are not low <
+        high, or a population, whose numbers changed on the way: `lineage` draws those.
       ImportError: without matplotlib, which the extra `plot` installs.
     """
     result.refuse_population("heatmap", "rj.plots.lineage or rj.plots.curves")
     if reduce not in ("best", "mean"):
         raise ValueError(f'reduce must be "best" or "mean", got {reduce!r}.')
+    if limits is not None and not (len(limits) == 2 and limits[0] < limits[1]):
+        raise ValueError(f"limits must be (low, high), got {limits!r}.")
+    low, high = limits or (None, None)
     plt = _pyplot()
     columns, rows = levels(result.points, x), levels(result.points, y)
     sign = 1.0 if result.mode == "min" else -1.0
@@ -72,7 +94,7 @@ def heatmap(
                 plt.Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, hatch="///", ec="0.6", lw=0)
             )
     colours = plt.get_cmap("viridis" if result.mode == "max" else "viridis_r")
-    image = axes.imshow(cells, origin="lower", aspect="auto", cmap=colours)
+    image = axes.imshow(cells, origin="lower", aspect="auto", cmap=colours, vmin=low, vmax=high)
     for (i, j), value in np.ndenumerate(cells):
         if not np.isnan(value):
             red, green, blue, _ = colours(image.norm(value))
@@ -91,7 +113,8 @@ def heatmap(
     axes.set_xticks(range(len(columns)), [level.label for level in columns], **slanted)
     axes.set_yticks(range(len(rows)), [level.label for level in rows])
     axes.set(xlabel=x, ylabel=y)
-    axes.set_title(_title(result, reduce, (x, y)))
+    better = "lower" if result.mode == "min" else "higher"
+    axes.set_title(f"{_title(result, reduce, (x, y))} ({better} is better)")
     return axes
 
 
@@ -590,6 +613,7 @@ def _title(result: "SweepResult", reduce: str, shown: tuple[str, ...]) -> str:
     """What became of the hyperparameters that are not shown, and of the seeds."""
     points = result.points
     others = [n for n in points.names if n not in shown and len(levels(points, n)) > 1]
-    parts = [f"{reduce} over {', '.join(others)}"] if others else []
+    reduced = {"best": "lowest" if result.mode == "min" else "highest"}.get(reduce, reduce)
+    parts = [f"{reduced} over {', '.join(others)}"] if others else []
     parts += [f"mean of {len(result.seeds)} seeds"] if len(result.seeds) > 1 else []
     return "; ".join(parts) or result.objective_name

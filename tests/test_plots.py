@@ -41,7 +41,7 @@ def test_heatmap_shows_the_best_of_the_rest(result):
     cells = np.asarray(axes.images[0].get_array().filled(np.nan))
     np.testing.assert_allclose(cells, [[5, 4, np.nan], [6, 5, np.nan]])
     assert [t.get_text() for t in axes.get_xticklabels()] == ["1", "2", "3"]
-    assert axes.get_title() == "best over z"
+    assert axes.get_title() == "lowest over z (lower is better)"
     frame = axes.patches[-1]
     assert frame.get_xy() == (0.5, -0.5)  # around x = 2, y = 0
 
@@ -50,7 +50,24 @@ def test_heatmap_can_show_the_mean_of_the_rest(result):
     axes = rj.plots.heatmap(result, "x", "y", reduce="mean")
     cells = np.asarray(axes.images[0].get_array().filled(np.nan))
     np.testing.assert_allclose(cells, [[5.5, 4.5, np.nan], [6.5, 5.5, np.nan]])
-    assert axes.get_title() == "mean over z"
+    assert axes.get_title() == "mean over z (lower is better)"
+
+
+def test_heatmap_of_what_is_to_be_high_says_so(result):
+    axes = rj.plots.heatmap(result.rescored("loss", mode="max"), "x", "y")
+    assert axes.get_title() == "highest over z (higher is better)"
+
+
+def test_heatmaps_share_limits(result):
+    every = [rj.plots.heatmap(result, x, y, limits=(4.0, 9.0)).images[0] for x, y in ("xy", "xz")]
+    assert [image.get_clim() for image in every] == [(4.0, 9.0)] * 2
+    for bad in ((5.0, 4.0), (4.0, 4.0), (1.0, 2.0, 3.0), (np.nan, 1.0)):
+        with pytest.raises(ValueError, match=r"limits must be \(low, high\)"):
+            rj.plots.heatmap(result, "x", "y", limits=bad)
+
+
+def test_optimisers_have_a_colour_each():
+    assert len(set(rj.plots.COLORS.values())) == len(rj.plots.COLORS)
 
 
 @pytest.fixture
@@ -72,7 +89,7 @@ def test_heatmap_of_many_numbers_shows_ranges(sampled):
     assert cells.shape == (8, 8)
     assert np.nanmin(cells) == pytest.approx(sampled.best().objective)
     assert "…" in axes.get_xticklabels()[0].get_text()
-    assert axes.get_title() == "mean of 5 seeds"
+    assert axes.get_title() == "mean of 5 seeds (lower is better)"
 
 
 def test_curves_have_a_band_over_the_seeds_of_the_best(sampled):
@@ -116,7 +133,7 @@ def test_sensitivity_joins_the_best_of_the_rest(result):
     assert line.get_xdata().tolist() == [0, 1]
     np.testing.assert_allclose(line.get_ydata(), [5, 4])
     assert [t.get_text() for t in axes.get_xticklabels()] == ["1", "2", "3"]
-    assert axes.get_title() == "best over y, z"
+    assert axes.get_title() == "lowest over y, z"
 
 
 def test_sensitivity_of_numbers_stands_on_a_fitting_scale(sampled):

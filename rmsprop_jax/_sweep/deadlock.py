@@ -31,9 +31,9 @@ def refuse_deadlock(jaxpr: Any, devices: Sequence[Any]) -> None:
     raise ValueError(
         f"this program can hang for good: train has linear algebra on batches of matrices "
         f"({calls}) on {here} CPU devices, and with jaxlib {jaxlib_version} such calls block "
-        f"the {threads} threads that they wait for. Install jax >= {'.'.join(map(str, MENDED))}; "
-        "or leave batch_size at 1 and, inside train, use jax.lax.map instead of jax.vmap around "
-        "it, as for the initialisation of several orthogonal matrices."
+        f"the {threads} threads that they wait for. Install jax >= {'.'.join(map(str, MENDED))} "
+        "(Python >= 3.12); or leave batch_size at 1 and, inside train, use jax.lax.map instead of "
+        "jax.vmap around it, as for the initialisation of several orthogonal matrices."
     )
 
 

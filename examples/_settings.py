@@ -1,0 +1,144 @@
+"""Settings of optimisers, compared on the pole: tuned on some seeds, judged on others, drawn."""
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from _cart_pole import LIMIT
+from scipy.stats import t as student
+
+import rmsprop_jax as rj
+
+PLAIN, CENTRED, ADAM = (rj.plots.COLORS[name] for name in ("RMSProp", "RMSProp, centered", "Adam"))
+
+
+class Setting(NamedTuple):
+    solver: Callable  # from the learning rate
+    divisor: int  # of the summed loss: 1 is the sum, the batch's size the mean
+    color: str
+    dashes: str = "-"
+
+
+def summary(length):
+    """50 values for the curve, their mean, and the mean of the last tenth."""
+    curve = length.reshape(50, -1).mean(axis=1)
+    return {"curve": curve, "return": curve.mean(), "at the end": curve[-5:].mean()}
+
+
+def mean_and_interval(values):
+    """Over the last axis, the seeds: the mean, and half of its 95% interval by Student's t."""
+    n = values.shape[-1]
+    half = student.ppf(0.975, n - 1) * values.std(axis=-1, ddof=1) / n**0.5
+    return values.mean(axis=-1), half
+
+
+def compare(train, settings, pictures, rates, seeds, steps, folder, shared=None):
+    """Tunes each setting's rate on `seeds` seeds, judges on three times as many others; draws.
+
+    All are judged at one rate, too: the place `shared` in `rates`, or the best one of the first.
+    """
+    names, (first, *_) = list(settings), settings
+    options = {"objective": "return", "mode": "max"}
+    tuning = rj.sweep(train, rj.grid(setting=names, rate=rates), seeds=seeds, **options)
+    tuned = tuning.by_point().reshape(len(names), len(rates), seeds)
+    best = tuned.mean(axis=-1).argmax(axis=1)
+    shared = best[0] if shared is None else shared
+    # Each at its own best rate, one rate higher, and at the shared one.
+    wanted = [[own, min(own + 1, len(rates) - 1), shared] for own in best]
+    points = list(dict.fromkeys((i, at) for i, three in enumerate(wanted) for at in three))
+    judged = rj.sweep(
+        train,
+        [{"setting": names[i], "rate": rates[at]} for i, at in points],
+        seeds=range(seeds, 4 * seeds),
+        **options,
+    )
+    places = [[points.index((i, at)) for at in three] for i, three in enumerate(wanted)]
+    # Each by setting, by which of the three rates, by seed.
+    found, end, curves = (
+        np.array(np.split(judged.metrics[name], len(points)))[np.array(places)]
+        for name in ("return", "at the end", "curve")
+    )
+    table = judged.to_dataframe().groupby(["setting", "rate"], sort=False)
+    table[["return", "at the end"]].agg(["mean", "sem"]).to_csv(folder / "returns.csv")
+
+    mean, half = mean_and_interval(found)
+    less, doubt = mean_and_interval(found - found[0])
+    apart = abs(less) > doubt
+    lost, rate = (end < LIMIT / 2).sum(axis=-1), f"{rates[shared]:.2g}"
+    n, factor = 3 * seeds, f"{rates[1] / rates[0]:.2g}"
+    print(
+        f"Steps without a fall, at most {LIMIT}, in the mean of a training. The best of "
+        f"{len(rates)} rates by {seeds}\nseeds, then {n} other seeds: mean ± half of its 95% "
+        f"interval; less {first},\nseed by seed (* where that interval leaves out 0); the last "
+        f"tenth; and how many of the {n}\nare lost: fewer than {LIMIT // 2} steps in the last "
+        "tenth.\n"
+    )
+    width = max(map(len, names))
+    print(
+        f"{'':{width}}    own best rate{'':33}× {factor:14}all at {rate}\n{'':{width}}    "
+        "rate   mean       less          end  lost   mean       lost  mean       less        lost"
+    )
+    for i, name in enumerate(names):
+        means = [f"{m:3.0f} ± {h:<3.0f}" for m, h in zip(mean[i], half[i], strict=True)]
+        stars = [" *" if star else "" for star in apart[i]]
+        gaps = [f"{less[i, k]:+.0f} ± {doubt[i, k]:.0f}{stars[k]}" if i else "" for k in range(3)]
+        print(
+            f"{name:{width}}{rates[best[i]]:8.2g}   {means[0]}  {gaps[0]:12}"
+            f"{end[i, 0].mean():5.0f}  {lost[i, 0]:4}   {means[1]}  {lost[i, 1]:4}   "
+            f"{means[2]}  {gaps[2]:11} {lost[i, 2]:4}"
+        )
+    for text, k in (("\nWith the rate tuned", 0), (f"All at a rate of {rate}", 2)):
+        order = [i for i in less[:, k].argsort() if apart[i, k]]
+        which = ", ".join(f"{names[i]} {less[i, k]:+.0f}" for i in order)
+        print(f"{text}, apart from {first}: {which or 'none'}.")
+
+    named = lambda values: dict(zip(names, values, strict=True))
+    own, alike = (named(curves[:, k].swapaxes(1, 2)) for k in (0, 2))
+    panels = {
+        f"mean of the training ({seeds} seeds)": (rates, named(tuned)),
+        f"each at its own best rate ({n} other seeds)": (steps, own),
+        f"all at a rate of {rate} (the same seeds)": (steps, alike),
+    }
+    for picture, shown in pictures.items():
+        looks = {name: settings[name] for name in shown if name in settings}
+        draw(looks, panels, folder / f"{picture}.png")
+    print(f"Wrote returns.csv and the pictures {', '.join(pictures)}.")
+
+
+def draw(looks, panels, file):
+    """A panel for each title, its x and the values of each setting: means and their intervals."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(3, figsize=(5.5, 10.5), sharey=True, layout="constrained")
+    for ax, (title, (x, values)) in zip(axes, panels.items(), strict=True):
+        for name, style in looks.items():
+            mean, half = mean_and_interval(values[name])
+            look = {"color": style.color, "ls": style.dashes, "lw": 1.8, "label": name}
+            ax.plot(x, mean, marker="o" if ax is axes[0] else "", ms=4, **look)
+            ax.fill_between(x, mean - half, mean + half, color=style.color, alpha=0.13, lw=0)
+        ax.set_title(title)
+        ax.set(xlabel="steps of the environment, thousands", ylabel="steps without a fall")
+    axes[0].set(xscale="log", xlabel="learning rate η")
+    axes[0].set_ylim(0, min(LIMIT, axes[0].get_ylim()[1]))
+    below = {"loc": "upper center", "bbox_to_anchor": (0.45, -0.2), "frameon": False}
+    axes[0].legend(ncols=2, fontsize=9, handlelength=2.7, columnspacing=1, **below)
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+
+
+def start(doc, folder, argv):
+    """What both examples begin with: the arguments, the folder, one device a core."""
+    parser = argparse.ArgumentParser(description=doc)
+    parser.add_argument("--quick", action="store_true", help="short trainings, few rates: seconds")
+    parser.add_argument("--output", type=Path, default=folder)
+    args = parser.parse_args(argv)
+    args.output.mkdir(parents=True, exist_ok=True)
+    jax.config.update("jax_num_cpu_devices", os.cpu_count())  # before JAX is first used
+    return args
