@@ -86,7 +86,7 @@ def test_readme_begins_with_the_results_of_the_page():
     assert readme == page.quoted(readme, text), "run: python -m tests.benchmarks.page"
     assert page.RESULTS.search(readme).start() < 600
     other = text.replace("**step 253** (17% at the end)", "**step 7** (17% at the end)", 1)
-    assert page.quoted(readme, other) == readme.replace("optax step 253", "optax step 7") != readme
+    assert page.quoted(readme, other) == readme.replace("Optax step 253", "Optax step 7") != readme
 
 
 def test_readme_keeps_its_budget():

@@ -74,18 +74,20 @@ def results(page: str) -> str:
     nan, sweep = (rows(known[name][1]) for name in ("nan", "sweep"))
     settings = re.match(r"\d+ settings of an LSTM", known["sweep"][0])[0]
     first = lambda cell: cell.split(" (")[0]
-    names, firsts = nan["gradients"], map(first, nan["constant, centered"])
-    *theirs, ours = [f"{name.split()[0]} {when}" for name, when in zip(names, firsts, strict=True)]
+    names = {"optax": "Optax", "torch": "PyTorch", "keras": "Keras", "rmsprop_jax": "here"}
+    who = [names[column.split()[0]] for column in nan["gradients"]]
+    when = [first(cell) for cell in nan["constant, centered"]]
+    firsts = ", ".join(f"{x} {y}" for x, y in zip(who, when, strict=True))
     times = {side: f"{float(first(sweep[side][5])):.3g}" for side in ("loop", "vmap", "Optuna")}
     return f"""\
-- **It does not break.** The first NaN under a constant gradient, `centered`: {", ".join(theirs)};
-  {ours}. `python -m tests.benchmarks nan`
+- **It does not break.** The first NaN under a constant gradient, `centered`:
+  {firsts}. `python -m tests.benchmarks nan`
 - **It tunes in one call.** {settings}, compiling included, in {first(sweep["ours"][3])} s;
   one jitted loop takes {times["loop"]} times as long, one `vmap` {times["vmap"]}, an Optuna study
   that compiles each {times["Optuna"]}. `python -m tests.benchmarks sweep`
 - **It ports.** {len(rj.presets.__all__)} presets, held for 1,000 steps to PyTorch, Keras,
-  TensorFlow and others, and to papers' equations, within 1e-12. `python -m pytest
-  tests/test_presets.py`
+  TensorFlow and others, and to papers' equations, within 1e-12:
+  `python -m pytest tests/test_presets.py`
 """
 
 
