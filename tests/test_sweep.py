@@ -691,3 +691,29 @@ def test_a_compile_that_fails_says_so(monkeypatch):
     with pytest.raises(ZeroDivisionError) as caught:
         rj.sweep(LOSS, ONE, progress=False)
     assert len(caught.value.result) == 0
+
+
+@pytest.mark.parametrize("flag", ["jax_debug_nans", "jax_debug_infs"])
+@pytest.mark.parametrize("form", ["function", "training"])
+def test_a_failed_trial_touches_no_other_while_jax_looks_for_nan(flag, form):
+    worse = jnp.nan if "nan" in flag else jnp.inf
+
+    def step(hp, state, key):
+        state = jnp.where(hp["x"] > 1, state * worse, state * hp["x"])
+        return state, {"loss": state}
+
+    def train(hp, key):
+        return {"loss": jax.lax.scan(lambda s, _: (step(hp, s, key)[0],) * 2, 1.0, length=4)[1]}
+
+    if form == "training":
+        train, options = rj.Training(lambda hp, key: 1.0, step), {"steps": 4}
+    else:
+        options = {}
+    points = rj.grid(x=[0.5, 2.0, 1.0])
+    with jax.debug_nans(flag == "jax_debug_nans"), jax.debug_infs(flag == "jax_debug_infs"):
+        result = rj.sweep(train, points, progress=False, **options)
+        assert result.objective[[0, 2]].tolist() == [0.0625, 1.0]
+        assert result.failed.tolist() == [False, True, False]
+        again = result.retrain(points[1], seed=0)
+        metrics = again[1] if form == "training" else again
+        np.testing.assert_array_equal(metrics["loss"], result.metrics["loss"][1])

@@ -130,7 +130,9 @@ class Program:
         counts, spans = layout.batches(count, first), layout.lay_batches(spans, first)
         of_round = counts, layout.lay(at, count, first), spans
         counts, at, spans = self._processes.place(of_round, "trial")
-        return self._compiled(counts, jobs, at, spans, list(states), batches, args)
+        # A failed trial is marked and touches no other, whatever `jax_debug_nans` says.
+        with jax.debug_nans(False), jax.debug_infs(False):
+            return self._compiled(counts, jobs, at, spans, list(states), batches, args)
 
     def fetch(self, out: Any, count: int, first: int = 0) -> Any:
         """Wait for a round: what its jobs gave, each array with a leading axis over them."""

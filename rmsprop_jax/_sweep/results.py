@@ -271,11 +271,12 @@ class SweepResult:
             )
         i = self._place_of(record)
         seed = self.seeds[0] if seed is None else seed
-        if self._plan.stages:
-            return self._retrain(i, seed, args, batches)
-        whole = trace_train(self._train, self._group(i), self.points, args).pieces["train"]
-        numbers = self._arrays(i, self.points.traced(i))
-        return jax.device_get(whole.lower().compile()(numbers, key_of(seed), (), args))
+        with jax.debug_nans(False), jax.debug_infs(False):  # as in the sweep
+            if self._plan.stages:
+                return self._retrain(i, seed, args, batches)
+            whole = trace_train(self._train, self._group(i), self.points, args).pieces["train"]
+            numbers = self._arrays(i, self.points.traced(i))
+            return jax.device_get(whole.lower().compile()(numbers, key_of(seed), (), args))
 
     def _place_of(self, record: Record | dict[str, Any]) -> int:
         """Where a point stands; ValueError for one that was not tried."""

@@ -24,7 +24,8 @@ def streams(steps):
     rng = np.random.default_rng(0)
     constant = rng.uniform(0.1, 10.0, SIZE)
     noise = rng.normal(size=(steps, SIZE))
-    spike = lambda t: np.full(SIZE, 1e20 if t == 4 else 1.0) + 0.1 * noise[t]
+    spikes = lambda size: lambda t: np.full(SIZE, size if t == 4 else 1.0) + 0.1 * noise[t]
+    spike = spikes(1e20)
     return {
         "constant, centered": ("float32", CENTERED, lambda t: constant),
         "constant, centered, momentum": ("float32", MOMENTUM, lambda t: constant),
@@ -34,6 +35,7 @@ def streams(steps):
             lambda t: noise[t],
         ),
         "a spike of 1e20, centered": ("float32", CENTERED, spike),
+        "a spike of 1e21, centered": ("float32", CENTERED, spikes(1e21)),
         "a spike of 1e20": ("float32", {}, spike),
         "zero, float16": ("float16", {}, lambda t: np.zeros(SIZE)),
         "constant, float16, centered, momentum": ("float16", MOMENTUM, lambda t: constant),
