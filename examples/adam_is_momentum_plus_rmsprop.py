@@ -142,12 +142,11 @@ def main(argv=None):
 
     plain, averaged = turning(50 if args.quick else 1000)
     before = slice(TURN // 2, TURN)
-    text = f"mean gradient 1, from step {TURN + 1} on −1, under noise of {NOISE:g}"
-    print("\n" + row(text, "RMSProp", "Adam"))
+    print("\n" + row(f"mean gradient 1, then −1; noise of {NOISE:g}", "RMSProp", "Adam"))
     wrong = [f"{(x[before] < 0).mean():.1%}" for x in (plain, averaged)]
     print(row(f"steps the wrong way, of {TURN // 2 + 1} to {TURN}", *wrong))
     late = [str(np.argmax(x[TURN:].mean(1) < 0) + 1) for x in (plain, averaged)]
-    print(row("after the turn the mean step turns with gradient", *late))
+    print(row("steps until the mean step turns, too", *late))
 
     gradients, adam, buffered = parting()
     print(

@@ -22,7 +22,7 @@ import rmsprop_jax as rj
 STEPS = 200
 RATE, NOISE, SHOWN = 0.05, 0.03, 150  # one rate for all; steps in the picture
 DESCENT = 20, 100  # steps
-ANGLES = [0, 10, 30, 45]
+ANGLES, PICTURED = [0, 10, 30, 45], 10  # by how many degrees the ravine is turned
 
 
 def ravine(degrees):
@@ -41,7 +41,7 @@ def beale(x, y):
 
 # f, start, minima (where f is 0), window of x and of y.
 SURFACES = {
-    "ravine": (ravine(10), (-2.3, 0.15), [(0, 0)], (-2.7, 0.7), (-1.5, 0.8)),
+    "ravine": (ravine(PICTURED), (-2.3, 0.15), [(0, 0)], (-2.7, 0.7), (-1.5, 0.8)),
     "ravine at 0°": (ravine(0), (-2.3, 0.5), [(0, 0)], (-2.7, 0.7), (-1.2, 1.2)),
     "beale": (beale, (1.0, 1.0), [(3, 0.5)], (0, 4), (-1.4, 1.4)),
     "rosenbrock": (
@@ -91,7 +91,7 @@ def descend(f, solver, first, noise):
 
 
 def at_one_rate(steps, seeds):
-    """For each angle and optimiser the paths of all seeds; prints the table."""
+    """The paths of all seeds in the ravine of the pictures; prints a table over its angle."""
     keys = jax.random.split(jax.random.key(0), seeds)
     noise = NOISE * jax.vmap(lambda key: jax.random.normal(key, (steps, 2)))(keys)
     _, start, *_ = SURFACES["ravine"]
@@ -102,7 +102,7 @@ def at_one_rate(steps, seeds):
     print(f"{'turned by':>9}  {'optimiser':9}" + "".join(f"{n:>7}" for n in after), end="")
     print("  off the floor   rate")
     for degrees, name in itertools.product(ANGLES, THREE):
-        turn = np.radians(degrees - 10)
+        turn = np.radians(degrees - PICTURED)
         turn = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
         run = functools.partial(
             descend, ravine(degrees), OPTIMIZERS[name](RATE), jnp.asarray(turn @ start)
@@ -118,18 +118,16 @@ def at_one_rate(steps, seeds):
             f"{degrees:8}°  {name:9}" + "".join(f"{left[n]:7.3f}" for n in after)
             + f"{np.sqrt((off**2).mean()):15.3f}{rate:7.3f}"
         )  # fmt: skip
-    return {name: paths[10, name][0] for name in THREE}, {
-        name: np.linalg.norm(paths[10, name], axis=-1) for name in THREE
-    }
+    return {name: paths[PICTURED, name] for name in THREE}
 
 
-def draw_one_rate(plt, paths, distances, file):
+def draw_one_rate(plt, paths, file):
     """The first steps of the first seed, and the distance of all seeds."""
     f, _, minima, *window = SURFACES["ravine"]
     figure, (top, bottom) = plt.subplots(
         2, figsize=(5.5, 7.6), height_ratios=[1.25, 1], layout="constrained"
     )
-    shown = {name: path[: SHOWN + 1] for name, path in paths.items()}
+    shown = {name: seeds[0, : SHOWN + 1] for name, seeds in paths.items()}
     rj.plots.contour(
         f, shown, *window, minima=minima, colors=[rj.plots.COLORS[n] for n in shown], ax=top
     )
@@ -142,7 +140,8 @@ def draw_one_rate(plt, paths, distances, file):
         ("RMSProp", "steady", 55, (-0.9, -0.8)),
     ):
         top.annotate(word, shown[name][at], to, **arrow)
-    for name, distance in distances.items():
+    for name, seeds in paths.items():
+        distance = np.linalg.norm(seeds, axis=-1)
         steps = np.arange(1, distance.shape[1])
         color = rj.plots.COLORS[name]
         bottom.loglog(steps, distance.mean(0)[1:], color=color, label=name)
@@ -170,8 +169,8 @@ def animate(plt, paths, every):
     ax.legend(loc="lower right")
 
     def frame(i):
-        for trail, path in zip(trails, paths.values(), strict=True):
-            trail.set_data(*path[: i + 1].T)
+        for trail, seeds in zip(trails, paths.values(), strict=True):
+            trail.set_data(*seeds[0, : i + 1].T)
         ax.set_title(f"one learning rate, η = {RATE}, noisy gradients: step {i}")
 
     frames = [*range(0, SHOWN + 1, every), *[SHOWN] * 24]
@@ -236,7 +235,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     args.output.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_num_cpu_devices", os.cpu_count())  # before JAX is first used
-    paths, distances = at_one_rate(*((200, 2) if args.quick else (1000, 100)))
+    paths = at_one_rate(*((200, 2) if args.quick else (1000, 100)))
 
     surfaces = list(SURFACES)[: 1 if args.quick else None]
     rates = np.geomspace(1e-4, 10, 6 if args.quick else 41)
@@ -279,7 +278,7 @@ def main(argv=None):
     print("\nFewest steps to .1, RMSProp's / Adam's:", end=" ")
     print(", ".join(f"{surface} {ratio:.2g}" for surface, ratio in ratios.items()) + ".")
 
-    draw_one_rate(plt, paths, distances, args.output / "one_rate.png")
+    draw_one_rate(plt, paths, args.output / "one_rate.png")
     animate(plt, paths, 30 if args.quick else 2).save(
         args.output / "one_rate.gif", "pillow", fps=12, dpi=80
     )

@@ -30,11 +30,13 @@ MODULES = sorted(
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "pages").glob("*.md"))]
 
 
-def code_blocks(page):
-    return re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.S | re.M)
-
-
 PRINTED = runpy.run_path(str(ROOT / "docs" / "printed.py"))
+
+
+def code_blocks(page):
+    return [block["code"] for block in PRINTED["BLOCK"].finditer(page.read_text("utf-8"))]
+
+
 NUMBER = re.compile(r"-?\d[\d_]*\.?\d*(?:e[+-]?\d+)?")
 BOOL = re.compile("True|False")
 

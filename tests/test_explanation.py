@@ -7,6 +7,8 @@ from pathlib import Path
 import jax
 import pytest
 
+from tests.support.figures import says, without_zero
+
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "pages"
 PICTURES = PAGES / "pictures"
@@ -47,7 +49,7 @@ def test_figures_in_the_text_are_those_of_the_tables(page):
     text = " ".join((PAGES / page).read_text("utf-8").split())
     printed = lambda name: (PICTURES / name / f"{name}.txt").read_text("utf-8")
     number = lambda pattern, name: re.search(pattern, printed(name))[1]
-    shown = lambda x: str(float(x)).removeprefix("0") if float(x) < 1 else str(float(x))
+    shown = lambda x: without_zero(str(float(x)))
 
     turned, end, falling = re.search(
         r"rosenbrock +RMSProp +\S+ +(\d+ of \d+) +(\S+) +(\S+)", printed("trajectories")
@@ -64,7 +66,7 @@ def test_figures_in_the_text_are_those_of_the_tables(page):
         turned.split()[0], shown(end), shown(falling), behind, kept, adam_keeps,
         lost("Stable-Baselines3"), lost("Adam"), lost("Adam, ε = √1e-5"),
     ):  # fmt: skip
-        assert re.search(rf"(?<![\d.]){re.escape(figure)}(?![\d])", text), figure
+        assert says(text, figure), figure
 
     median = [line.split() for line in lines(printed("effective_step"))[2:10]]
     assert all(175 < float(row[1]) < 225 and 9 < float(row[2]) < 13 for row in median[2:])

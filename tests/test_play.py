@@ -1,5 +1,6 @@
 """The page “Play with it”: its JavaScript is this library's RMSProp, and what it says is true."""
 
+import functools
 import itertools
 import json
 import re
@@ -14,6 +15,7 @@ import optax
 import pytest
 
 import rmsprop_jax as rj
+from tests.support import figures
 
 PAGES = Path(__file__).parents[1] / "docs" / "pages"
 PAGE = (PAGES / "play.md").read_text("utf-8")
@@ -213,13 +215,11 @@ def last_rates(path):
     return np.exp(np.log(all_of(path, "rate")[50:]).mean(0))
 
 
-def says(*figures):
-    """The page has each of these figures."""
-    return all(re.search(rf"(?<![\d.]){re.escape(figure)}(?!\d)", PAGE) for figure in figures)
+says = functools.partial(figures.says, PAGE)
 
 
 def dot(x, digits=2):
-    return f"{x:.{digits}f}".removeprefix("0")
+    return figures.without_zero(f"{x:.{digits}f}")
 
 
 @needs_node
