@@ -3,7 +3,9 @@
 import ast
 import doctest
 import importlib
+import inspect
 import json
+import math
 import os
 import re
 import runpy
@@ -18,6 +20,7 @@ import pytest
 
 import rmsprop_jax
 from tests.support.steps import travel
+from tests.test_presets import TOLERANCE
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted(
@@ -101,6 +104,39 @@ def test_the_reports_on_the_page_tell_tensorboard_and_wandb_each_trials_curve():
     assert scalars == {f"loss/trial {i}": curve for i, curve in enumerate(curves)}
     configs = [{"x": x, "seed": seed} for x in (1.0, 2.0) for seed in (4, 5)]
     assert [(run.config, run.logged) for run in runs] == list(zip(configs, curves, strict=True))
+
+
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def test_readmes_hyperparameters_have_their_defaults_and_half_lives():
+    parameters = inspect.signature(rmsprop_jax.rmsprop).parameters
+    rows = re.findall(r"^\| `(\w+)` \| ?\S* \| (\S+) \| (.*) \|$", README, re.M)
+    defaults = {name: ast.literal_eval(default) for name, default, _ in rows}
+    assert defaults == {name: parameters[name].default for name in defaults}
+    assert {"learning_rate", "decay", "eps", "centered", "momentum"} <= set(defaults)
+    decay = next(advice for name, _, advice in rows if name == "decay")
+    half_lives = re.findall(r"(\d+)(?: steps)? for (0\.\d+)", decay)
+    assert len(half_lives) == 2
+    for steps, rho in half_lives:
+        assert round(math.log(2) / -math.log(float(rho))) == int(steps)
+
+
+def test_readme_names_the_presets_and_their_tolerances():
+    listed = re.search(r"^`rj.presets` has (.*?)\. ", README, re.M | re.S)[1]
+    assert sorted(re.findall(r"`(\w+)`", listed)) == sorted(rmsprop_jax.presets.__all__)
+    allowed = re.search(r"difference of (\S+) in float64 and (\S+) in float32", README)
+    assert [float(x) for x in allowed.groups()] == [TOLERANCE["float64"], TOLERANCE["float32"]]
+
+
+def test_readme_and_home_page_send_the_same_readers_to_the_same_pages():
+    home = (ROOT / "docs" / "pages" / "index.md").read_text("utf-8")
+    rows = [
+        re.findall(r"^\| (train|use|come|learn|tune) (.*)$", text.replace("docs/pages/", ""), re.M)
+        for text in (README, home)
+    ]
+    assert len(rows[0]) == 5
+    assert rows[0] == rows[1]
 
 
 def test_pages_have_code():

@@ -1,15 +1,13 @@
-"""The one page of figures, docs/pages/benchmarks.md, and README's three results, made from it.
+"""The page of benchmarks, docs/pages/benchmarks.md, and README's section "Benchmarks".
 
-A benchmark's figures stand between a pair of markers under its heading, with the command and the
-machine that printed them. Other pages take them from there when the site is built; README's results
-are made anew by `python -m tests.benchmarks.page`, and a test compares.
+A benchmark's figures are between a pair of markers under its heading, with the command and the
+machine that printed them. Other pages include them when the site is built. README's section is
+written by `python -m tests.benchmarks.page`, and a test compares.
 """
 
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-
-import rmsprop_jax as rj
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "pages" / "benchmarks.md"
@@ -69,35 +67,44 @@ def rows(body: str) -> dict[str, list[str]]:
 
 
 def results(page: str) -> str:
-    """The three results that README begins with."""
+    """README's benchmarks: each with its conditions, then the machine."""
     known = sections(page)
-    nan, sweep = (rows(known[name][1]) for name in ("nan", "sweep"))
-    settings = re.match(r"\d+ settings of an LSTM", known["sweep"][0])[0]
+    sweep, step, nan = (rows(known[name][1]) for name in ("sweep", "step", "nan"))
     first = lambda cell: cell.split(" (")[0]
-    names = {"optax": "Optax", "torch": "PyTorch", "keras": "Keras", "rmsprop_jax": "here"}
+    longer = {side: f"{float(first(sweep[side][5])):.3g}" for side in ("loop", "vmap", "Optuna")}
+    settings, trainings = re.match(r"(\d+) settings of (.*)", known["sweep"][0]).groups()
+    leaf = re.search(r"a leaf of ([\d,]+) float32", known["step"][0])[1]
+    measured = [row for name, row in step.items() if name not in ("settings", "---")]
+    byte_ratios, times = ([float(first(row[i])) for row in measured] for i in (0, 2))
+    names = {"optax": "Optax", "torch": "PyTorch", "keras": "Keras", "rmsprop_jax": "rmsprop_jax"}
     who = [names[column.split()[0]] for column in nan["gradients"]]
     when = [first(cell) for cell in nan["constant, centered"]]
     firsts = ", ".join(f"{x} {y}" for x, y in zip(who, when, strict=True))
-    times = {side: f"{float(first(sweep[side][5])):.3g}" for side in ("loop", "vmap", "Optuna")}
+    machine = known["sweep"][1].split("\n", 1)[0].split("; ", 1)[1]
     return f"""\
-- **It does not break.** The first NaN under a constant gradient, `centered`:
+- **Sweep.** {settings} points of {trainings}, compile time included,
+  take {first(sweep["ours"][3])} s. The same trials take {longer["loop"]}× as long one by
+  one in a jitted function and {longer["vmap"]}× under one `jax.vmap`. An Optuna study that compiles
+  every trial would take {longer["Optuna"]}× as long, estimated from {sweep["Optuna"][0]} trials.
+  `python -m tests.benchmarks sweep`
+- **Optimizer step.** One step of {leaf} float32 parameters, jitted with donated buffers,
+  accesses {max(byte_ratios):.3f}× the bytes of `optax.rmsprop` and takes {min(times):.2f}× to
+  {max(times):.2f}× its time.
+  `python -m tests.benchmarks step`
+- **NaN.** The first NaN in 1,000 parameters under constant gradients, `centered`, in 1,000 steps:
   {firsts}. `python -m tests.benchmarks nan`
-- **It tunes in one call.** {settings}, compiling included, in {first(sweep["ours"][3])} s;
-  one jitted loop takes {times["loop"]} times as long, one `vmap` {times["vmap"]}, an Optuna study
-  that compiles each {times["Optuna"]}. `python -m tests.benchmarks sweep`
-- **It ports.** {len(rj.presets.__all__)} presets, held for 1,000 steps to PyTorch, Keras,
-  TensorFlow and others, and to papers' equations, within 1e-12:
-  `python -m pytest tests/test_presets.py`
+
+Machine: {machine}.
 """
 
 
 def quoted(text: str, page: str) -> str:
-    """A text whose results are those of the page."""
+    """Return the text with the results of the page between its markers."""
     return RESULTS.sub(lambda found: found[1] + results(page) + found[2], text)
 
 
 def quote() -> None:
-    """Make README's results anew."""
+    """Write README's section "Benchmarks" from the page."""
     page = PAGE.read_text("utf-8")
     README.write_text(quoted(README.read_text("utf-8"), page), "utf-8")
 
