@@ -40,7 +40,7 @@ def code_of(name):
     """
     package, examples = ROOT / "rmsprop_jax", ROOT / "examples"
     files, todo = (
-        {package / "plots.py", package / "presets.py", *package.glob("_[a-z]*.py")},
+        {package / "plots.py", package / "presets.py", *package.glob("_optimizer/*.py")},
         [name],
     )
     while todo:

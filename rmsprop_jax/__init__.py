@@ -1,8 +1,8 @@
 """RMSProp you can trust, port and tune, in JAX."""
 
 from rmsprop_jax import plots, presets, search
-from rmsprop_jax._rmsprop import ScaleByRmsState, rmsprop, scale_by_rms
-from rmsprop_jax._rounding import StochasticRoundingState, stochastic_rounding
+from rmsprop_jax._optimizer.rmsprop import ScaleByRmsState, rmsprop, scale_by_rms
+from rmsprop_jax._optimizer.stochastic_rounding import StochasticRoundingState, stochastic_rounding
 from rmsprop_jax._sweep.ledger import TrialReport
 from rmsprop_jax._sweep.points import Points, grid, static
 from rmsprop_jax._sweep.results import Record, SweepResult

@@ -24,11 +24,11 @@ import optax as ox  # `optax` is a preset here
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from rmsprop_jax._arguments import flag, scalar
-from rmsprop_jax._boundary import in_full_precision
-from rmsprop_jax._chain import chain
-from rmsprop_jax._precision import to_float
-from rmsprop_jax._rmsprop import rmsprop
+from rmsprop_jax._optimizer.boundary import in_full_precision
+from rmsprop_jax._optimizer.chain import chain
+from rmsprop_jax._optimizer.precision import to_float
+from rmsprop_jax._optimizer.rmsprop import rmsprop
+from rmsprop_jax._optimizer.validation import flag, scalar
 
 __all__ = [
     "a3c2016",

@@ -316,7 +316,7 @@ GALLERY = runpy.run_path(str(ROOT / "docs" / "gallery.py"))
 
 def test_the_hash_of_an_example_is_of_what_it_imports_too():
     files = {file.name for file in GALLERY["code_of"]("lstm_sweep")}
-    assert files >= {"lstm_sweep.py", "_training.py", "_characters.py", "plots.py", "_formula.py"}
+    assert files >= {"lstm_sweep.py", "_training.py", "_characters.py", "plots.py", "equations.py"}
 
 
 @pytest.mark.parametrize("name", GALLERY["EXAMPLES"])

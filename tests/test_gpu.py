@@ -13,10 +13,10 @@ import optax
 import pytest
 
 import rmsprop_jax as rj
+from rmsprop_jax._optimizer.two_bytes import NU, of_leaf, round_to_bfloat16, salt
 from rmsprop_jax._sweep import program, rounds
 from rmsprop_jax._sweep.ahead import makers
 from rmsprop_jax._sweep.processes import Processes, free_memory
-from rmsprop_jax._two_bytes import NU, of_leaf, round_to_bfloat16, salt
 from tests.benchmarks import convolution
 from tests.benchmarks.step import train_step
 from tests.support import oracles, reference, trainings

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from jax.sharding import NamedSharding, PartitionSpec
 
 import rmsprop_jax as rj
-from rmsprop_jax._two_bytes import NU, PARAMETERS, of_leaf, round_to_bfloat16, salt
+from rmsprop_jax._optimizer.two_bytes import NU, PARAMETERS, of_leaf, round_to_bfloat16, salt
 from tests.support.steps import travel
 
 BF16 = jnp.bfloat16

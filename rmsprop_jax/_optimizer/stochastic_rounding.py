@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from rmsprop_jax._arguments import whole
-from rmsprop_jax._boundary import is_none
-from rmsprop_jax._two_bytes import PARAMETERS, of_leaf, round_to_bfloat16, salt
+from rmsprop_jax._optimizer.boundary import is_none
+from rmsprop_jax._optimizer.two_bytes import PARAMETERS, of_leaf, round_to_bfloat16, salt
+from rmsprop_jax._optimizer.validation import whole
 
 
 class StochasticRoundingState(NamedTuple):

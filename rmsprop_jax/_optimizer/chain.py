@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from rmsprop_jax._arguments import check_mask, flag, scalar
-from rmsprop_jax._boundary import is_none
-from rmsprop_jax._scaling import scaling
+from rmsprop_jax._optimizer.boundary import is_none
+from rmsprop_jax._optimizer.state import scaling
+from rmsprop_jax._optimizer.validation import check_mask, flag, scalar
 
 
 def chain(

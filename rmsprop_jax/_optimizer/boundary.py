@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rmsprop_jax._precision import clip, components, join
+from rmsprop_jax._optimizer.precision import clip, components, join
 
 _WIDE = frozenset(map(jnp.dtype, ("float32", "float64", "complex64", "complex128")))
 

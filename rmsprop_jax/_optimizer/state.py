@@ -7,11 +7,18 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from rmsprop_jax._arguments import check_gradient, check_state, flag, scalar, storage, whole
-from rmsprop_jax._boundary import is_none
-from rmsprop_jax._formula import Scalars, largest_square, step_leaf
-from rmsprop_jax._precision import one_minus_power, to_float
-from rmsprop_jax._two_bytes import NU, of_leaf, salt
+from rmsprop_jax._optimizer.boundary import is_none
+from rmsprop_jax._optimizer.equations import Scalars, largest_square, step_leaf
+from rmsprop_jax._optimizer.precision import one_minus_power, to_float
+from rmsprop_jax._optimizer.two_bytes import NU, of_leaf, salt
+from rmsprop_jax._optimizer.validation import (
+    check_gradient,
+    check_state,
+    flag,
+    scalar,
+    storage,
+    whole,
+)
 
 
 class ScaleByRmsState(NamedTuple):

@@ -1,7 +1,7 @@
 """RMSProp for people: `rmsprop` and `scale_by_rms`.
 
-Read `step_leaf` in `_formula.py` first, then `scaling` in `_scaling.py`, which carries its state,
-and `chain` in `_chain.py`, which puts momentum, learning rate and weight decay around it.
+Read `step_leaf` in `equations.py` first, then `scaling` in `state.py`, which carries its state,
+and `chain` in `chain.py`, which puts momentum, learning rate and weight decay around it.
 """
 
 from typing import Any
@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from rmsprop_jax._arguments import storage
-from rmsprop_jax._boundary import in_full_precision
-from rmsprop_jax._chain import chain
-from rmsprop_jax._scaling import ScaleByRmsState, scaling
+from rmsprop_jax._optimizer.boundary import in_full_precision
+from rmsprop_jax._optimizer.chain import chain
+from rmsprop_jax._optimizer.state import ScaleByRmsState, scaling
+from rmsprop_jax._optimizer.validation import storage
 
 __all__ = ["ScaleByRmsState", "rmsprop", "scale_by_rms"]
 

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rmsprop_jax._precision import clip, components, join
-from rmsprop_jax._two_bytes import round_to_bfloat16
+from rmsprop_jax._optimizer.precision import clip, components, join
+from rmsprop_jax._optimizer.two_bytes import round_to_bfloat16
 
 
 class Scalars(NamedTuple):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from rmsprop_jax._precision import to_float
+from rmsprop_jax._optimizer.precision import to_float
 
 
 def scalar(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> Any:
