@@ -24,10 +24,9 @@ import optax as ox  # `optax` is a preset here
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from rmsprop_jax._optimizer.boundary import in_full_precision
-from rmsprop_jax._optimizer.chain import chain
-from rmsprop_jax._optimizer.precision import to_float
-from rmsprop_jax._optimizer.rmsprop import rmsprop
+from rmsprop_jax._optimizer.precision import in_full_precision, to_float
+from rmsprop_jax._optimizer.rmsprop import momentum_buffer, rmsprop, scale_by_rate
+from rmsprop_jax._optimizer.state import Averages, averaging
 from rmsprop_jax._optimizer.validation import flag, scalar
 
 __all__ = [
@@ -84,20 +83,20 @@ def optax(
     """`optax.rmsprop` (Optax 0.2.8, `optax/_src/alias.py`).
 
     s ← ρ s + (1−ρ) |g|²;  b ← μ b + η g / √(s + ε);  θ ← θ − b. `centered` has s − |m|² for s;
-    `nesterov`, `initial_scale` and `bias_correction` are `rmsprop`'s.
+    `nesterov` and `initial_scale` are `rmsprop`'s. `bias_correction` divides by 1 − ρᵗ with the ρ
+    of the step, as Optax does, which is wrong once ρ has changed. Take `rmsprop` then.
 
     Unlike `rmsprop`'s defaults: ε inside the root; the learning rate has no default.
     """
-    return rmsprop(
-        learning_rate,
-        decay,
-        eps,
-        initial_scale,
-        eps_in_sqrt,
-        centered,
-        momentum,
-        nesterov,
-        bias_correction,
+    averages = Averages(
+        decay, eps, initial_scale, eps_in_sqrt, bias_correction, centered, constant_decay=True
+    )
+    return in_full_precision(
+        ox.chain(
+            averaging(averages),
+            scale_by_rate(learning_rate),
+            momentum_buffer(momentum, nesterov, averages.centered),
+        )
     )
 
 
@@ -465,7 +464,7 @@ def _transformation(
 
     def make(momentum):
         inside = momentum is not None if eps_in_sqrt is _WITH_MOMENTUM else eps_in_sqrt
-        inner = chain(
+        inner = rmsprop(
             learning_rate,
             momentum=momentum,
             weight_decay=decay,

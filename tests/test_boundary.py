@@ -267,7 +267,7 @@ def test_params_of_another_tree_matter_only_where_they_are_read():
     plain.update(g, plain.init(g), other)
     with pytest.raises(ValueError, match="another structure"):
         decay.update(g, decay.init(g), other)
-    with pytest.raises(ValueError, match=r"is 'x', wanted an array.*decay reads it"):
+    with pytest.raises(ValueError, match=r"weight decay reads must be an array.*is 'x'"):
         decay.update(g, decay.init(g), {"a": "x", "b": jnp.ones(1)})
 
 
@@ -310,3 +310,35 @@ def test_a_mask_that_is_one_bool_is_refused_for_several_parameters():
             rj.rmsprop(weight_decay=0.1, mask=mask).init(params)
     one = rj.rmsprop(weight_decay=0.1, mask=True)
     one.update(jnp.ones(2), one.init(jnp.ones(2)), jnp.ones(2))
+
+
+@pytest.mark.parametrize("place", ["state", "gradient", "params", "init"])
+@pytest.mark.parametrize("jitted", [False, True])
+def test_the_raw_bytes_of_a_numpy_file_are_refused_with_the_line_that_reads_them(
+    place, jitted, tmp_path
+):
+    """NumPy saves bfloat16 as |V2 and does not know it again."""
+    params = {"w": jnp.arange(4.0).astype(jnp.bfloat16)}
+    solver = rj.rmsprop(weight_decay=0.1, state_dtype="bfloat16")
+    state = solver.init(params)
+    expected = solver.update(params, state, params)
+
+    def from_file(tree):
+        np.savez(tmp_path / "tree.npz", *jax.tree.leaves(tree))
+        with np.load(tmp_path / "tree.npz") as file:
+            leaves = [file[name] for name in file.files]
+        return jax.tree.unflatten(jax.tree.structure(tree), leaves)
+
+    trees = {"state": state, "gradient": params, "params": params, "init": params}
+    raw = from_file(trees[place])
+    if place == "init":
+        call = lambda tree: solver.init(tree)
+    else:
+        call = lambda tree: solver.update(
+            *(tree if name == place else trees[name] for name in ("gradient", "state", "params"))
+        )
+    with pytest.raises(ValueError, match=r"\|V2.*x\.view\(jnp\.bfloat16\)"):
+        call(raw)
+    read = jax.tree.map(lambda x: x.view(jnp.bfloat16) if x.dtype.kind == "V" else x, raw)
+    got = (jax.jit(call) if jitted else call)(read)
+    chex.assert_trees_all_equal(got, state if place == "init" else expected)

@@ -13,7 +13,8 @@ import optax
 import pytest
 
 import rmsprop_jax as rj
-from rmsprop_jax._optimizer.two_bytes import NU, of_leaf, round_to_bfloat16, salt
+from rmsprop_jax._optimizer.two_bytes import NU, leaf_salt, salt
+from rmsprop_jax._optimizer.two_bytes import rounded as round_to_bfloat16
 from rmsprop_jax._sweep import program, rounds
 from rmsprop_jax._sweep.ahead import makers
 from rmsprop_jax._sweep.processes import Processes, free_memory
@@ -81,7 +82,7 @@ def test_rounding_to_two_bytes_gives_the_same_bits_as_on_a_cpu():
     both = []
     for device in (jax.devices()[0], jax.devices("cpu")[0]):
         with jax.default_device(device):
-            rounded = jax.jit(lambda x, t: round_to_bfloat16(x, of_leaf(salt(NU, 0, t), 0)))
+            rounded = jax.jit(lambda x, t: round_to_bfloat16(x, leaf_salt(salt(NU, 0, t), 0)))
             both.append(np.asarray(rounded(jax.device_put(x, device), 7), np.float32))
     np.testing.assert_array_equal(*both)
 

@@ -120,7 +120,9 @@ def test_dtypes_of_parameters_and_gradients(x64, param, grad, flags):
     real = jnp.float64 if param in ("float64", "complex128") else jnp.float32
     for leaf in jax.tree.leaves(optax.tree_utils.tree_get(state, "nu")):
         assert leaf.dtype == real
-    for leaf in jax.tree.leaves(state):
+    weight = optax.tree_utils.tree_get(state, "weight")
+    assert all(x.dtype == jnp.float64 for x in jax.tree.leaves(weight))  # JAX's default float
+    for leaf in jax.tree.leaves(optax.tree_utils.tree_set(state, weight=None)):
         assert leaf.dtype == jnp.int32 or jnp.finfo(leaf.dtype).dtype == real
         assert leaf.dtype == jnp.int32 or leaf.dtype == real or jnp.iscomplexobj(params)
 
@@ -352,6 +354,42 @@ def test_derivatives_under_a_constant_gradient(eps, eps_in_sqrt, bias_correction
         return jnp.sum(stay(solver, jnp.ones(10))[1])
 
     chex.assert_tree_all_finite((jax.grad(f)(numbers), jax.jacfwd(f)(numbers)))
+
+
+@pytest.mark.parametrize("eps_in_sqrt", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("bias_correction", [False, True])
+@pytest.mark.parametrize("centered", [False, True])
+def test_derivatives_through_parameters_that_move(eps_in_sqrt, bias_correction, centered):
+    """Down to gradients of 1e-30, as the page on numerics promises: first derivatives for any ε
+    (centered: for ε > 0 and ρ > 0), second ones in η and ρ for ε > 0 and ρ > 0."""
+    flags = {"eps_in_sqrt": eps_in_sqrt, "bias_correction": bias_correction, "centered": centered}
+    kinds = [(1e-30, 1e-30, 0.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 0.0)]
+    kinds += [(1e-30, 1e-31, 1.0), (1e-20, 1e-20, 0.0)]
+    decays, epsilons = (0.9,) if centered else (0.0, 0.9), (1e-8,) if centered else (0.0, 1e-8)
+    lanes = jnp.array([(*x[:2], *x[2]) for x in itertools.product(decays, epsilons, kinds)])
+
+    def f(numbers, params, lane):
+        solver = rj.rmsprop(numbers["learning_rate"], numbers["decay"], lane[1], **flags)
+
+        def step(carry, t):
+            params, state = carry
+            g = lane[2] + lane[3] * params + lane[4] * (t % 2.0) * (1 + 0.1 * params)
+            updates, state = solver.update(g, state)
+            return (params + updates, state), jnp.sum(params**2)
+
+        start = params, solver.init(params)
+        return jax.lax.scan(step, start, jnp.arange(6.0))[1].sum()
+
+    def derivatives(lane):
+        numbers = {"learning_rate": jnp.float32(0.1), "decay": lane[0]}
+        params = jnp.array([1.0, 0.5])
+        first = jax.grad(f, (0, 1))(numbers, params, lane)
+        return first, jax.jacfwd(jax.grad(f))(numbers, params, lane)
+
+    first, second = jax.jit(jax.vmap(derivatives))(lanes)
+    chex.assert_tree_all_finite(first)
+    sure = (lanes[:, 0] > 0) & (lanes[:, 1] > 0)
+    chex.assert_tree_all_finite(jax.tree.map(lambda x: x[sure], second))
 
 
 # JAX's debugging flags: nothing on the way is NaN or infinite either.

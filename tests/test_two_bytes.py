@@ -13,10 +13,11 @@ import pytest
 from flax import nnx
 from flax.training.train_state import TrainState
 from hypothesis import given, settings
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import rmsprop_jax as rj
-from rmsprop_jax._optimizer.two_bytes import NU, PARAMETERS, of_leaf, round_to_bfloat16, salt
+from rmsprop_jax._optimizer.two_bytes import NU, PARAMETERS, leaf_salt, salt, varying_axes
+from rmsprop_jax._optimizer.two_bytes import rounded as round_to_bfloat16
 from tests.support.steps import travel
 
 BF16 = jnp.bfloat16
@@ -24,7 +25,7 @@ LARGEST = float(jnp.finfo(BF16).max)
 
 
 def salts(n, buffer=NU, seed=0):
-    return jax.vmap(lambda t: of_leaf(salt(buffer, seed, t), 0))(jnp.arange(1, n + 1))
+    return jax.vmap(lambda t: leaf_salt(salt(buffer, seed, t), 0))(jnp.arange(1, n + 1))
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -98,7 +99,7 @@ def test_the_mean_is_the_number(scale):
 def test_steps_leaves_elements_buffers_and_seeds_have_bits_of_their_own():
     x = jnp.full((1_000,), 1.0 + 2**-9, jnp.float32)  # a quarter of the way
     up = lambda buffer, seed, step, leaf: np.asarray(
-        round_to_bfloat16(x, of_leaf(salt(buffer, seed, jnp.int32(step)), leaf)) > 1, float
+        round_to_bfloat16(x, leaf_salt(salt(buffer, seed, jnp.int32(step)), leaf)) > 1, float
     )
     first = up(NU, 0, 1, 0)
     assert 0.15 < first.mean() < 0.35
@@ -126,6 +127,174 @@ def test_derivatives_pass_straight_through():
         lambda decay: sum(g / (jnp.sqrt((1 - decay**3) * g**2) + 1e-3) for g in (0.3, 2.0))
     )(0.9)
     np.testing.assert_allclose(with_bits, plain, rtol=0.05)
+
+
+def average_of(g, rho, steps, dtype):
+    """The mean of 512 averages of g², after so many steps."""
+    solver = rj.scale_by_rms(rho, state_dtype=dtype)
+    g = jnp.ones(512) * g
+    start = solver.init(g)
+    body = lambda state, _: (solver.update(g, state)[1], None)
+    return jax.lax.scan(body, start, length=steps)[0].nu.astype(jnp.float32).mean()
+
+
+def training(rho, dtype):
+    """The sum of the losses of a training, whose derivative goes through each step's ν."""
+    solver, start = rj.rmsprop(1e-3, rho, 1e-3, state_dtype=dtype), jnp.linspace(0.5, 1.5, 512)
+
+    def step(carry, key):
+        params, state = carry
+        updates, state = solver.update(params + 0.3 * jax.random.normal(key), state)
+        params = params + updates
+        return (params, state), jnp.mean(params**2)
+
+    keys = jax.random.split(jax.random.key(0), 600)
+    return jax.lax.scan(step, (start, solver.init(start)), keys)[1].sum()
+
+
+@pytest.mark.parametrize("rho", [0.9, 0.99, 0.999])
+@pytest.mark.parametrize("what", ["average", "training"])
+def test_derivatives_do_not_stall_forward_or_reverse(what, rho):
+    """Rounded to nearest, they do: at 0.999, 0.500 forward and 9.998 in reverse, instead of 1.987.
+
+    Means over 512 elements, within 0.5% of float32's.
+    """
+    f = (
+        functools.partial(average_of, rho=rho, steps=int(5 / (1 - rho)))
+        if what == "average"
+        else training
+    )
+    x = jnp.float32(1.0 if what == "average" else rho)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def both(x, dtype):
+        of = lambda x: f(x, dtype=dtype)
+        return jax.jvp(of, (x,), (jnp.ones_like(x),))[1], jax.grad(of)(x)
+
+    (forward, reverse), (_, want) = both(x, "bfloat16"), both(x, None)
+    np.testing.assert_allclose([forward, reverse], want, rtol=5e-3)
+
+
+def test_derivatives_under_vmap_jacfwd_checkpoint_and_twice():
+    f = lambda x, dtype="bfloat16": average_of(x, 0.9, 30, dtype)
+    one = jax.grad(f)(2.0)
+    np.testing.assert_allclose(jax.vmap(jax.grad(f))(jnp.array([2.0, 3.0]))[0], one)
+    np.testing.assert_allclose(jax.grad(jax.checkpoint(f))(2.0), one)
+    np.testing.assert_allclose(jax.jacrev(f)(2.0), one)
+    np.testing.assert_allclose(jax.jacfwd(f)(2.0), one, rtol=5e-3)
+    np.testing.assert_allclose(jax.linearize(f, 2.0)[1](1.0), one, rtol=5e-3)
+    twice = jax.grad(jax.grad(f))
+    np.testing.assert_allclose(twice(2.0), jax.grad(jax.grad(lambda x: f(x, None)))(2.0), rtol=0.02)
+    seeds = jnp.arange(3)  # the salt has an axis of its own
+
+    def seeded(seed, x):
+        solver = rj.scale_by_rms(0.9, state_dtype="bfloat16", seed=seed)
+        state = solver.update(jnp.ones(100) * x, solver.init(jnp.zeros(100)))[1]
+        return state.nu.astype(jnp.float32).mean()
+
+    many = jax.vmap(jax.value_and_grad(seeded, 1), (0, None))(seeds, 1.5)
+    alone = [jax.value_and_grad(seeded, 1)(seed, 1.5) for seed in seeds]
+    chex.assert_trees_all_close(many, jax.tree.map(lambda *x: jnp.stack(x), *alone), rtol=1e-6)
+
+
+def test_the_start_is_rounded_without_bias_too():
+    """To the nearest, 1.003 would be 1 in each element."""
+    solver = rj.scale_by_rms(initial_scale=1.003, state_dtype="bfloat16")
+    nu = solver.init({"a": jnp.zeros(20_000), "b": jnp.zeros(20_000)}).nu
+    for leaf in nu.values():
+        leaf = np.asarray(leaf, float)
+        assert set(np.unique(leaf)) == {1.0, 1.0078125}
+        np.testing.assert_allclose(leaf.mean(), 1.003, atol=4 * leaf.std() / np.sqrt(leaf.size))
+    assert (nu["a"] != nu["b"]).any()
+
+
+# Inside shard_map.
+
+
+def sharded_averages(spec, seed=0, check_vma=True, steps=10):
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+
+    def run(g):
+        own = jax.lax.axis_index("data") if seed == "axis" else seed
+        solver = rj.scale_by_rms(0.9, state_dtype="bfloat16", seed=own)
+        body = lambda state, _: (solver.update(g, state)[1], None)
+        return jax.lax.scan(body, solver.init(g), length=steps)[0].nu.astype(jnp.float32)
+
+    mapped = jax.shard_map(run, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=check_vma)
+    return np.asarray(jax.jit(mapped)(jnp.ones(2_000))).reshape(2, -1)
+
+
+def test_shards_of_a_leaf_round_apart_and_copies_alike():
+    """With equal bits, the mean over n shards would have √n times the error."""
+    first, second = sharded_averages(PartitionSpec("data"))
+    assert abs(np.corrcoef(first, second)[0, 1]) < 0.15
+    sharded_averages(PartitionSpec())  # a copy that rounded by itself would not be replicated
+    np.testing.assert_array_equal(*sharded_averages(PartitionSpec("data"), check_vma=False))
+    first, second = sharded_averages(PartitionSpec("data"), seed="axis", check_vma=False)
+    assert abs(np.corrcoef(first, second)[0, 1]) < 0.15
+
+
+def test_shards_of_parameters_round_apart_and_copies_alike():
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+    solver = rj.stochastic_rounding()
+
+    def step(p):
+        updates, _ = solver.update(jnp.full(p.shape, 1e-3), solver.init(p), p)
+        return updates
+
+    for spec, alike in ((PartitionSpec("data"), False), (PartitionSpec(), True)):
+        mapped = jax.shard_map(step, mesh=mesh, in_specs=spec, out_specs=spec)
+        updates = jax.jit(mapped)(jnp.ones(2_000, BF16))  # a copy that differs is refused
+        first, second = np.asarray(updates, float).reshape(2, -1)
+        assert alike or abs(np.corrcoef(first, second)[0, 1]) < 0.15
+
+
+def test_derivatives_inside_shard_map():
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+
+    def mean(x, p):
+        average = average_of(x * p, 0.9, 30, "bfloat16")
+        return jax.lax.pmean(average, "data")
+
+    specs = (PartitionSpec(), PartitionSpec("data"))
+    f = jax.shard_map(mean, mesh=mesh, in_specs=specs, out_specs=PartitionSpec())
+    x, p = jnp.float32(2.0), jnp.ones(1_024)
+    want = 4 * (1 - 0.9**30)
+    np.testing.assert_allclose(jax.jit(jax.grad(f))(x, p), want, rtol=5e-3)
+    forward = jax.jit(lambda x: jax.jvp(lambda x: f(x, p), (x,), (jnp.ones_like(x),))[1])
+    np.testing.assert_allclose(forward(x), want, rtol=5e-3)
+
+
+def test_jax_still_says_along_which_axes_an_array_varies():
+    """The attribute that `leaf_salt` reads is not documented."""
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+    seen = {}
+
+    def look(x, y):
+        seen.update(x=varying_axes(x), y=varying_axes(y))
+        return x
+
+    specs = (PartitionSpec("data"), PartitionSpec())
+    jax.shard_map(look, mesh=mesh, in_specs=specs, out_specs=specs[0])(jnp.ones(4), jnp.ones(4))
+    assert seen == {"x": {"data"}, "y": set()}
+    assert varying_axes(jnp.ones(2)) == varying_axes(None) == varying_axes(np.ones(2)) == set()
+
+
+def test_groups_of_a_partition_share_their_bits_unless_seeded():
+    """As the page says: both groups number their leaves from 0."""
+    params = {"a": jnp.ones(2_000), "b": jnp.ones(2_000)}
+
+    def averages_of(*seeds):
+        make = lambda seed: rj.rmsprop(state_dtype="bfloat16", seed=seed)
+        groups = dict(zip("ab", map(make, seeds), strict=True))
+        solver = optax.partition(groups, {"a": "a", "b": "b"})
+        state = solver.init(params)
+        for _ in range(3):
+            _, state = solver.update(params, state)
+        return [np.asarray(x, float) for x in jax.tree.leaves(state) if x.dtype == BF16]
+
+    np.testing.assert_array_equal(*averages_of(0, 0))
+    assert (np.subtract(*averages_of(0, 1)) != 0).any()
 
 
 # The average.
@@ -249,7 +418,7 @@ def test_updates_are_those_of_float32_to_the_rounding(centered, bias_correction,
     assert dtypes == {jnp.dtype(BF16)}
     others = [x for x in jax.tree.leaves(state) if x.dtype not in (BF16, jnp.int32)]
     assert all(x.dtype == jnp.float32 for x in others)
-    assert len(others) == centered + (momentum is not None)
+    assert len(others) == centered + (momentum is not None) + 2 * bias_correction
 
 
 # The same bits, wherever it runs.
@@ -476,6 +645,66 @@ def test_the_update_is_the_difference_of_new_and_old():
     near = np.abs(np.asarray(u, float)) < 0.4 * np.abs(np.asarray(p, float))
     assert ((new == low) | (new == high))[near].all()
     assert int(state.rounding_steps) == 1
+
+
+@pytest.mark.parametrize(
+    ("p", "u"),
+    [
+        (1.0, -0.9988),  # to 0.0012: the difference lies between −1 and −0.996
+        (-1.0, 0.9988),
+        (1.0, -0.9),
+        (2.0, -2.001),
+        (0.4004, -2.2),
+        (1.0078125, 2.0),
+        (1.0078125, 8.0123),
+        (1.0, 5.003),
+        (1e-3, 1.0),
+        (1.0, 1e-5),
+        (3e38, -2.9999e38),
+        (1e-30, 1.2345),
+    ],
+)
+def test_a_step_of_any_size_has_no_bias(p, u):
+    """Also where the new parameter differs by more than a factor of 2, and no bfloat16 is the
+    difference: rounded to nearest, 1 − 0.9988 would be 0 always."""
+    n = 100_000
+    params = jnp.full(n, p, BF16)
+    solver = rj.stochastic_rounding()
+    got, _ = solver.update(jnp.full(n, u, jnp.float32), solver.init(params), params)
+    new = np.asarray(optax.apply_updates(params, got), float)
+    want = float(params[0]) + float(np.float32(u))
+    assert abs(new.mean() - want) <= 4.5 * new.std() / np.sqrt(n) + 1e-7 * abs(want)
+    assert len(np.unique(new)) <= 3
+
+
+NO_SEEDS = [0.5, np.float32(1.5), jnp.float32(3.7), True, jnp.bool_(True), "1", None]
+NO_SEEDS += [2**31, -(2**31) - 1, jnp.arange(2), np.ones(1, int)]
+NO_SEEDS += [jax.random.key(0), jax.random.PRNGKey(0)]
+
+
+@pytest.mark.parametrize("seed", NO_SEEDS, ids=str)
+@pytest.mark.parametrize("make", [rj.rmsprop, rj.scale_by_rms, rj.stochastic_rounding])
+def test_a_seed_that_is_no_whole_number_is_refused(make, seed):
+    with pytest.raises(ValueError, match=r"seed must be a whole number.*Pass a Python int"):
+        make(seed=seed)
+
+
+@pytest.mark.parametrize("seed", [3, np.int64(3), np.uint8(3), jnp.int32(3), jnp.float32(3.0)])
+def test_whole_numbers_of_any_kind_are_seeds(seed):
+    params = jnp.full(500, 1.003, BF16)
+
+    def rounded_by(seed):
+        solver = rj.stochastic_rounding(seed)
+        return solver.update(jnp.full(500, 1e-3), solver.init(params), params)[0]
+
+    np.testing.assert_array_equal(rounded_by(seed), rounded_by(3))
+    np.testing.assert_array_equal(jax.jit(rounded_by)(seed), rounded_by(3))
+
+
+def test_a_traced_key_or_bool_is_no_seed():
+    for seed in (jax.random.key(0), jnp.bool_(True), jnp.ones(2, int)):
+        with pytest.raises(ValueError, match="seed must be a whole number"):
+            jax.jit(lambda s: rj.rmsprop(seed=s).init(jnp.ones(2)))(seed)
 
 
 def test_other_leaves_are_left_alone():

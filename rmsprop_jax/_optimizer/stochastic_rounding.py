@@ -1,4 +1,4 @@
-"""`stochastic_rounding`: parameters in two bytes that do not stand still."""
+"""`stochastic_rounding`: bfloat16 parameters that do not stall."""
 
 from typing import Any, NamedTuple
 
@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from rmsprop_jax._optimizer.boundary import is_none
-from rmsprop_jax._optimizer.two_bytes import PARAMETERS, of_leaf, round_to_bfloat16, salt
-from rmsprop_jax._optimizer.validation import whole
+from rmsprop_jax._optimizer import two_bytes, validation
+from rmsprop_jax._optimizer.precision import is_none
 
 
 class StochasticRoundingState(NamedTuple):
@@ -20,28 +19,30 @@ class StochasticRoundingState(NamedTuple):
 
 
 def stochastic_rounding(seed: ArrayLike = 0) -> optax.GradientTransformationExtraArgs:
-    """Have `optax.apply_updates` round bfloat16 parameters stochastically, without bias.
+    """Make `optax.apply_updates` round bfloat16 parameters stochastically, without bias.
 
-    A bfloat16 parameter rounded to the nearest stands still where a step is under 2⁻⁹ of it. Here
-    it becomes one of the two bfloat16 around p + u, the nearer the likelier, so that it arrives in
-    the mean. Other parameters' updates stay as they are.
+    A bfloat16 parameter that is rounded to nearest does not move where a step is under 2⁻⁹ of it.
+    With this transformation it becomes one of two bfloat16 numbers around p + u, such that the mean
+    is p + u. The updates of other parameters stay as they are.
 
-    It stands last in a chain, and must see the updates before they are rounded: cast bfloat16
-    gradients to float32 first. `optax.apply_if_finite` and `optax.MultiSteps` go outside.
+    Put it last in a chain. It must see the updates before they are rounded: cast bfloat16 gradients
+    to float32 first. `optax.apply_if_finite` and `optax.MultiSteps` go outside.
 
-    Updates have the parameter's dtype: the difference of the new parameter and the old. It is exact
-    where they are within a factor of 2 of each other; else the sum may miss the new parameter by a
-    rounding, without bias.
+    Updates are differences of bfloat16 parameters, in their dtype. A difference that bfloat16 does
+    not have (the parameters differ by more than a factor of 2) is rounded stochastically, too, such
+    that the mean of the sum is right.
 
     Args:
-      seed: a whole number, or a traced one. The same seed, step and leaf round alike, on one device
-        or on many; under `vmap`, and in a sweep, all trials share their bits.
+      seed: a whole number, or a traced one. The same seed, step, and leaf round alike, on one
+        device or on many. Under `jax.vmap`, and in a sweep, all trials share their bits. Give each
+        group of `optax.partition` its own seed, and sharded parameters inside
+        `jax.shard_map(..., check_vma=False)` `seed=jax.lax.axis_index(axis)`.
 
     Returns:
-      An Optax transformation whose `update` needs `params`; its state counts `rounding_steps`.
+      An Optax transformation whose `update` needs `params`. Its state counts `rounding_steps`.
 
     Raises:
-      ValueError: for a seed that is no whole number; in `update` without `params`.
+      ValueError: for a seed that is not a whole number. In `update`, without `params`.
 
     Examples:
       >>> import jax.numpy as jnp, optax, rmsprop_jax as rj
@@ -59,7 +60,7 @@ def stochastic_rounding(seed: ArrayLike = 0) -> optax.GradientTransformationExtr
       Precision](https://arxiv.org/abs/1502.02551), 2015. Zamirai et al., [Revisiting BFloat16
       Training](https://arxiv.org/abs/2010.06192), 2020.
     """
-    seed = whole("seed", seed)
+    seed = validation.whole("seed", seed)
 
     def init_fn(params: Any) -> Any:
         del params
@@ -69,22 +70,40 @@ def stochastic_rounding(seed: ArrayLike = 0) -> optax.GradientTransformationExtr
         del extra_args
         if params is None:
             raise ValueError(
-                "stochastic_rounding rounds the parameters: call update(updates, state, params)."
+                "stochastic_rounding needs params, got None: call update(updates, state, params)."
             )
         steps: Any = optax.safe_increment(state.rounding_steps)
-        of_step = salt(PARAMETERS, seed, steps)
+        salt = two_bytes.salt(two_bytes.PARAMETERS, seed, steps)
         leaves, treedef = jax.tree.flatten(updates, is_leaf=is_none)
         each = zip(leaves, treedef.flatten_up_to(params), strict=True)
-        new = [_to_rounded(u, p, of_leaf(of_step, i)) for i, (u, p) in enumerate(each)]
+        new = [_to_rounded(u, p, salt, i) for i, (u, p) in enumerate(each)]
         return treedef.unflatten(new), StochasticRoundingState(steps)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _to_rounded(u: Any, p: Any, salt: jax.Array) -> Any:
-    """From p to p + u, rounded."""
+def _to_rounded(u: Any, p: Any, salt: jax.Array, number: int) -> Any:
+    """Return the bfloat16 number that, added to p, gives p + u rounded stochastically."""
     if u is None or getattr(p, "dtype", None) != jnp.bfloat16:
         return u
-    wide = jnp.asarray(p).astype(jnp.float32)
-    rounded = round_to_bfloat16(wide + jnp.asarray(u).astype(jnp.float32), salt)
-    return (rounded.astype(jnp.float32) - wide).astype(jnp.bfloat16)
+    p = jnp.asarray(p)
+    return _step(jnp.asarray(u).astype(jnp.float32), p, two_bytes.leaf_salt(salt, number, p))
+
+
+@jax.custom_jvp
+def _step(u: jax.Array, p: jax.Array, salt: jax.Array) -> jax.Array:
+    wide = p.astype(jnp.float32)
+    new = two_bytes.rounded(wide + u, salt).astype(jnp.float32)
+    # Of the two bfloat16 around the difference, take the second with the chance that makes the new
+    # parameter the mean of p + update, as `apply_updates` rounds it. Mostly the two are one.
+    low, high, chance = two_bytes.between(new - wide, salt)
+    sums = [(wide + x).astype(jnp.bfloat16).astype(jnp.float32) for x in (low, high)]
+    gap = sums[1] - sums[0]
+    share = (new - sums[0]) / jnp.where(gap == 0, 1, gap)
+    step = jnp.where(chance < share, high, low)
+    return jnp.where(jnp.isfinite(new), step, new).astype(jnp.bfloat16)
+
+
+@_step.defjvp
+def _step_jvp(primals: Any, tangents: Any) -> Any:
+    return _step(*primals), two_bytes.rounded(tangents[0], two_bytes.tangent_salt(primals[2]))

@@ -29,7 +29,8 @@ def rmsprop(
         if weight_decay is not None and not decoupled_weight_decay:
             grads[t - 1] = grads[t - 1] + weight_decay * params
         g = grads[t - 1]
-        s = second_moment(grads[:t], decay, initial_scale, centered, bias_correction)
+        so_far = decay if np.ndim(decay) == 0 else decay[:t]
+        s = second_moment(grads[:t], so_far, initial_scale, centered, bias_correction)
         d = np.sqrt(s + eps) if eps_in_sqrt else np.sqrt(s) + eps
         eta = learning_rate(t - 1) if callable(learning_rate) else learning_rate
         u = np.divide(g, d, out=np.zeros_like(g), where=d > 0)  # 0/0 is 0
@@ -49,15 +50,17 @@ def rmsprop(
 def second_moment(seen, decay, initial_scale=0.0, centered=False, bias_correction=False):
     """The average of |g|² over the gradients so far, or their variance, as explicit sums.
 
-    `first` is what the start (s₀, and a mean of 0) still weighs. EMA(g²) − |EMA(g)|² is written as
-    a sum of squares, its equal: as a difference it would lose, where the variance is nearly 0 (the
-    first bias-corrected step), all of float64's digits.
+    `decay` is a number, or one number per gradient. `first` is the weight of the start (s₀, and a
+    mean of 0). EMA(g²) − |EMA(g)|² is written as a sum of squares, its equal: as a difference it
+    would lose all of float64's digits where the variance is nearly 0. The variance of a single
+    gradient is 0; there the corrected average is |g|², uncentered.
     """
-    t = len(seen)
-    weights = (1 - decay) * decay ** np.arange(t - 1, -1, -1.0)
-    first = float(decay) ** t
+    decays = np.broadcast_to(np.asarray(decay, float), len(seen))
+    kept = np.append(np.cumprod(decays[:0:-1])[::-1], 1.0)  # of each gradient, at the end
+    weights, first = (1 - decays) * kept, decays[0] * kept[0]
     if bias_correction:
         weights, first = weights / weights.sum(), first / weights.sum()
+        centered = centered and len(seen) > 1
     average = lambda x: np.tensordot(weights, x, axes=1)
     if not centered:
         return average(abs(seen) ** 2) + first * initial_scale
