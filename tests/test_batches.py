@@ -2,6 +2,7 @@
 the device."""
 
 import collections
+import contextlib
 import threading
 
 import jax
@@ -79,9 +80,71 @@ def test_each_batch_is_asked_for_once_and_all_trials_get_it(devices, evaluate_ev
 
 
 def test_the_next_segment_is_prepared_while_this_one_runs():
-    source = Source()
-    sweep(source)
-    assert any(name.startswith("batches") for name in source.threads)
+    """Before the trials of the present segment are reported, and on the caller's thread."""
+    source, order = Source(), []
+    record = lambda trials: order.append(("reported", max(trial.step for trial in trials)))
+    sweep(lambda t: order.append(("asked", t)) or source(t), callback=record)
+    assert source.threads == {threading.current_thread().name}
+    assert order.index(("asked", 6)) < order.index(("reported", 5))
+    assert order.index(("asked", 11)) < order.index(("reported", 10))
+
+
+def reused(buffer):
+    """A loader that writes each batch into one buffer, as `readinto` and shared memory do."""
+
+    def source(t):
+        fresh = batch(t)
+        buffer["x"][...], buffer["t"][...] = fresh["x"], fresh["t"]
+        return buffer
+
+    return source
+
+
+@pytest.mark.parametrize("evaluate_every", [5, STEPS])
+def test_a_source_may_reuse_its_buffer(evaluate_every):
+    """In the sweep, in `retrain`, and in `Training.run`."""
+    buffer = {"x": np.zeros((16, 3), np.float32), "t": np.zeros((), np.int64)}
+    want = sweep(batch, evaluate_every=evaluate_every)
+    got = sweep(reused(buffer), evaluate_every=evaluate_every)
+    assert got.metrics["t"].tolist() == want.metrics["t"].tolist()
+    np.testing.assert_array_equal(got.metrics["loss"], want.metrics["loss"])
+    best = want.best()
+    for result in (want, got):
+        state, metrics = result.retrain(best, args=(TARGET,), batches=reused(buffer))
+        np.testing.assert_array_equal(state, want.state(best))
+        assert metrics["t"].tolist() == list(range(1, STEPS + 1))
+
+
+def drawn(t):
+    """A batch that JAX draws, by its thread's settings."""
+    key = jax.random.fold_in(jax.random.key(7), t)
+    return {"x": np.asarray(jax.random.normal(key, (16, 3), jnp.float32)), "t": np.int64(t)}
+
+
+SETTINGS = {
+    "rbg": lambda: jax.default_prng_impl("rbg"),
+    "partitionable": lambda: jax.threefry_partitionable(not jax.config.jax_threefry_partitionable),
+    "x64": lambda: jax.enable_x64(True),
+    "guard": lambda: jax.transfer_guard("disallow"),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_source_sees_the_callers_settings(name):
+    """They belong to a thread. Another thread would draw other data, in silence."""
+    seen = []
+
+    def source(t):
+        seen.append((jnp.result_type(float), drawn(t)))
+        return seen[-1][1]
+
+    with SETTINGS[name]():
+        sweep(source, args=(np.float32(1.5),), evaluate_every=4)
+    with contextlib.nullcontext() if name == "guard" else SETTINGS[name]():
+        expected = [(jnp.result_type(float), drawn(t)) for t in range(1, STEPS + 1)]
+    for got, want in zip(seen, expected, strict=True):
+        assert got[0] == want[0]
+        np.testing.assert_array_equal(got[1]["x"], want[1]["x"])
 
 
 def test_run_takes_stacked_batches_too(expected):

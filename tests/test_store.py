@@ -591,6 +591,32 @@ def test_a_path_may_begin_at_home(tmp_path, monkeypatch):
     same(rj.SweepResult.load(tmp_path / "saved"), run(None))
 
 
+@pytest.mark.parametrize(
+    "path", ["gs://bucket/run", "s3://bucket/run", "file:///tmp/run", Path("gs://bucket/run")]
+)
+def test_an_address_is_no_folder(path, tmp_path, monkeypatch):
+    """`pathlib` would make a local folder "gs:" of it. Nothing runs, and nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    traced = []
+    refused = pytest.raises(ValueError, match=r"path must be a local folder.*pass a local path")
+    with refused:
+        run(path, f=lambda hp, key: traced.append(hp) or train(hp, key))
+    with refused:
+        run(None).save(path)
+    with refused:
+        rj.SweepResult.load(path)
+    assert traced == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_etils_paths_are_folders_or_refused(tmp_path):
+    epath = pytest.importorskip("etils.epath")
+    same(run(epath.Path(tmp_path / "sweep")), run(None))
+    same(rj.SweepResult.load(epath.Path(tmp_path / "sweep")), run(None))
+    with pytest.raises(ValueError, match="path must be a local folder"):
+        run(epath.Path("gs://bucket/run"))
+
+
 FORMAT_1 = Path(__file__).parent / "data" / "format_1"
 
 

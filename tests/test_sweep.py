@@ -717,3 +717,57 @@ def test_a_failed_trial_touches_no_other_while_jax_looks_for_nan(flag, form):
         again = result.retrain(points[1], seed=0)
         metrics = again[1] if form == "training" else again
         np.testing.assert_array_equal(metrics["loss"], result.metrics["loss"][1])
+
+
+def writers():
+    """Objectives that change their metrics."""
+
+    def item(m):
+        m["loss"][0] = 0.0
+        return m["loss"].sum()
+
+    def augmented(m):
+        loss = m["loss"]
+        loss -= loss.min()
+        return loss[-1]
+
+    def sorts(m):
+        m["loss"].sort()
+        return m["loss"][0]
+
+    def out(m):
+        return np.clip(m["loss"], 0, 1, out=m["loss"]).sum()
+
+    return {f.__name__: f for f in (item, augmented, sorts, out)}
+
+
+@pytest.mark.parametrize("name", writers())
+def test_an_objective_that_writes_into_the_metrics_is_refused(name, tmp_path):
+    """Before anything runs, and wherever a result is ranked anew: it would change the result."""
+    objective = writers()[name]
+    refused = pytest.raises(ValueError, match=r"must not write.*x = x\.copy\(\)")
+    ran = []
+    with refused:
+        rj.sweep(make_train(), POINTS, objective=objective, progress=False, callback=ran.append)
+    assert ran == []
+    result = rj.sweep(make_train(), POINTS, progress=False, path=tmp_path)
+    before = {n: x.copy() for n, x in result.metrics.items()}
+    with refused:
+        result.best(by=objective)
+    with refused:
+        rj.SweepResult.load(tmp_path, objective=objective)
+    for metric, values in before.items():
+        np.testing.assert_array_equal(result.metrics[metric], values)
+    result.metrics["loss"][0] = 0.0  # the result's arrays are the user's
+
+
+def test_an_objective_may_write_into_copies():
+    def objective(m):
+        loss = m["loss"].copy()
+        loss -= loss.min()
+        return loss[-1]
+
+    result = rj.sweep(make_train(), POINTS, objective=objective, progress=False)
+    np.testing.assert_allclose(
+        result.objective, result.metrics["loss"][:, -1] - result.metrics["loss"].min(1), rtol=1e-6
+    )

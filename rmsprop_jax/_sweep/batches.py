@@ -1,4 +1,9 @@
-"""Data from the host, batch by batch: asked for once a step, the next while this one is used."""
+"""Data from the host, batch by batch: each step's batch is requested once, while devices work.
+
+The caller's function runs on the caller's thread, because JAX's settings (x64, the PRNG
+implementation, transfer guards) belong to a thread. Its arrays are copied, because a loader may
+write the next batch into the same buffer.
+"""
 
 import concurrent.futures
 from collections.abc import Callable
@@ -31,7 +36,6 @@ class Batches:
         self._asked = {first: one}
         abstract = lambda x: jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype))
         self.one = jax.tree.map(abstract, self._asked[first])
-        self._pool = concurrent.futures.ThreadPoolExecutor(1, "batches")
         self._next: tuple[tuple[int, int], concurrent.futures.Future] | None = None
         self._placed: tuple[tuple[int, int], Any] | None = None
         self._stages: Stages | None = None
@@ -50,13 +54,24 @@ class Batches:
                 ready = self._next[1].result
             stacked = self._processes.on_each(ready)
             self._placed = (start, stop), self._processes.place(stacked)
-            if stop < self._stages.steps:
-                ahead = stop, self._stages.after(stop)
-                self._next = ahead, self._pool.submit(self._stacked, *ahead)
         return self._placed[1]
 
-    def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+    def prepare(self, start: int) -> None:
+        """Request the batches of the segment that begins after step `start`.
+
+        Call this while the devices run the segment before. An error is raised when that segment is
+        needed, so that the one under way is recorded first.
+        """
+        assert self._stages is not None
+        if start >= self._stages.steps:
+            return
+        ahead = start, self._stages.after(start)
+        if self._next is None or self._next[0] != ahead:
+            self._next = ahead, concurrent.futures.Future()
+            try:
+                self._next[1].set_result(self._stacked(*ahead))
+            except Exception as error:
+                self._next[1].set_exception(error)
 
     def _stacked(self, start: int, stop: int) -> Any:
         assert self._stages is not None
@@ -71,7 +86,7 @@ class Batches:
     def _checked(self, t: int, batch: Any) -> Any:
         """The batch as NumPy arrays; ValueError where it is another than the first."""
         try:
-            arrays = jax.tree.map(np.asarray, batch)
+            arrays = jax.tree.map(np.array, batch)  # a copy
         except (TypeError, ValueError) as error:
             raise ValueError(f"batches({t}) is no pytree of arrays: {error}.") from error
         if not jax.tree.leaves(arrays) or any(x.dtype == object for x in jax.tree.leaves(arrays)):

@@ -130,7 +130,10 @@ def boundary_by_boundary(
                 structure.begin(live, ledger.numbers, states)
             stop = stages.after(live.step)
             data = batches.segment(live.step, stop) if batches else None
-            run.record(structure.fetch(structure.advance(live, stop, data)), held_up)
+            running = structure.advance(live, stop, data)
+            if batches:
+                batches.prepare(stop)
+            run.record(structure.fetch(running), held_up)
             held_up = 0.0
             advanced.update(live.trials.tolist())
 

@@ -37,8 +37,9 @@ class Aim(NamedTuple):
         if isinstance(self.objective, str):
             return trials.newest.get(self.objective, trials.metrics[self.objective]).astype(float)
         objective, ends = self.objective, kept_values(plan, trials)
+        series = {n: read_only(x) for n, x in trials.metrics.items()}
         each = (
-            {n: x[i, : ends[n][i]] if n in ends else x[i] for n, x in trials.metrics.items()}
+            {n: x[i, : ends[n][i]] if n in ends else x[i] for n, x in series.items()}
             for i in range(len(trials.number))
         )
         return np.array([as_float(objective(one), self.name) for one in each], float)
@@ -51,6 +52,13 @@ def kept_values(plan: Plan, trials: Trials) -> dict[str, np.ndarray]:
         return {n: np.searchsorted(plan.steps(n), trials.reached, side="right") for n in names}
     points = trials.number // len(plan.seeds)
     return {name: ends[points] for name, ends in plan.ends().items()}
+
+
+def read_only(x: np.ndarray) -> np.ndarray:
+    """Return a view that an objective cannot write into: the result holds the array itself."""
+    view = x.view()
+    view.flags.writeable = False
+    return view
 
 
 def as_float(value: Any, name: str) -> float:
@@ -80,7 +88,7 @@ def checked(objective: Any, mode: Any, plan: Plan) -> Aim:
         raise ValueError(
             f"objective must be a metric's name or a function, got {type(objective).__name__}."
         )
-    zeros = {name: np.zeros(shape, plan.dtype(name)) for name, shape in shapes.items()}
+    zeros = {name: read_only(np.zeros(x, plan.dtype(name))) for name, x in shapes.items()}
     try:
         with np.errstate(all="ignore"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -90,7 +98,12 @@ def checked(objective: Any, mode: Any, plan: Plan) -> Aim:
             f"the objective {aim.name!r} raised {error!r} when tried on zeros; the metrics are "
             f"NumPy arrays: {has}."
         ) from error
-    except Exception:  # a division by zero, say: zeros are not what it is meant for
+    except Exception as error:  # a division by zero, say: zeros are not what it is meant for
+        if "read-only" in str(error):
+            raise ValueError(
+                f"the objective {aim.name!r} must not write into the metrics, which are the "
+                f"result's own arrays; it raised {error!r}. Copy them first: x = x.copy()."
+            ) from error
         return aim
     as_float(value, aim.name)
     return aim

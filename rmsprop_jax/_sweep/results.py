@@ -6,7 +6,6 @@ import html
 import math
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -192,7 +191,7 @@ class SweepResult:
           ValueError: for static values that would not come back as they were.
           OSError: for a folder that has files already, or cannot be written.
         """
-        path = Path(path).expanduser()
+        path = store.local_folder(path)
         if path.exists() and any(path.iterdir()):
             raise FileExistsError(f"{path} has files already: give the path of a new folder.")
         folder = store.Store(path, self._plan, (self.objective_name, self.mode))

@@ -7,6 +7,7 @@ import collections
 import contextlib
 import json
 import os
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Hashable, Iterator, Mapping
@@ -36,6 +37,19 @@ SAME = {
 }
 
 
+def local_folder(path: str | os.PathLike[str]) -> Path:
+    """Return the folder that `path` names; ValueError for an address such as "gs://bucket/run".
+
+    `pathlib` would take it for a local folder "gs:".
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", os.fspath(path)):
+        raise ValueError(
+            f"path must be a local folder, got {os.fspath(path)!r}. Remote folders are not "
+            "supported: pass a local path, and copy the folder when the sweep has ended."
+        )
+    return Path(path).expanduser()
+
+
 class Store:
     """The one writer of a folder, until it is closed.
 
@@ -57,7 +71,7 @@ class Store:
     """
 
     def __init__(self, path: str | os.PathLike[str], plan: Plan, aim: tuple[str, str]):
-        self._path, self._plan = Path(path).expanduser(), plan
+        self._path, self._plan = local_folder(path), plan
         manifest = _manifest(plan, aim)
         with _explained(f"the sweep's folder {self._path} cannot be written"):
             self._path.mkdir(parents=True, exist_ok=True)
@@ -287,7 +301,7 @@ def read(
     Raises:
       ValueError: for a folder that is damaged or no sweep's.
     """
-    folder = Path(path).expanduser()
+    folder = local_folder(path)
     if not (folder / MANIFEST).exists():
         raise ValueError(f"{folder} has no {MANIFEST}: it is no sweep's folder.")
     manifest = _read_manifest(folder)

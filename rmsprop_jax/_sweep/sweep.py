@@ -48,7 +48,7 @@ from rmsprop_jax._sweep.rounds import Structure
 from rmsprop_jax._sweep.schedulers import Scheduler, population
 from rmsprop_jax._sweep.seeds import checked_seeds
 from rmsprop_jax._sweep.states import Kept
-from rmsprop_jax._sweep.store import Store
+from rmsprop_jax._sweep.store import Store, local_folder
 from rmsprop_jax._sweep.tracing import (
     Group,
     Traces,
@@ -229,6 +229,8 @@ def _sweep(train: Any, points: Any, asked: Options, start: float) -> SweepResult
         points = Points(points)
     if not len(points):
         raise ValueError("sweep needs at least one point, got none.")
+    if asked.path is not None:
+        local_folder(asked.path)
     seeds, args = checked_seeds(asked.seeds), asked.args
     check_args(args)
     batch_size = checked_batch_size(asked.batch_size)
@@ -241,7 +243,6 @@ def _sweep(train: Any, points: Any, asked: Options, start: float) -> SweepResult
             steps, evaluate_every, rungs = _stages(asked, points)
             if asked.batches is not None:
                 batches = Batches(asked.batches, processes, first=1)
-                stack.callback(batches.close)
             batch = batches.one if batches else None
             traces = [trace_training(train, group, points, args, batch) for group in groups]
             stages = Stages(

@@ -118,7 +118,8 @@ class Training:
 
 def stacked_batches(batches: Callable[[int], Any], start: int, stop: int) -> Any:
     """The batches of the steps in (start, stop], each leaf with a leading axis over them."""
-    each = map(batches, range(start + 1, stop + 1))
+    # Copies, because `batches` may write each batch into the same buffer.
+    each = [jax.tree.map(np.array, batches(t)) for t in range(start + 1, stop + 1)]
     return jax.tree.map(lambda *leaves: np.stack(leaves), *each)
 
 
