@@ -500,3 +500,98 @@ def test_schedulers_are_told_apart_by_what_they_print():
     assert repr(rj.halving()) == "halving(eta=3, first=None)"
     assert "log_uniform(0.001, 1)" in repr(PBT)
     assert repr(PBT) == repr(dataclasses.replace(PBT))
+
+
+class Patient:
+    """A scheduler that is asked at each evaluation step, and decides nothing until `when`."""
+
+    def __init__(self, when=None):
+        self.when = when
+
+    def __repr__(self):
+        return f"Patient({self.when})"
+
+    def decide(self, boundary, table):
+        return rj.Decision(stop=[1]) if boundary == self.when else None
+
+
+@pytest.mark.parametrize("when", [None, 15])
+@pytest.mark.parametrize("interrupted", [10, 20])
+def test_a_checkpoint_is_written_whatever_was_decided(when, interrupted, tmp_path):
+    """After a kill at an evaluation step, at most the steps since the one before run again."""
+    asked = []
+
+    def batches(t):
+        asked.append(t)
+        return np.float32(t)
+
+    def step(hp, state, key, batch):
+        return state + hp["rate"] * batch, {"loss": state}
+
+    points, training = rj.grid(rate=[0.1, 0.2]), rj.Training(lambda hp, key: 0.0, step)
+    options = {"steps": 30, "evaluate_every": 5, "batches": batches, "progress": False}
+    options |= {"scheduler": Patient(when)}
+
+    def stop(report):
+        if any(trial.step >= interrupted for trial in report):
+            raise KeyboardInterrupt
+
+    on_disk = {"path": tmp_path, "checkpoint_seconds": 0}
+    with pytest.raises(rj.SweepInterrupted):
+        rj.sweep(training, points, callback=stop, **on_disk, **options)
+    asked.clear()
+    again = rj.sweep(training, points, **on_disk, **options)
+    assert min(set(asked) - {1}) == interrupted - 4  # the first is asked for its shape
+    whole = rj.sweep(training, points, **options)
+    np.testing.assert_array_equal(again.metrics["loss"], whole.metrics["loss"])
+
+
+def test_a_population_does_not_cut_its_numbers_to_ints():
+    """On an axis of ints 0.3 would be 0, for ever and in silence."""
+    ran = []
+    training = rj.Training(lambda hp, key: 1.0, lambda hp, s, key: (s - hp["wd"] * s, {"loss": s}))
+    run = lambda values, scheduler: rj.sweep(
+        training, rj.grid(wd=values), steps=10, scheduler=scheduler, progress=False,
+        callback=ran.append,
+    )  # fmt: skip
+    spread = rj.population({"wd": rj.uniform(0.0, 0.5)}, every=5)
+    with pytest.raises(ValueError, match=r"'wd' must be an axis of floats.*wd=\[0\.0\]"):
+        run([0, 0, 0, 0], spread)
+    assert ran == []
+    result = run([0.0, 0.0, 0.0, 0.0], spread)
+    assert any(len(lineage) > 1 for lineage in result.history)
+    whole = run([1, 2, 3, 4], rj.population({"wd": rj.integers(1, 9)}, every=5))
+    assert {type(part[2]["wd"]) for lineage in whole.history for part in lineage} == {int}
+
+
+@pytest.mark.parametrize("answer", [1.9, np.float32(0.5)])
+def test_an_answer_that_is_not_whole_is_refused_on_an_axis_of_ints(answer):
+    class Own:
+        def __repr__(self):
+            return "Own()"
+
+        def decide(self, boundary, table):
+            return rj.Decision(copy={1: (0, {"wd": answer})})
+
+    training = rj.Training(lambda hp, key: 1.0, lambda hp, s, key: (s * hp["wd"], {"loss": s}))
+    with pytest.raises(ValueError, match=r"'wd' has ints.*must be whole.*as floats"):
+        rj.sweep(training, rj.grid(wd=[1, 2]), steps=4, scheduler=Own(), progress=False)
+
+
+def test_numpy_numbers_are_numbers(tmp_path):
+    """In a scheduler's answer, in `checkpoint_seconds`, and in `fraction`."""
+    assert rj.population({"rate": rj.uniform(0.1, 1.0)}, fraction=np.float32(0.5)).fraction == 0.5
+
+    class Own:
+        def __repr__(self):
+            return "Own()"
+
+        def decide(self, boundary, table):
+            return rj.Decision(copy={np.int64(1): (np.int32(0), {"rate": np.float32(0.5)})})
+
+    training = rj.Training(lambda hp, key: 1.0, lambda hp, s, key: (s * hp["rate"], {"loss": s}))
+    result = rj.sweep(
+        training, rj.grid(rate=[0.25, 1.0]), steps=4, evaluate_every=2, scheduler=Own(),
+        progress=False, path=tmp_path, checkpoint_seconds=np.float64(0),
+    )  # fmt: skip
+    assert result.history[1][-1][2] == {"rate": 0.5}

@@ -9,7 +9,7 @@ import numpy as np
 from rmsprop_jax._sweep.plan import FAILED, STOPPED, Plan
 from rmsprop_jax._sweep.processes import Processes
 from rmsprop_jax._sweep.schedulers import Decision, Scheduler, Table
-from rmsprop_jax._sweep.values import is_int, is_number
+from rmsprop_jax._sweep.values import is_int, is_real
 
 
 class Decided(NamedTuple):
@@ -137,9 +137,16 @@ class Decisions:
         traced = list(points.traced(point))
         if not isinstance(new, Mapping) or set(new) - set(traced):
             refuse(f"the numbers {new!r} for {point}, wanted a dict of some of {traced}.")
-        if bad := {n: x for n, x in new.items() if not is_number(x) or not math.isfinite(x)}:
+        if bad := {n: x for n, x in new.items() if not is_real(x) or not math.isfinite(x)}:
             refuse(f"{bad} for {point}, wanted finite numbers.")
+        is_int_axis = lambda name: points.dtype(name).kind == "i"
+        if bad := {n: x for n, x in new.items() if is_int_axis(n) and not float(x).is_integer()}:
+            name, x = next(iter(bad.items()))
+            refuse(
+                f"{bad} for {point}, but the axis {name!r} has ints, so that the numbers must be "
+                f"whole. Write its values as floats, such as {name}=[{float(x)}]."
+            )
         of_donor = self._of_init_only[table.structure[point]]
         own = lambda name: table.points[donor if name in of_donor else point][name]
-        whole = lambda name, x: int(x) if points.dtype(name).kind == "i" else float(x)
+        whole = lambda name, x: int(x) if is_int_axis(name) else float(x)
         return {name: whole(name, new.get(name, own(name))) for name in traced}

@@ -144,9 +144,8 @@ def boundary_by_boundary(
         decided = decisions.at(boundary, lambda: ledger.table(boundary, advanced), keep_stopped)
         stopped = ledger.stop(decided)
         donors = ledger.copy(decided, sorted(advanced))
-        if advanced.isdisjoint(stopped.tolist()) and not donors:
-            return
-        for fleet in fleets:
+        changes = bool(donors) or not advanced.isdisjoint(stopped.tolist())
+        for fleet in fleets if changes else ():
             trials, states = fleet.gather(boundary)
             row = {trial: i for i, trial in enumerate(trials.tolist())}
             taken = [donors.get(t, t) for t in trials.tolist()]

@@ -9,7 +9,7 @@ import numpy as np
 
 from rmsprop_jax._sweep.sampling import Distribution
 from rmsprop_jax._sweep.statistics import ranked
-from rmsprop_jax._sweep.values import is_int
+from rmsprop_jax._sweep.values import is_int, is_real
 
 
 class Table(NamedTuple):
@@ -184,7 +184,7 @@ class population:  # noqa: N801
                 )
         if self.every is not None and (not is_int(self.every) or self.every < 1):
             raise ValueError(f"every must be a whole number of at least 1, got {self.every!r}.")
-        if not isinstance(self.fraction, int | float) or not 0 < self.fraction <= 0.5:
+        if not is_real(self.fraction) or not 0 < self.fraction <= 0.5:
             raise ValueError(f"fraction must be a number in (0, 0.5], got {self.fraction!r}.")
         if not is_int(self.seed):
             raise ValueError(f"seed must be a whole number, got {self.seed!r}.")

@@ -57,7 +57,7 @@ from rmsprop_jax._sweep.tracing import (
     trace_training,
 )
 from rmsprop_jax._sweep.training import Train, Training
-from rmsprop_jax._sweep.values import is_int
+from rmsprop_jax._sweep.values import is_int, is_real
 
 
 class SweepInterrupted(KeyboardInterrupt):
@@ -372,7 +372,7 @@ def _stages(asked: Options, points: Points) -> tuple[int, int, tuple[int, ...]]:
     """The steps, how many lie between evaluations, and a scheduler's rungs."""
     steps, every = checked_steps(asked.steps, asked.evaluate_every, "sweep")
     seconds = asked.checkpoint_seconds
-    if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not seconds >= 0:
+    if not is_real(seconds) or not seconds >= 0:
         raise ValueError(f"checkpoint_seconds must be a number of at least 0, got {seconds!r}.")
     rungs: list[int] = []
     if (scheduler := asked.scheduler) is not None:
@@ -410,7 +410,7 @@ def _check_scheduler(scheduler: Any, groups: list[Group], traces: list[Traces]) 
     if not isinstance(scheduler, population):
         return
     for group, one in zip(groups, traces, strict=True):
-        for name in scheduler.space:
+        for name, distribution in scheduler.space.items():
             if name not in group.dtypes:
                 raise ValueError(
                     f"population changes {name!r}, which is no number of the points: these have "
@@ -420,6 +420,13 @@ def _check_scheduler(scheduler: Any, groups: list[Group], traces: list[Traces]) 
                 raise ValueError(
                     f"population changes {name!r}, but step never reads it, so that a change would "
                     "do nothing: read it from hp in step, or leave it out of the space."
+                )
+            drawn = map(distribution.quantile, np.linspace(0.0, 1.0, 64, endpoint=False).tolist())
+            if group.dtypes[name].kind == "i" and not all(float(x).is_integer() for x in drawn):
+                raise ValueError(
+                    f"{name!r} must be an axis of floats, because population draws numbers from "
+                    f"{distribution} that are not whole, got an axis of ints. Write its values "
+                    f"as floats, such as {name}=[0.0]."
                 )
         if len(group.indices) < 4:
             raise ValueError(

@@ -15,6 +15,11 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def is_real(value: Any) -> bool:
+    """Whether this is a real number, of Python or NumPy, and no bool."""
+    return is_number(value) or isinstance(value, np.integer | np.floating)
+
+
 def is_int(value: Any) -> bool:
     """Whether this is a whole number, of Python or NumPy, and no bool."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
