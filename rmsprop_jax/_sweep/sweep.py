@@ -150,8 +150,9 @@ def sweep(
         `result.state`: 0, a number, or "all". On disk, too, where there is a `path`.
       batches: `batches(t)`, a pure function from the step to a batch, a pytree of arrays of the
         same shapes and dtypes for every t, for data that does not fit a device. `step` gets it
-        before `args`. It is called once a step for all trials, in a thread, for the next segment
-        while this one runs; in every process.
+        before `args`. It is called once a step for all trials, on your thread, for the next segment
+        while the devices run this one; in every process. Its arrays are copied, so it may return
+        the same buffer each time.
       checkpoint_seconds: with a `path`, the least time between two checkpoints of the trials on the
         way; 0 writes one at each boundary. A kill costs what came since.
 
