@@ -67,8 +67,9 @@ def flag(name: str, value: Any) -> bool:
         hint = f"Pass {name}=True or {name}=False."
         if isinstance(value, Tracer):
             hint = (
-                "A flag is static. Name it in static_argnames of your jax.jit, or, in a sweep, "
-                f"make its axis static: {name}=rmsprop_jax.static([False, True])."
+                "A flag is static, and a jax.jit of your own traces the bools that it gets. Name "
+                f"the flag in its static_argnames; in a sweep, make its axis static: "
+                f"{name}=rmsprop_jax.static([False, True])."
             )
         raise ValueError(f"{name} must be True or False, got {value!r}. {hint}")
     return bool(value)
