@@ -91,7 +91,7 @@ def results(page: str) -> str:
   accesses {max(byte_ratios):.3f}× the bytes of `optax.rmsprop` and takes {min(times):.2f}× to
   {max(times):.2f}× its time.
   `python -m tests.benchmarks step`
-- **NaN.** The first NaN in 1,000 parameters under constant gradients, `centered`, in 1,000 steps:
+- **NaN.** 1,000 parameters with constant gradients, `centered`, for 1,000 steps. The first NaN:
   {firsts}. `python -m tests.benchmarks nan`
 
 Machine: {machine}.
