@@ -343,7 +343,7 @@ def test_a_round_that_is_moved_away_from_the_middle_is_run_again(way, tmp_path, 
     best = whole.points.index_of(whole.best().point)
     for file in sorted(tmp_path.glob("round-*")):
         with np.load(file) as stored:
-            if best in stored["point"] and stored["reached"][0] == 4:
+            if best in stored["point"] and stored["steps_completed"][0] == 4:
                 file.rename(tmp_path.parent / f"{tmp_path.name}-away")
                 lost = stored["point"].tolist()
     assert len(lost) == (4 if way == "halving" else 1)

@@ -1,7 +1,6 @@
 """Halving, populations, schedulers of somebody's own: who goes on, with what, from where."""
 
 import dataclasses
-import json
 import shutil
 
 import jax
@@ -11,6 +10,7 @@ import pytest
 
 import rmsprop_jax as rj
 from rmsprop_jax._sweep.schedulers import Table, explored
+from tests.support.folders import content
 from tests.support.trainings import POINTS, SCALE, plain, sweep
 
 OPTIONS = {"seeds": 2, "evaluate_every": 10}
@@ -284,7 +284,7 @@ def test_decisions_are_on_disk_and_replayed(kind, tmp_path, full, evolved):
     done = run(tmp_path / "run", callback=snapshot)
     assert without_seconds(done) == without_seconds(whole)
     decisions = sorted((tmp_path / "run").glob("decision-*"))
-    assert [json.loads(f.read_text())["boundary"] for f in decisions] == (
+    assert [content(f)["step"] for f in decisions] == (
         [10, 20, 30, 40] if kind == "population" else [10, 30]
     )
     assert len(snapshots) > 6
@@ -298,7 +298,7 @@ def test_decisions_are_on_disk_and_replayed(kind, tmp_path, full, evolved):
 
             __repr__ = lambda self: repr(scheduler)
 
-        known = [json.loads(f.read_text())["boundary"] for f in copy.glob("decision-*")]
+        known = [content(f)["step"] for f in copy.glob("decision-*")]
         again = sweep(
             points=points, scheduler=Noted(**vars(scheduler)), path=copy, checkpoint_seconds=0,
             keep_states="all", devices=jax.devices()[: 1 + i % 2], **OPTIONS,
@@ -508,7 +508,7 @@ class Patient:
     def __init__(self, when=None):
         self.when = when
 
-    def __repr__(self):
+    def fingerprint(self):
         return f"Patient({self.when})"
 
     def decide(self, boundary, table):

@@ -143,7 +143,7 @@ class Search:
         stages = None
         if steps is not None:
             name = f"search by {type(study.sampler).__name__}, {type(study.pruner).__name__}"
-            stages = Stages(*steps, (), name, self._traces[0].evaluations)
+            stages = Stages(*steps, (), {"class": name}, self._traces[0].evaluations)
         metrics = [series(one, stages) for one in self._traces]
         objectives = _objectives(asked.objective, study)
         first = objectives[0] if isinstance(objectives[0], str) else None

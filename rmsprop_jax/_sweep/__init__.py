@@ -3,6 +3,7 @@
 The rooms, from what is asked to what is found; each imports only from those above it, `sweep` last.
 
     values · seeds              what a value is: identity, label, JSON; keys
+    files · memory              one file of a folder, with its checksum; what memory is free
     points · sampling           what is tried
     training                    a training in steps
     states                      a trial's state as flat arrays; what may be one
@@ -17,7 +18,8 @@ The rooms, from what is asked to what is found; each imports only from those abo
     ahead                       the programs for devices that need not be there
     rounds                      jobs a round at a time: begun, gone on with, fetched
     flight                      rounds that trials leave and enter, for a search
-    store · results             the folder; what was found
+    manifest · store            what a folder was asked for; the folder
+    results                     what was found
     ledger · keeping            how far each trial is; its states, in memory and on disk
     engine                      in which order all that runs
     sweep                       the call

@@ -41,7 +41,7 @@ def makers(
     if isinstance(train, Training):
         steps_, every = checked_steps(steps, evaluate_every, "sweep")
         traces = [trace_training(train, group, points, args, None) for group in groups]
-        stages = Stages(steps_, every, (), "", traces[0].evaluations)
+        stages = Stages(steps_, every, (), None, traces[0].evaluations)
     else:
         traces = [trace_train(train, group, points, args) for group in groups]
         stages = None

@@ -26,17 +26,17 @@ class Decided(NamedTuple):
     def encode(self) -> dict[str, Any]:
         """As JSON has it."""
         return {
-            "boundary": self.boundary,
+            "step": self.boundary,
             "objective": self.objective,
-            "stopped": {str(point): why for point, why in self.stopped.items()},
-            "copies": {str(point): list(copy) for point, copy in self.copies.items()},
+            "prune": {str(point): why for point, why in self.stopped.items()},
+            "copy": {str(point): list(copy) for point, copy in self.copies.items()},
         }
 
     @classmethod
     def decode(cls, stored: dict[str, Any]) -> "Decided":
-        stopped = {int(point): why for point, why in stored["stopped"].items()}
-        copies = {int(point): (copy[0], copy[1]) for point, copy in stored["copies"].items()}
-        return cls(stored["boundary"], stopped, copies, stored["objective"])
+        stopped = {int(point): why for point, why in stored["prune"].items()}
+        copies = {int(point): (copy[0], copy[1]) for point, copy in stored["copy"].items()}
+        return cls(stored["step"], stopped, copies, stored["objective"])
 
 
 class Decisions:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from rmsprop_jax._sweep.ledger import Ledger
+from rmsprop_jax._sweep.memory import free_bytes
 from rmsprop_jax._sweep.plan import Plan
 from rmsprop_jax._sweep.processes import Processes
 from rmsprop_jax._sweep.rounds import States, rows_of
@@ -69,7 +70,6 @@ class Keeper:
         trials = np.flatnonzero(~self._ledger.ended)
         reached = np.array([self._stored.get(t, (0, ""))[0] for t in trials.tolist()], int)
         self._ledger.go_back(trials, reached)
-        self._processes.on_first(self._forget)
 
     def check_room(
         self, lockstep: bool, in_flight: int, path: Any, remedy: str = "a path, for them to lie in"
@@ -107,11 +107,13 @@ class Keeper:
                 "smaller keep_states, or another path."
             )
 
-    def files(self) -> dict[int, Path]:
-        """Where kept states lie on disk, or will, for the processes that see it."""
+    def files(self) -> tuple[dict[int, Path], str]:
+        """Where kept states lie on disk, or will, for the processes that see it; the sweep's id."""
         files = {} if self._store is None else self._store.final_files()
-        told = self._processes.tell_json({str(trial): str(file) for trial, file in files.items()})
-        return {int(trial): Path(file) for trial, file in told.items()}
+        sweep = "" if self._store is None else self._store.sweep
+        plain = {str(trial): str(file) for trial, file in files.items()}
+        told, sweep = self._processes.tell_json([plain, sweep])
+        return {int(trial): Path(file) for trial, file in told.items()}, sweep
 
     # Of unfinished trials.
 
@@ -149,14 +151,15 @@ class Keeper:
             for trials, reached, states in under_way:
                 name = self._store.write_states(trials, reached, states, self._spec_of(trials).form)
                 self._stored |= dict.fromkeys(trials.tolist(), (reached, name))
-            self._forget()
+            self.forget()
 
         if self._on_disk:
             self._processes.on_first(write)
         self._last = time.monotonic()
 
-    def _forget(self) -> None:
-        """Delete checkpoints that no trial goes on from, those that a kill left over, too."""
+    def forget(self) -> None:
+        """On the first process: delete checkpoints that no trial goes on from, also those that a
+        kill left over."""
         if self._store is None:
             return
         over = self._ledger.over
@@ -178,7 +181,7 @@ class Keeper:
         def write():
             self._drop()
             self._ledger.commit(trials)
-            self._forget()
+            self.forget()
 
         self._processes.on_first(write)
 
@@ -222,15 +225,3 @@ class Keeper:
             del self.kept[trial]
         if self._store is not None:
             self._store.drop_states(lambda trial: trial // seeds not in best)
-
-
-def free_bytes() -> float | None:
-    """Of the host's memory; None where it does not say."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return 1024.0 * int(line.split()[1])
-    except OSError:
-        pass
-    return None

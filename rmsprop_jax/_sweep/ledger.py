@@ -156,7 +156,7 @@ class Ledger:
                 at = self._columns(name, stop - 1, stop)
                 known.metrics[name][trials[rows], at] = x[rows, None]
             known.newest[name][trials] = x
-        known.reached[trials] = call.stop
+        known.reached[trials], known.asked[trials] = call.stop, self._end
         if not self._plan.stages:
             self.commit(trials)
         self._judge(trials)

@@ -29,6 +29,19 @@ class Aim(NamedTuple):
         name = getattr(self.objective, "__name__", "objective")
         return "objective" if name == "<lambda>" else name
 
+    @property
+    def noted(self) -> dict[str, Any]:
+        """What a folder notes: the objective, a metric by its name, a function by its qualified
+        name, and the mode."""
+        if isinstance(self.objective, tuple):
+            objective = {"several": self.name}
+        elif isinstance(self.objective, str):
+            objective = {"metric": self.objective}
+        else:
+            kind = type(self.objective).__qualname__
+            objective = {"function": getattr(self.objective, "__qualname__", kind)}
+        return {"objective": objective, "mode": self.mode}
+
     def values(self, plan: Plan, trials: Trials) -> np.ndarray:
         """The objective of each trial where it stands, float64."""
         if isinstance(self.objective, tuple):

@@ -23,8 +23,8 @@ class Stages(NamedTuple):
     evaluate_every: int
     rungs: tuple[int, ...]
     """Steps at which a scheduler decides, before the end."""
-    scheduler: str
-    """What it is, in words."""
+    scheduler: dict[str, Any] | None
+    """What tells it from others (`schedulers.settings_of`); None where there is none."""
     evaluations: Metrics
     """What `evaluate` returns."""
 
@@ -146,6 +146,9 @@ class Trials(NamedTuple):
     """For each series an array of shape (trials,): its value where the trial stands."""
     reached: np.ndarray
     """int array: the steps that each has behind it. Of a function: 1, it is finished."""
+    asked: np.ndarray
+    """int array: the steps that were asked for when it last moved; it is complete once it has them
+    behind it. 1 of a function."""
     stopped: np.ndarray
     """int array: 0, or why a scheduler ended it: `STOPPED` for a worse objective, `FAILED` where a
     seed of its point had failed."""
@@ -160,6 +163,7 @@ class Trials(NamedTuple):
             of(self.metrics),
             of(self.newest),
             self.reached[rows],
+            self.asked[rows],
             self.stopped[rows],
             self.seconds,
         )
@@ -183,6 +187,7 @@ def no_trials(plan: Plan, count: int) -> Trials:
         np.arange(count),
         {name: empty(name, count, *plan.shape(name)) for name in names},
         {name: empty(name, count) for name in filter(plan.has_steps, names)},
+        np.zeros(count, np.int64),
         np.zeros(count, np.int64),
         np.zeros(count, np.int8),
         np.zeros(2),

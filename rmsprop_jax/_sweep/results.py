@@ -110,6 +110,7 @@ class SweepResult:
         self._decided = decided
         self.points, self.seeds, self.mode = plan.points, plan.seeds, aim.mode
         self.objective_name, self._several = aim.name, isinstance(aim.objective, tuple)
+        self._noted = aim.noted
         self.point_index, self.seed_index = np.divmod(trials.number, len(plan.seeds))
         self.metrics, self.reached = trials.metrics, trials.reached
         self.rungs = plan.stages.rungs if plan.stages else ()
@@ -121,7 +122,7 @@ class SweepResult:
         self.compile_seconds, self.run_seconds = map(float, trials.seconds)
 
     def _status(self) -> np.ndarray:
-        end = self._plan.stages.steps if self._plan.stages else 1
+        end = self._trials.asked
         ways = {
             "failed": self._trials.stopped == FAILED,
             "stopped": (self._trials.stopped == STOPPED) & ~self.failed,
@@ -172,16 +173,18 @@ class SweepResult:
           ValueError: for a folder that is damaged or no sweep's, an objective that is not to be had
             from its metrics, or none given where the folder knows of no metric.
         """
-        plan, trials, (name, noted), decided, files = store.read(path)
+        plan, trials, noted, decided, files, sweep = store.read(path)
         if objective is None:
-            if name not in plan.metrics[0]:
+            ((kind, name),) = noted["objective"].items()
+            if kind != "metric":
+                name = name.split(".")[-1].replace("<lambda>", "objective")
                 raise ValueError(
                     f"the objective of {path} was a function ({name}), which a folder cannot hold: "
                     f"give it, load(path, objective=...), or one of {sorted(plan.metrics[0])}."
                 )
             objective = name
-        aim = checked(objective, mode or noted, plan)
-        return cls(plan, trials, aim, decided=decided, kept=Kept(files=files))
+        aim = checked(objective, mode or noted["mode"], plan)
+        return cls(plan, trials, aim, decided=decided, kept=Kept(files=files, sweep=sweep))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a folder that `load` reads, and that `sweep(path=...)` goes on with (save where
@@ -194,7 +197,7 @@ class SweepResult:
         path = store.local_folder(path)
         if path.exists() and any(path.iterdir()):
             raise FileExistsError(f"{path} has files already: give the path of a new folder.")
-        folder = store.Store(path, self._plan, (self.objective_name, self.mode))
+        folder = store.Store(path, self._plan, self._noted)
         try:
             columns = {n: slice(None) for n in self.metrics if self._plan.has_steps(n)}
             folder.write(self._trials, columns)
@@ -449,9 +452,12 @@ class SweepResult:
 
     def by_point(self) -> np.ndarray:
         """The objectives, float64 of shape (points, seeds), NaN where failed, stopped or not
-        finished."""
+        finished; or finished after fewer steps than others, where a call with more was interrupted.
+        """
         table = np.full((len(self.points), len(self.seeds)), np.nan)
         whole = self.status == "finished"
+        if whole.any() and self._plan.stages:
+            whole &= self.reached == self.reached[whole].max()
         table[self.point_index, self.seed_index] = np.where(whole, self.objective, np.nan)
         return table
 

@@ -1,12 +1,15 @@
 """Which trials go on: `halving`, `population`, and what a scheduler of somebody's own is."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+import jax
 import numpy as np
 
+from rmsprop_jax._sweep.fingerprint import hash_of_arrays
 from rmsprop_jax._sweep.sampling import Distribution
 from rmsprop_jax._sweep.statistics import ranked
 from rmsprop_jax._sweep.values import is_int, is_real
@@ -50,6 +53,10 @@ class Scheduler(Protocol):
     `decide` is a pure function of what it sees: it is called once for each boundary, on one
     process, when all trials have come there, in no order of arrival; a sweep that was killed
     replays what it answered.
+
+    A folder goes on with an equal scheduler only. A dataclass is compared by its fields; any other
+    by its class, and by `fingerprint() -> str`, a method that you may add. Without that method, an
+    object with attributes warns that its settings cannot be compared.
     """
 
     def boundaries(self, steps: int) -> Sequence[int]:
@@ -240,3 +247,57 @@ def explored(distribution: Distribution, value: float, rng: np.random.Generator)
     u = -u if u < 0 else u
     u = 2 - u if u > 1 else u
     return distribution.quantile(min(max(u, 0.0), float(np.nextafter(1.0, 0.0))))
+
+
+def settings_of(scheduler: Any) -> tuple[dict[str, Any], bool]:
+    """What tells a scheduler from others, as JSON: its class, and its `fingerprint()` or the fields
+    of a dataclass; and whether that is all there is to compare. A subclass of a dataclass that is
+    none itself counts as that dataclass."""
+    name = type(scheduler).__qualname__
+    if callable(fingerprint := getattr(scheduler, "fingerprint", None)):
+        if not isinstance(text := fingerprint(), str):
+            raise ValueError(
+                f"the scheduler's fingerprint() must return a string, got {text!r}: return "
+                "what tells its settings from others, such as repr(self)."
+            )
+        return {"class": name, "fingerprint": text}, True
+    if not dataclasses.is_dataclass(scheduler):
+        has_none = getattr(scheduler, "__dict__", None) == {}
+        return {"class": name}, has_none
+    unknown: list[Any] = []
+    name = next(
+        c.__qualname__ for c in type(scheduler).__mro__ if "__dataclass_fields__" in vars(c)
+    )
+    return {"class": name, "fields": comparable(scheduler, unknown)["fields"]}, not unknown
+
+
+def comparable(value: Any, unknown: list[Any]) -> Any:
+    """Return JSON that is equal for equal values: `3`, `3.0` and `np.int64(3)` are.
+
+    A function stands by its qualified name. What cannot be compared stands by its class, and is
+    added to `unknown`.
+    """
+    inside = lambda x: comparable(x, unknown)
+    if value is None or isinstance(value, bool | str):
+        return value
+    if is_real(value):
+        number = int(value) if isinstance(value, int | np.integer) else float(value)
+        return int(number) if math.isfinite(number) and number == int(number) else repr(number)
+    if isinstance(value, Mapping):
+        return {"items": sorted(([inside(k), inside(x)] for k, x in value.items()), key=repr)}
+    if isinstance(value, tuple | list):
+        return [inside(x) for x in value]
+    if isinstance(value, set | frozenset):
+        return {"set": sorted(map(inside, value), key=repr)}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = [one.name for one in dataclasses.fields(value) if one.compare]
+        each = {name: inside(getattr(value, name)) for name in fields}
+        return {"class": type(value).__qualname__, "fields": each}
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        return {"array": hash_of_arrays(value)}
+    if isinstance(value, functools.partial):
+        return {"partial": [inside(x) for x in (value.func, value.args, value.keywords)]}
+    if callable(value) and hasattr(value, "__qualname__"):
+        return {"function": value.__qualname__}
+    unknown.append(value)
+    return {"class": type(value).__qualname__}

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from rmsprop_jax._sweep.files import damaged, open_arrays
 from rmsprop_jax._sweep.training import strong
 from rmsprop_jax._sweep.values import decode, encode, is_key, typed
 
@@ -107,6 +108,7 @@ class Kept:
       memory: for each trial its arrays.
       specs: for each structure of the sweep its state.
       files: for each trial its file.
+      sweep: the id of the sweep that wrote them.
       forms: for each structure what is known of it where `specs` are not.
     """
 
@@ -115,15 +117,16 @@ class Kept:
         memory: dict[int, list[np.ndarray]] | None = None,
         specs: Sequence[Spec] = (),
         files: dict[int, Path] | None = None,
+        sweep: str | None = None,
         forms: Sequence[Form] = (),
     ):
         self._memory = {} if memory is None else memory  # the very dict: it fills up
-        self._specs, self._files, self._forms = specs, files or {}, forms
+        self._specs, self._files, self._sweep, self._forms = specs, files or {}, sweep, forms
 
     def without_structure(self) -> "Kept":
         """The same, as it can be pickled: a structure may hold functions."""
         forms = [spec.form for spec in self._specs] or self._forms
-        return Kept(self._memory, (), self._files, forms)
+        return Kept(self._memory, (), self._files, self._sweep, forms)
 
     def trials(self) -> list[int]:
         """Those with a state."""
@@ -136,7 +139,8 @@ class Kept:
             arrays = [x.copy() for x in self._memory[trial]]
             form = self._specs[structure].form if self._specs else self._forms[structure]
         elif trial in self._files and self._files[trial].exists():
-            with np.load(self._files[trial], allow_pickle=False) as stored:
+            file, remedy = self._files[trial], "result.retrain trains it again"
+            with damaged(file, remedy), open_arrays(file, self._sweep) as stored:
                 form = Form(stored["impls"].tolist(), str(stored["tree"]))
                 arrays = [x[0] for x in leaves_of(stored)]
         else:

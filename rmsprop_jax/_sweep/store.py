@@ -1,40 +1,55 @@
 """A sweep's folder: what was asked in `manifest.json`, what is finished in `round-*.npz`.
 
-Metrics are stored as they were measured, and nothing that can be computed from them.
+Metrics are stored as they were measured, and nothing that can be computed from them. Nothing is
+written or deleted before the first round, state, or decision of a call: a call that is refused, or
+interrupted before that, leaves the folder as it was.
 """
 
 import collections
 import contextlib
-import json
 import os
 import re
-import zipfile
-import zlib
-from collections.abc import Callable, Hashable, Iterator, Mapping
+import secrets
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import filelock
-import jax
 import numpy as np
 
 from rmsprop_jax._sweep.decisions import Decided
-from rmsprop_jax._sweep.fingerprint import Fingerprint
-from rmsprop_jax._sweep.plan import Plan, Stages, Trials, no_trials
-from rmsprop_jax._sweep.points import Points
+from rmsprop_jax._sweep.files import (
+    Arrays,
+    FileError,
+    Header,
+    damaged,
+    open_arrays,
+    read_json,
+    write_arrays,
+    write_json,
+)
+from rmsprop_jax._sweep.manifest import bytes_of, extended, keys_of, manifest_of, plan_of, points_of
+from rmsprop_jax._sweep.memory import free_bytes
+from rmsprop_jax._sweep.plan import Plan, Trials, no_trials
 from rmsprop_jax._sweep.states import Form, Spec, leaves_of
-from rmsprop_jax._sweep.tracing import Group, group_points
-from rmsprop_jax._sweep.values import decode, encode, typed
+from rmsprop_jax._sweep.values import typed
 
-FORMAT = 2
+T = TypeVar("T")
 MANIFEST = "manifest.json"
-# Parts of the manifest that must be as they were for a folder to go on.
-SAME = {
-    "every": "another every",
-    "static": "other static names",
-    "args": "other args",
-    "metrics": "other metrics",
+LOCK = ".lock"
+NAMES = {
+    "round": re.compile(r"round-([0-9]{6,})\.npz"),
+    "states": re.compile(r"states-([0-9]{6,})\.npz"),
+    "final": re.compile(r"final-([0-9]{6,})_(-?[0-9]+)\.npz"),
+    "decision": re.compile(r"decision-([0-9]{12,})\.json"),
 }
+ROUND = "move it away, and the trials that it held run again"
+STATE = "move it away, and the trials whose states it held start again"
+DECISION = (
+    "what was decided there cannot be decided again, since trials went on from it: put a copy of "
+    "it back, or give another path"
+)
+WHOLE = "put a copy of it back, or give another path"
 
 
 def local_folder(path: str | os.PathLike[str]) -> Path:
@@ -50,6 +65,85 @@ def local_folder(path: str | os.PathLike[str]) -> Path:
     return Path(path).expanduser()
 
 
+class Listing:
+    """The files of a folder that this library can have written, by their names."""
+
+    def __init__(self, path: Path):
+        self._names = sorted(os.listdir(path))
+        self.path = path
+
+    def names(self, kind: str) -> list[str]:
+        """Of a kind, in order."""
+        return [name for name in self._names if NAMES[kind].fullmatch(name)]
+
+    def all(self) -> list[str]:
+        return [name for kind in NAMES for name in self.names(kind)]
+
+    def next(self, kind: str) -> int:
+        """A number that no file of this kind has; not their count, since one may be moved away."""
+        return max((int(name[len(kind) + 1 : -4]) for name in self.names(kind)), default=-1) + 1
+
+    def foreign(self) -> list[str]:
+        """Those of others; not what a killed writer left over."""
+        return [name for name in self._names if name != LOCK and not is_ours(name.lstrip("."))]
+
+    def left_over(self) -> list[Path]:
+        """What a killed writer left over."""
+        found = [x for x in self._names if x[:1] == "." and x[-4:] == ".tmp" and is_ours(x[1:-4])]
+        return [self.path / name for name in found if (self.path / name).is_file()]
+
+
+def is_ours(name: str) -> bool:
+    """Whether this library can have written a file of this name."""
+    name = name.removesuffix(".tmp")
+    return name == MANIFEST or any(kind.fullmatch(name) for kind in NAMES.values())
+
+
+class Folder:
+    """A folder that is read: its manifest, and which of its files count.
+
+    A file counts that the manifest's owner wrote, and of earlier owners each that was there when
+    this one began: a writer that lost the folder to another changes nothing.
+
+    Args:
+      path: the folder, which has a manifest.
+      listing: its files, listed before the manifest is read: whatever they need is in it.
+    """
+
+    def __init__(self, path: Path, listing: Listing):
+        self.path, self.listing = path, listing
+        with damaged(path / MANIFEST, WHOLE):
+            self.header, self.manifest = read_json(path / MANIFEST)
+            self.plan = plan_of(self.manifest)
+        self._known = set(self.manifest["files"])
+
+    def counts(self, name: str, header: Header) -> bool:
+        if header.owner > self.header.owner:
+            raise FileError(f"call {header.owner} wrote it, and the manifest is of an earlier one")
+        return header.owner == self.header.owner or name in self._known
+
+    def each(self, kind: str, remedy: str, use: Callable[[Arrays], T]) -> dict[str, T]:
+        """What `use` makes of each file of a kind that counts, in order."""
+        found = {}
+        for name in self.listing.names(kind):
+            file = self.path / name
+            with damaged(file, remedy), open_arrays(file, self.header.sweep) as stored:
+                if self.counts(name, stored.header):
+                    found[name] = use(stored)
+        return found
+
+    def decisions(self) -> list[dict[str, Any]]:
+        """In order."""
+        found = []
+        for name in self.listing.names("decision"):
+            with damaged(self.path / name, DECISION):
+                header, decided = read_json(self.path / name, self.header.sweep)
+                if self.counts(name, header):
+                    Decided.decode(decided)
+                    found.append(decided)
+        return found
+
+
 class Store:
     """The one writer of a folder, until it is closed.
 
@@ -57,7 +151,7 @@ class Store:
       path: a folder, made where it is not there.
       plan: what is asked. A folder that holds a sweep must have been asked for the same, or for
         fewer points and seeds.
-      aim: what is looked for, noted for `load`: the name of the objective, and the mode.
+      aim: what is looked for, noted for `load`: the objective, and the mode.
 
     Attributes:
       finished: of all the plan's trials, what the folder held when it was opened; no
@@ -70,43 +164,115 @@ class Store:
       OSError: where it cannot be written.
     """
 
-    def __init__(self, path: str | os.PathLike[str], plan: Plan, aim: tuple[str, str]):
+    def __init__(self, path: str | os.PathLike[str], plan: Plan, aim: dict[str, Any]):
         self._path, self._plan = local_folder(path), plan
-        manifest = _manifest(plan, aim)
+        asked = manifest_of(plan, aim)
+        self._has_begun = False
         with _explained(f"the sweep's folder {self._path} cannot be written"):
+            self._made = _missing_folders(self._path)
             self._path.mkdir(parents=True, exist_ok=True)
-            self._lock = filelock.FileLock(self._path / ".lock", timeout=0)
+            if not (self._path / LOCK).exists():
+                self._made.append(self._path / LOCK)
+            self._lock = filelock.FileLock(self._path / LOCK, timeout=0)
             try:
                 self._lock.acquire()
             except filelock.Timeout:
                 raise RuntimeError(
                     f"another sweep, of this process or another, is writing {self._path}: wait for "
-                    "it, stop it, or give another path."
+                    "it, stop it, or give another path. If none does, a machine that broke down "
+                    f"may have left its lock behind: delete {self._path / LOCK}."
                 ) from None
+            self._inode = _inode(self._path / LOCK)
         try:
-            for left_over in self._path.glob(".*.tmp"):
-                left_over.unlink()
-            if (self._path / MANIFEST).exists():
-                _extend(manifest, _read_manifest(self._path), plan.points, self._path)
-            elif any(file.name != ".lock" for file in self._path.iterdir()):
-                raise ValueError(
-                    f"{self._path} has files but no {MANIFEST}, so it is no sweep's folder: give "
-                    "another path, of a new folder or an empty one."
-                )
-            stored = _points(manifest)
-            place = {key: i for i, key in enumerate(_keys(plan.points, stored))}
-            self._places = np.array([place[key] for key in _keys(plan.points, plan.points)])
-            self.finished = _read_rounds(self._path, plan, self._places, every=True)
-            self.decisions = read_decisions(self._path)
-            last = max(map(_round_number, _round_files(self._path)), default=-1)
-            self._next = last + 1  # not their count: one may have been moved away
-            self._write(MANIFEST, lambda file: file.write(json.dumps(manifest).encode()))
+            self._read(asked)
         except BaseException:
             self.close()
             raise
 
+    def _read(self, asked: dict[str, Any]) -> None:
+        listing = Listing(self._path)
+        self._next, self._left_over = listing.next("round"), listing.left_over()
+        self._folder: Folder | None = None
+        self.finished, self.decisions = no_trials(self._plan, 0), []
+        self._manifest, self._header = asked, Header(secrets.token_hex(16), 1)
+        self._files: list[str] = []
+        if (self._path / MANIFEST).exists():
+            self._folder = folder = Folder(self._path, listing)
+            self._manifest = extended(asked, folder.manifest, self._plan.points, self._path)
+            self._header = Header(folder.header.sweep, folder.header.owner + 1)
+        elif found := listing.foreign() + listing.all():
+            raise ValueError(
+                f"{self._path} has files ({found[0]}, say) but no {MANIFEST}, so it is no sweep's "
+                "folder: give another path, of a new folder or an empty one."
+            )
+        stored = points_of(self._manifest)
+        points = self._plan.points
+        place = {key: i for i, key in enumerate(keys_of(points, stored))}
+        self._places = np.array([place[key] for key in keys_of(points, points)])
+        if self._folder is not None:
+            folder = self._folder
+            self.finished, rounds = _read_rounds(folder, self._plan, self._places, every=True)
+            self.decisions = folder.decisions()
+            self._files = rounds + listing.names("decision")
+            self._files += [
+                name
+                for kind in ("states", "final")
+                for name in folder.each(kind, STATE, lambda stored: None)
+            ]
+            self._check_rest(asked, folder)
+
+    def _check_rest(self, asked: dict[str, Any], folder: Folder) -> None:
+        """ValueError where what is left to run cannot go on as it is asked for."""
+        before, known = folder.manifest, self.finished
+        training = before["training"]
+        if training is None:
+            return
+        if asked["training"]["steps"] > training["steps"]:
+            ended = known.number[(known.reached > 0) & (known.reached >= known.asked)]
+            kept = set(folder.listing.names("final"))
+            missing = sum(self._final_name(trial) not in kept for trial in ended.tolist())
+            if missing:
+                raise ValueError(
+                    f"{self._path} holds a sweep with fewer steps, and not the state of each "
+                    f"trial: {training['steps']} there, {asked['training']['steps']} here. "
+                    f'{missing} finished trials have none: give keep_states="all" from the start.'
+                )
+        pruned = [int(point) for one in self.decisions for point in one["prune"]]
+        ended = (known.reached >= training["steps"]) | (known.stopped > 0)
+        ended |= np.isin(known.number // len(self._plan.seeds), pruned)
+        other = [name for name in ("objective", "mode") if asked[name] != before[name]]
+        if training["scheduler"] and other and not ended.all():
+            said = lambda one: " ".join(*one.items()) if isinstance(one, dict) else one
+            then, now = (said(one[other[0]]) for one in (before, asked))
+            raise ValueError(
+                f"{self._path} holds a sweep with a scheduler and another {other[0]}: {then} "
+                f"there, {now} here, and trials are left to run. Call sweep as it was called; "
+                "when it has ended, result.best(by=..., mode=...) ranks by any objective."
+            )
+
+    @property
+    def sweep(self) -> str:
+        """The sweep's id."""
+        return self._header.sweep
+
     def close(self) -> None:
+        """Let others write. Where nothing was written, what this call made is removed."""
+        made = [] if self._has_begun else self._made
+        with contextlib.suppress(OSError):
+            if self._path / LOCK in made:
+                (self._path / LOCK).unlink()
         self._lock.release()
+        with contextlib.suppress(OSError):
+            for folder in reversed(made):
+                if folder != self._path / LOCK:
+                    folder.rmdir()
+
+    def note_aim(self) -> None:
+        """The call has ended well: `load` looks for what it looked for."""
+        if self._folder is not None and any(
+            self._folder.manifest[name] != self._manifest[name] for name in ("objective", "mode")
+        ):
+            self._begin()
 
     def write(self, trials: Trials, columns: Mapping[str, slice], start: int = 0) -> None:
         """Write what is known of some trials, whole or not at all.
@@ -122,8 +288,9 @@ class Store:
         for name, some in columns.items():
             arrays["steps " + name] = self._plan.steps(name)[some]
         if self._plan.stages:
-            arrays |= {"start": np.full(len(trials.number), start), "reached": trials.reached}
-            arrays |= {"stopped": trials.stopped}
+            arrays |= {"start": np.full(len(trials.number), start)}
+            arrays |= {"steps_completed": trials.reached, "steps_asked": trials.asked}
+            arrays |= {"pruned": trials.stopped}
             arrays |= {"newest " + name: x for name, x in trials.newest.items()}
         self._write_arrays(f"round-{self._next:06d}.npz", arrays)
         self._next += 1
@@ -133,13 +300,15 @@ class Store:
         seeds = np.asarray(self._plan.seeds, np.int64)[seeds]
         return {"point": self._places[points], "seed": seeds}
 
-    def _trials_at(self, stored: Mapping[str, np.ndarray]) -> list[int]:
-        """The trials of a file; of points and seeds that are not asked for, −1."""
-        points = {place: i for i, place in enumerate(self._places.tolist())}
-        seeds = {seed: i for i, seed in enumerate(self._plan.seeds)}
-        pairs = zip(stored["point"].tolist(), stored["seed"].tolist(), strict=True)
-        known = lambda p, s: p in points and s in seeds
-        return [points[p] * len(seeds) + seeds[s] if known(p, s) else -1 for p, s in pairs]
+    def _trials_at(self, places: list[int], seeds: list[int]) -> list[int]:
+        """The trials of these points and seeds; of those that are not asked for, −1."""
+        point_at = {place: i for i, place in enumerate(self._places.tolist())}
+        seed_at = {seed: i for i, seed in enumerate(self._plan.seeds)}
+        known = lambda p, s: p in point_at and s in seed_at
+        return [
+            point_at[p] * len(seed_at) + seed_at[s] if known(p, s) else -1
+            for p, s in zip(places, seeds, strict=True)
+        ]
 
     # States.
 
@@ -147,26 +316,28 @@ class Store:
         """For each trial with a state to go on from the step that it is of, and its file: the
         newest whose metrics are on disk, too (a last state is there before them). With a scheduler
         nobody goes on from a last state."""
+        if self._folder is None:
+            return {}
         reached = dict(zip(self.finished.number.tolist(), self.finished.reached, strict=True))
         decides = self._plan.stages is not None and bool(self._plan.stages.scheduler)
         found: dict[int, tuple[int, str]] = {}
-        for file in [*self._path.glob("states-*.npz"), *self._path.glob("final-*.npz")]:
-            with _damaged(file, STATE), zipfile.ZipFile(file) as archive:
-                if (broken := archive.testzip()) is not None:
-                    raise ValueError(f"{broken} is damaged")
-            head = lambda stored: (self._trials_at(stored), stored["step"].tolist())
-            for trial, step in zip(*_stored(file, head, STATE), strict=True):
-                is_newest = found.get(trial, (-1, ""))[0] < step <= reached.get(trial, -1)
-                if is_newest and not (decides and file.name.startswith("final-")):
-                    found[trial] = step, file.name
+
+        def head(stored: Arrays) -> list[tuple[int, int]]:
+            trials = self._trials_at(stored.column("point"), stored.column("seed"))
+            return list(zip(trials, stored.column("step"), strict=True))
+
+        for kind in ("states", "final") if not decides else ("states",):
+            for name, trials in self._folder.each(kind, STATE, head).items():
+                for trial, step in trials:
+                    if found.get(trial, (-1, ""))[0] < step <= reached.get(trial, -1):
+                        found[trial] = step, name
         return found
 
     def write_states(
         self, trials: np.ndarray, step: int, states: list[np.ndarray], form: Form
     ) -> str:
         """Write the states of trials that are under way; the file's name."""
-        numbers = [int(file.stem[7:]) for file in self._path.glob("states-*.npz")]
-        name = f"states-{max(numbers, default=-1) + 1:06d}.npz"
+        name = f"states-{Listing(self._path).next('states'):06d}.npz"
         self._write_arrays(name, self._state_arrays(trials, step, states, form))
         return name
 
@@ -174,23 +345,30 @@ class Store:
         """The states of these trials, from these files, arrays with a leading axis over them."""
         rows: dict[str, tuple[list[int], list[np.ndarray]]] = {}
         for name in dict.fromkeys(name for _, name in trials):
-            read = lambda stored: (self._trials_at(stored), state_of(stored, spec))
-            rows[name] = _stored(self._path / name, read, STATE)
+            file = self._path / name
+            with damaged(file, STATE), open_arrays(file, self._header.sweep) as stored:
+                at = self._trials_at(stored.column("point"), stored.column("seed"))
+                rows[name] = at, state_of(stored, spec)
         each = [[x[rows[n][0].index(t)] for x in rows[n][1]] for t, n in trials]
         return [np.stack(leaves) for leaves in zip(*each, strict=True)] if spec.data else []
 
     def checkpoints(self) -> set[str]:
         """The files of states of trials under way."""
-        return {file.name for file in self._path.glob("states-*.npz")}
+        return set(Listing(self._path).names("states"))
 
     def delete(self, name: str) -> None:
         """Remove a file of states."""
+        self._begin()
         (self._path / name).unlink(missing_ok=True)
 
     def keep_state(self, trial: int, step: int, state: list[np.ndarray], form: Form) -> None:
         """Write the last state of one trial, to be kept."""
         arrays = self._state_arrays(np.array([trial]), step, state, form)
-        self._write_arrays(final_file(arrays["point"][0], arrays["seed"][0]), arrays)
+        self._write_arrays(self._final_name(trial), arrays)
+
+    def _final_name(self, trial: int) -> str:
+        places = self._places_of(np.array([trial]))
+        return final_file(places["point"][0], places["seed"][0])
 
     def final_files(self) -> dict[int, Path]:
         """For each trial the file of its last state, whether it is there or not."""
@@ -201,11 +379,10 @@ class Store:
 
     def drop_states(self, is_dropped: Callable[[int], bool]) -> None:
         """Remove kept states of these trials."""
-        for file in self._path.glob("final-*.npz"):
-            place, seed = _place_and_seed(file)
-            one = {"point": np.array([place]), "seed": np.array([seed])}
-            if is_dropped(self._trials_at(one)[0]):
-                file.unlink()
+        for name in Listing(self._path).names("final"):
+            place, seed = place_and_seed(name)
+            if is_dropped(self._trials_at([place], [seed])[0]):
+                self.delete(name)
 
     def _state_arrays(
         self, trials: np.ndarray, step: int, states: list[np.ndarray], form: Form
@@ -223,20 +400,41 @@ class Store:
 
     def write_decision(self, decided: dict[str, Any]) -> None:
         """Write a decision of a scheduler, encoded, whole or not at all."""
-        text = json.dumps(decided).encode()
-        self._write(f"decision-{decided['boundary']:012d}.json", lambda file: file.write(text))
+        self._write_json(f"decision-{decided['step']:012d}.json", decided)
+
+    # Files.
+
+    def _begin(self) -> None:
+        """The manifest, before the first file that needs it, and before anything is deleted."""
+        if self._has_begun:
+            return
+        self._has_begun = True
+        for left_over in self._left_over:
+            left_over.unlink(missing_ok=True)
+        self._write_json(MANIFEST, self._manifest | {"files": self._files})
 
     def _write_arrays(self, name: str, arrays: Mapping[str, Any]) -> None:
-        self._write(name, lambda file: np.savez(file, **arrays))
+        self._write(name, lambda file: write_arrays(file, name, self._header, arrays))
 
-    def _write(self, name: str, write: Any) -> None:
+    def _write_json(self, name: str, content: Any) -> None:
+        self._write(name, lambda file: write_json(file, name, self._header, content))
+
+    def _write(self, name: str, write: Callable[[IO[bytes]], None]) -> None:
+        if name != MANIFEST:
+            self._begin()
         temporary = self._path / f".{name}.tmp"
+        if _inode(self._path / LOCK) != self._inode:
+            raise RuntimeError(
+                f"{self._path} was moved, deleted, or made anew while this sweep wrote it, and may "
+                "be another sweep's by now: nothing more is written there. Move it back and make "
+                "the same call again to go on, or give another path."
+            )
         with _explained(
             f"{name} cannot be written to {self._path}; what was there is untouched, and the same "
             "call goes on from it once this is mended"
         ):
             try:
-                with open(temporary, "wb") as file:
+                with open(temporary, "w+b") as file:
                     write(file)
                     file.flush()
                     os.fsync(file.fileno())
@@ -253,8 +451,19 @@ class Store:
                     os.close(folder)
 
 
-STATE = "the trials whose states it held start again"
-ROUND = "the trials that it held run again"
+def _missing_folders(path: Path) -> list[Path]:
+    """Of a path, the folders that are not there, from the outermost."""
+    missing = [path, *path.parents]
+    return [folder for folder in missing if not folder.exists()][::-1]
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    """Which file stands there; None for none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def final_file(place: int, seed: int) -> str:
@@ -262,326 +471,131 @@ def final_file(place: int, seed: int) -> str:
     return f"final-{place:06d}_{seed}.npz"
 
 
-def _place_and_seed(file: Path) -> tuple[int, int]:
-    """Of a state that is kept, by its name."""
-    place, seed = map(int, file.stem.removeprefix("final-").split("_"))
-    return place, seed
+def place_and_seed(name: str) -> tuple[int, int]:
+    """Of a state that is kept, by its file."""
+    found = NAMES["final"].fullmatch(name)
+    assert found is not None
+    return int(found[1]), int(found[2])
 
 
-def state_of(stored: Mapping[str, np.ndarray], spec: Spec) -> list[np.ndarray]:
-    """The arrays of a file of states; ValueError where they are not those of `spec`."""
+def state_of(stored: Arrays, spec: Spec) -> list[np.ndarray]:
+    """The arrays of a file of states; FileError where they are not those of `spec`."""
     arrays = leaves_of(stored)
     got = [(x.shape[1:], x.dtype) for x in arrays]
     if got != [(x.shape, x.dtype) for x in spec.data]:
-        raise ValueError(f"it holds states of other shapes or dtypes, {got}")
+        raise FileError(f"it holds states of other shapes or dtypes, {got}")
     return arrays
-
-
-def read_decisions(path: Path) -> list[dict[str, Any]]:
-    """A folder's decisions, in order."""
-    found = []
-    for file in sorted(path.glob("decision-*.json")):
-        try:
-            found.append(json.loads(file.read_bytes()))
-            Decided.decode(found[-1])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"{file} is damaged ({error!r}). What was decided there cannot be decided again, "
-                "since trials went on from it: put a copy of it back, or give another path."
-            ) from error
-    return found
 
 
 def read(
     path: str | os.PathLike[str],
-) -> tuple[Plan, Trials, tuple[str, str], list[Decided], dict[int, Path]]:
-    """What a folder holds: the plan, what is known of its trials, the name of the objective and the
-    mode of the last call, what a scheduler decided, and for each trial the file of its state.
+) -> tuple[Plan, Trials, dict[str, Any], list[Decided], dict[int, Path], str]:
+    """What a folder holds: the plan, what is known of its trials, the objective and the mode of the
+    last call, what a scheduler decided, for each trial the file of its state, and the sweep's id.
 
     Raises:
       ValueError: for a folder that is damaged or no sweep's.
     """
     folder = local_folder(path)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder: give the path of a sweep.")
+    listing = Listing(folder)
     if not (folder / MANIFEST).exists():
-        raise ValueError(f"{folder} has no {MANIFEST}: it is no sweep's folder.")
-    manifest = _read_manifest(folder)
-    try:
-        points = _points(manifest)
-        groups = group_points(points)
-        texts = [_structure(group) for group in groups]
-        per_structure = [manifest["lengths"][text] for text in texts]
-        hashes = {name: [manifest[name][t] for t in texts] for name in ("programs", "constants")}
-        fingerprint = Fingerprint.of(manifest["dtypes"], manifest["args"], manifest["jax"], hashes)
-        metrics = [
-            {
-                name: jax.ShapeDtypeStruct((lengths[name],) if rank else (), np.dtype(dtype))
-                for name, (dtype, rank) in manifest["metrics"].items()
-            }
-            for lengths in per_structure
-        ]
-        seeds, stages = tuple(manifest["seeds"]), manifest["stages"]
-        if stages is not None:
-            of = {name: jax.ShapeDtypeStruct((), np.dtype(d)) for name, d in stages["evaluations"]}
-            stages = Stages(**stages | {"rungs": tuple(stages["rungs"]), "evaluations": of})
-        plan = Plan(points, seeds, manifest["every"], groups, metrics, fingerprint, stages)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{folder / MANIFEST} is damaged: {error!r}.") from error
-    trials = _read_rounds(folder, plan, np.arange(len(points)), every=False)
-    decided = [Decided.decode(one) for one in read_decisions(folder)]
+        raise ValueError(
+            f"{folder} has no {MANIFEST}: it is no sweep's folder, or no trial of it has been "
+            "written yet."
+        )
+    stored = Folder(folder, listing)
+    plan = stored.plan
+    trials, _ = _read_rounds(stored, plan, np.arange(len(plan.points)), every=False)
+    seeds = len(plan.seeds)
+    decided = [Decided.decode(one) for one in stored.decisions()]
     for one in decided:
         for point, why in one.stopped.items():
-            trials.stopped[trials.number // len(seeds) == point] = why
+            trials.stopped[trials.number // seeds == point] = why
     files = {}
-    for file in folder.glob("final-*.npz"):
-        place, seed = _place_and_seed(file)
-        files[place * len(seeds) + seeds.index(seed)] = file
-    return plan, trials, (manifest["objective"], manifest["mode"]), decided, files
+    for name in listing.names("final"):
+        place, seed = place_and_seed(name)
+        if place < len(plan.points) and seed in plan.seeds:
+            files[place * seeds + plan.seeds.index(seed)] = folder / name
+    aim = {name: stored.manifest[name] for name in ("objective", "mode")}
+    return plan, trials, aim, decided, files, stored.header.sweep
 
 
-def _manifest(plan: Plan, aim: tuple[str, str]) -> dict[str, Any]:
-    texts = [_structure(group) for group in plan.groups]
-    of = lambda each: dict(zip(texts, each, strict=True))
-    lengths = lambda one: {name: m.shape[0] for name, m in one.items() if m.shape}
-    return {
-        "format": FORMAT,
-        "points": [{name: encode(x, name) for name, x in point.items()} for point in plan.points],
-        "static": sorted(plan.points.static),
-        "seeds": list(plan.seeds),
-        "objective": aim[0],
-        "mode": aim[1],
-        "every": plan.every,
-        "stages": None if plan.stages is None else _encoded(plan.stages),
-        "metrics": {name: [str(m.dtype), len(m.shape)] for name, m in plan.metrics[0].items()},
-        "lengths": of(map(lengths, plan.metrics)),
-        "dtypes": plan.fingerprint.dtypes,
-        "args": plan.fingerprint.args,
-        "programs": of(plan.fingerprint.programs),
-        "constants": of(plan.fingerprint.constants),
-        "jax": plan.fingerprint.jax,
-    }
-
-
-def _encoded(stages: Stages) -> dict[str, Any]:
-    evaluations = [[name, str(m.dtype)] for name, m in stages.evaluations.items()]
-    return stages._asdict() | {"rungs": list(stages.rungs), "evaluations": evaluations}
-
-
-def _structure(group: Group) -> str:
-    """A name for a structure."""
-    structure = {name: encode(x, name) for name, x in group.structure.items()}
-    return json.dumps([structure, sorted(group.dtypes)], sort_keys=True)
-
-
-def _points(manifest: dict[str, Any]) -> Points:
-    decoded = ({name: decode(x) for name, x in point.items()} for point in manifest["points"])
-    return Points.of(list(decoded), manifest["static"])
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads((path / MANIFEST).read_bytes())
-        if manifest["format"] == 1:
-            manifest = _from_format_1(manifest)
-        if manifest["format"] == FORMAT:
-            return manifest
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path / MANIFEST} is damaged: {error!r}.") from error
-    raise ValueError(
-        f"{path} was written in format {manifest['format']}, this version reads 1 and {FORMAT}."
-    )
-
-
-def _from_format_1(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Format 1 knew one length for all structures, and stored each trial's objective, too."""
-    metrics = manifest["metrics"]
-    lengths = {name: steps for name, (_, steps) in metrics.items() if steps is not None}
-    every = dict.fromkeys(lengths, manifest["every"]) if manifest["every"] > 1 else {}
-    return manifest | {
-        "format": FORMAT,
-        "every": every,
-        "metrics": {
-            name: [dtype, int(steps is not None)] for name, (dtype, steps) in metrics.items()
-        },
-        "lengths": dict.fromkeys(manifest["programs"], lengths),
-        "constants": dict.fromkeys(manifest["programs"]),  # they were in the programs' text
-        "stages": None,
-    }
-
-
-def _extend(asked: dict[str, Any], before: dict[str, Any], points: Points, path: Path) -> None:
-    """Add what the folder's manifest has to `asked`; ValueError where they contradict."""
-
-    def refuse(what: str, then: Any, now: Any, remedy: str = ""):
-        raise ValueError(
-            f"{path} holds a sweep with {what}: {then} there, {now} here. "
-            f"{remedy or 'Give another path, or call sweep as it was called.'}"
-        )
-
-    if before["jax"] != asked["jax"]:
-        refuse(
-            "another version of jax",
-            before["jax"],
-            asked["jax"],
-            "Its numbers could differ in the last digits: go on with that version, or give another "
-            "path; SweepResult.load reads the folder with any.",
-        )
-    for name in before["dtypes"].keys() & asked["dtypes"].keys():
-        if asked["dtypes"][name] != before["dtypes"][name]:
-            refuse(f"{name!r} of another dtype", before["dtypes"][name], asked["dtypes"][name])
-    if before["args"] is None:
-        raise ValueError(
-            f"{path} was saved without a hash of its args, which were large, so that it cannot be "
-            "gone on with; SweepResult.load reads it. Give another path."
-        )
-    for name, what in SAME.items():
-        if asked[name] != before[name]:
-            refuse(what, before[name], asked[name])
-    _check_stages(asked["stages"], before["stages"], path, refuse)
-    stored = _points(before)
-    known, keys = list(_keys(points, stored)), list(_keys(points, points))
-    if missing := set(known) - set(keys):
-        one = stored[min(map(known.index, missing))]
-        refuse(
-            "points that are not among these (points may be added, not left out)",
-            f"{len(known)}, {one} for one",
-            f"{len(keys)}",
-        )
-    if set(before["seeds"]) - set(asked["seeds"]):
-        refuse("other seeds (seeds may be added)", before["seeds"], asked["seeds"])
-    for structure in before["programs"].keys() & asked["programs"].keys():
-        for name, what in (
-            ("programs", "another train (its code, data that it closes over, or what np.random or "
-                "the clock gave while it was traced)"),
-            ("constants", "other data that train closes over"),
-        ):  # fmt: skip
-            then, now = before[name][structure], asked[name][structure]
-            if then not in (now, None):
-                refuse(f"{what}, for {structure}", then[:12], now[:12])
-    same = keys == known and before["seeds"] == asked["seeds"]
-    if before["stages"] and before["stages"]["scheduler"] and not same:
-        refuse(
-            "a scheduler, whose decisions are about its points and seeds",
-            f"{len(known)} points × {len(before['seeds'])} seeds",
-            f"{len(keys)} × {len(asked['seeds'])}, or another order",
-        )
-    new = set(keys) - set(known)
-    added = [point for key, point in zip(keys, asked["points"], strict=True) if key in new]
-    asked["points"] = before["points"] + added
-    for name in ("programs", "constants", "lengths", "dtypes"):
-        asked[name] = before[name] | asked[name]
-
-
-def _check_stages(asked: Any, before: Any, path: Path, refuse: Callable[..., None]) -> None:
-    """A `Training` goes on with the same stages, or with more steps where it can."""
-    if (asked is None) != (before is None):
-        kind = lambda stages: "a function" if stages is None else "a Training"
-        refuse("another kind of training", kind(before), kind(asked))
-    if asked is None:
-        return
-    for name, what in (
-        ("scheduler", "another scheduler"),
-        ("evaluate_every", "another evaluate_every"),
-        ("evaluations", "other metrics of evaluate"),
-    ):
-        if asked[name] != before[name]:
-            more = asked["steps"] != before["steps"] and name == "evaluate_every"
-            remedy = (
-                f"To go on with more steps, give evaluate_every={before[name]}." if more else ""
-            )
-            refuse(what, before[name] or "none", asked[name] or "none", remedy)
-    if asked["steps"] < before["steps"]:
-        refuse("more steps", before["steps"], asked["steps"])
-    if asked["steps"] > before["steps"] and before["scheduler"]:
-        refuse(
-            "a scheduler and other steps",
-            before["steps"],
-            asked["steps"],
-            "What was stopped cannot go on: sweep the best points anew, or go on with one by "
-            "training.run(..., state=result.state(record), start=...).",
-        )
-    missing = 0
-    if asked["steps"] > before["steps"]:
-        missing = _finished_without_state(path, before["steps"])
-    if missing:
-        refuse(
-            "fewer steps, and not the state of each trial",
-            before["steps"],
-            asked["steps"],
-            f'{missing} finished trials have none: give keep_states="all" from the start.',
-        )
-
-
-def _finished_without_state(path: Path, steps: int) -> int:
-    """How many trials came to the end and left no state."""
-    head = lambda stored: [stored[name].tolist() for name in ("point", "seed", "reached")]
-    kept = {file.name for file in path.glob("final-*.npz")}
-    ended = set()
-    for file in _round_files(path):
-        each = zip(*_stored(file, head), strict=True)
-        ended |= {(point, seed) for point, seed, reached in each if reached >= steps}
-    return sum(final_file(*place) not in kept for place in ended)
-
-
-def _round_files(path: Path) -> list[Path]:
-    return sorted(file for file in path.glob("round-*.npz") if file.stem[6:].isdigit())
-
-
-def _round_number(file: Path) -> int:
-    return int(file.stem[6:])
-
-
-def _read_rounds(path: Path, plan: Plan, places: np.ndarray, every: bool) -> Trials:
+def _read_rounds(
+    folder: Folder, plan: Plan, places: np.ndarray, every: bool
+) -> tuple[Trials, list[str]]:
     """What is known of the plan's trials, whose points have these places in the manifest: of every
-    one, or of those that the folder has, in order; no rows where it has none."""
+    one, or of those that the folder has, in order; no rows where it has none. And the files."""
     point_at = {place: i for i, place in enumerate(places.tolist())}
     seed_at = {seed: i for i, seed in enumerate(plan.seeds)}
     group_of = plan.group_of()
-    files = _round_files(path)
-    numbers = []
     spans: dict[int, list[tuple[int, int]]] = collections.defaultdict(list)
-    wanted = ("point", "seed", *(("start", "reached") if plan.stages else ()))
-    for file in files:
-        points, seeds, *span = _stored(file, lambda stored: [stored[k].tolist() for k in wanted])
-        with _damaged(file):
-            if len({len(points), len(seeds), *map(len, span)}) > 1:
-                raise ValueError("its arrays have different lengths")
+
+    def places_in(stored: Arrays) -> np.ndarray:
+        wanted = ("point", "seed", *(("start", "steps_completed") if plan.stages else ()))
+        points, seeds, *span = map(stored.column, wanted)
+        if len({len(points), len(seeds), *map(len, span)}) > 1:
+            raise FileError("its arrays have different lengths")
         pairs = zip(points, seeds, strict=True)
-        numbers.append(np.array([point_at[p] * len(seed_at) + seed_at[s] for p, s in pairs], int))
-        for trial, *one in zip(numbers[-1].tolist(), *span, strict=True):
+        number = np.array([point_at[p] * len(seed_at) + seed_at[s] for p, s in pairs], int)
+        for trial, *one in zip(number.tolist(), *span, strict=True):
             spans[trial].append(tuple(one) if plan.stages else (0, 1))
+        return number
+
+    numbers = folder.each("round", ROUND, places_in)
     reached = {trial: _without_gap(each) for trial, each in spans.items()}
     found = np.array(sorted(trial for trial, step in reached.items() if step), int)
     if every and len(found):
         found = np.arange(plan.trials)
+    with damaged(folder.path / MANIFEST, WHOLE):
+        _check_room(plan, len(found))
     rows = {int(trial): i for i, trial in enumerate(found)}
     trials = no_trials(plan, len(rows))
     trials.number[:] = found
-    for file, number in zip(files, numbers, strict=True):
+
+    def fill(stored: Arrays) -> None:
+        number = numbers[stored.name]
         groups = set(group_of[number // len(plan.seeds)].tolist())
+        stops = stored.column("steps_completed") if plan.stages else [1] * len(number)
+        on = [stop <= reached[t] for t, stop in zip(number.tolist(), stops, strict=True)]
+        of = lambda x: x if all(on) else x[np.array(on, bool)]
+        mine = np.array([rows[t] for t in of(number).tolist()], int)
+        for metric, into in trials.metrics.items():
+            columns, x = _metric(stored, metric, plan, groups, len(number))
+            into[mine if columns is None else np.ix_(mine, columns)] = of(x)
+        if plan.stages:
+            newer = of(stored["steps_completed"]) >= trials.reached[mine]
+            for metric, into in trials.newest.items():
+                stored.check("newest " + metric, plan.dtype(metric), (len(number),))
+                x = of(typed(stored["newest " + metric], plan.dtype(metric)))
+                into[mine[newer]] = x[newer]
+            stored.check("pruned", np.int8, (len(number),))
+            stored.check("steps_asked", np.int64, (len(number),))
+            trials.stopped[mine] = np.maximum(trials.stopped[mine], of(stored["pruned"]))
+            trials.asked[mine] = np.maximum(trials.asked[mine], of(stored["steps_asked"]))
+        else:
+            trials.asked[mine] = 1
+        trials.reached[mine] = np.maximum(trials.reached[mine], of(np.array(stops)))
+        stored.check("seconds", np.float64, (2,))
+        trials.seconds[:] += stored["seconds"]
 
-        def fill(stored, number=number, groups=groups):
-            stops = stored["reached"].tolist() if plan.stages else [1] * len(number)
-            on = [stop <= reached[t] for t, stop in zip(number.tolist(), stops, strict=True)]
-            of = lambda x: x if all(on) else x[np.array(on, bool)]
-            mine = np.array([rows[t] for t in of(number).tolist()], int)
-            for name, into in trials.metrics.items():
-                columns, x = _metric(stored, name, plan, groups, len(number))
-                into[mine if columns is None else np.ix_(mine, columns)] = of(x)
-            if plan.stages:
-                newer = of(stored["reached"]) >= trials.reached[mine]
-                for name, into in trials.newest.items():
-                    x = of(typed(stored["newest " + name], plan.dtype(name)))
-                    into[mine[newer]] = x[newer]
-                trials.stopped[mine] = np.maximum(trials.stopped[mine], of(stored["stopped"]))
-            trials.reached[mine] = np.maximum(trials.reached[mine], of(np.array(stops)))
-            trials.seconds[:] += stored["seconds"]
-
-        _stored(file, fill)
+    folder.each("round", ROUND, fill)
     if not plan.stages:
         ends, points = plan.ends(), trials.number // len(plan.seeds)
-        for name, into in trials.newest.items():
-            into[:] = trials.metrics[name][np.arange(len(points)), ends[name][points] - 1]
-    return trials
+        for metric, into in trials.newest.items():
+            into[:] = trials.metrics[metric][np.arange(len(points)), ends[metric][points] - 1]
+    return trials, list(numbers)
+
+
+def _check_room(plan: Plan, trials: int) -> None:
+    """FileError where the metrics of these trials cannot be held: a number in the manifest may be
+    wrong, or this machine too small."""
+    free, need = free_bytes(), bytes_of(plan, trials)
+    if free is not None and need > free:
+        raise FileError(
+            f"what it names needs {need / 1e9:.3g} GB, and {free / 1e9:.3g} GB of memory are free"
+        )
 
 
 def _without_gap(spans: list[tuple[int, int]]) -> int:
@@ -593,54 +607,21 @@ def _without_gap(spans: list[tuple[int, int]]) -> int:
 
 
 def _metric(
-    stored: Mapping[str, np.ndarray], name: str, plan: Plan, groups: set[int], count: int
+    stored: Arrays, name: str, plan: Plan, groups: set[int], count: int
 ) -> tuple[np.ndarray | None, np.ndarray]:
-    """A round's metric and which of the plan's kept steps it has; ValueError where it is cut."""
-    x = typed(stored["metric " + name], plan.dtype(name))
+    """A round's metric and which of the plan's kept steps it has; FileError where it is cut."""
+    array, dtype = "metric " + name, plan.dtype(name)
     if not plan.has_steps(name):
-        if x.shape != (count,):
-            raise ValueError(f"{name} has shape {x.shape}")
-        return None, x
-    if "steps " + name in stored:
-        steps = stored["steps " + name]
-    else:  # format 1
-        steps = plan.kept(min(groups, default=0), name)
+        stored.check(array, dtype, (count,))
+        return None, typed(stored[array], dtype)
+    steps = np.array(stored.column("steps " + name))
+    stored.check(array, dtype, (count, len(steps)))
+    x = typed(stored[array], dtype)
     own = () if plan.stages else [plan.metrics[group][name].shape[0] for group in groups]
-    if x.shape != (count, len(steps)) or not set(own) <= set(steps.tolist()):
-        raise ValueError(f"{name} has shape {x.shape}")
+    if not set(own) <= set(steps.tolist()):
+        raise FileError(f"{name} has not all its steps")
     here = np.isin(steps, plan.steps(name))  # fewer steps had another last one
     return np.searchsorted(plan.steps(name), steps[here]), x if here.all() else x[:, here]
-
-
-T = TypeVar("T")
-
-
-def _stored(file: Path, read: Callable[[Mapping[str, np.ndarray]], T], lost: str = ROUND) -> T:
-    """What `read` gets of a file's arrays; ValueError where it is damaged."""
-    with (
-        _damaged(file, lost),
-        open(file, "rb") as data,
-        np.load(data, allow_pickle=False) as stored,
-    ):
-        return read(stored)
-
-
-@contextlib.contextmanager
-def _damaged(file: Path, lost: str = ROUND) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(
-            f"{file} is damaged ({error!r}). Nothing was changed; move it away, and {lost}."
-        ) from error
-
-
-def _keys(like: Points, points: Points) -> Iterator[Hashable]:
-    """A key for each point, as these are told apart in `like`; equal points differ by a number."""
-    seen: collections.Counter[Hashable] = collections.Counter()
-    for key in map(like.key, points):
-        yield key, seen[key]
-        seen[key] += 1
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import time
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -45,7 +46,7 @@ from rmsprop_jax._sweep.points import Points
 from rmsprop_jax._sweep.processes import Processes
 from rmsprop_jax._sweep.results import SweepResult
 from rmsprop_jax._sweep.rounds import Structure
-from rmsprop_jax._sweep.schedulers import Scheduler, population
+from rmsprop_jax._sweep.schedulers import Scheduler, population, settings_of
 from rmsprop_jax._sweep.seeds import checked_seeds
 from rmsprop_jax._sweep.states import Kept
 from rmsprop_jax._sweep.store import Store, local_folder
@@ -242,13 +243,12 @@ def _sweep(train: Any, points: Any, asked: Options, start: float) -> SweepResult
         batches = None
         if isinstance(train, Training):
             steps, evaluate_every, rungs = _stages(asked, points)
+            settings = _settings_of(asked)
             if asked.batches is not None:
                 batches = Batches(asked.batches, processes, first=1)
             batch = batches.one if batches else None
             traces = [trace_training(train, group, points, args, batch) for group in groups]
-            stages = Stages(
-                steps, evaluate_every, rungs, _name_of(asked.scheduler), traces[0].evaluations
-            )
+            stages = Stages(steps, evaluate_every, rungs, settings, traces[0].evaluations)
             if batches:
                 batches.along(stages)
         else:
@@ -269,7 +269,7 @@ def _sweep(train: Any, points: Any, asked: Options, start: float) -> SweepResult
         if asked.progress and processes.first and asked.devices is None:
             say_idle_cores(processes)
 
-        store, stored = _open(processes, plan, (aim.name, aim.mode), asked.path, stack)
+        store, stored = _open(processes, plan, aim.noted, asked.path, stack)
         ledger = Ledger(plan, aim, stored, store.write if store else None, start)
         specs = [one.state for one in traces if one.state is not None]
         known = store.decisions if store else []
@@ -288,7 +288,7 @@ def _sweep(train: Any, points: Any, asked: Options, start: float) -> SweepResult
             keeper.check_room(lockstep, processes.mesh.size, asked.path)
         if decisions is not None:
             ledger.replay(decisions.known)
-        memory = Kept(keeper.kept, specs, keeper.files()) if specs else None
+        memory = Kept(keeper.kept, specs, *keeper.files()) if specs else None
         decided = decisions.known if decisions else []
         result = lambda: ledger.result(train=train, decided=decided, kept=memory)
         run = Run(plan, ledger, keeper, processes, asked.callback)
@@ -314,6 +314,7 @@ def _sweep(train: Any, points: Any, asked: Options, start: float) -> SweepResult
                         most = _smaller_batch(error, batch_size, sizes, alone)
                     if specs:
                         keeper.resume()
+            processes.on_first(lambda: _tidy(store, keeper))
         except KeyboardInterrupt as interrupt:
             raise SweepInterrupted(result()) from interrupt
         except Exception as error:
@@ -321,6 +322,13 @@ def _sweep(train: Any, points: Any, asked: Options, start: float) -> SweepResult
             error.add_note(f"What was finished is in this exception's .result: {result()!r}")
             raise
         return result()
+
+
+def _tidy(store: Store | None, keeper: Keeper) -> None:
+    """What the folder of a call that ended well still needs, though nothing may have run."""
+    keeper.forget()
+    if store is not None:
+        store.note_aim()
 
 
 def _structures(
@@ -394,11 +402,19 @@ def _stages(asked: Options, points: Points) -> tuple[int, int, tuple[int, ...]]:
     return steps, every, tuple(sorted(set(map(int, rungs))))
 
 
-def _name_of(scheduler: Any) -> str:
-    """What tells two schedulers apart on disk: what they print; one that prints its address, by its
-    type."""
-    text = "" if scheduler is None else repr(scheduler)
-    return type(scheduler).__qualname__ if " at 0x" in text else text
+def _settings_of(asked: Options) -> dict[str, Any] | None:
+    """What tells the scheduler from others, for a folder; a warning where that is not all."""
+    if (scheduler := asked.scheduler) is None:
+        return None
+    settings, is_all = settings_of(scheduler)
+    if asked.path is not None and not is_all:
+        warnings.warn(
+            f"the settings of the scheduler {scheduler!r} cannot be compared, so that a later call "
+            "with this path may go on with other settings, unnoticed: make it a dataclass of "
+            "numbers and strings, or give it a method fingerprint() -> str.",
+            stacklevel=5,
+        )
+    return settings
 
 
 def _read_after(traces: Traces) -> set[str]:
@@ -437,7 +453,7 @@ def _check_scheduler(scheduler: Any, groups: list[Group], traces: list[Traces]) 
 
 
 def _open(
-    processes: Processes, plan: Plan, aim: tuple[str, str], path: Any, stack: contextlib.ExitStack
+    processes: Processes, plan: Plan, aim: dict[str, Any], path: Any, stack: contextlib.ExitStack
 ) -> tuple[Store | None, Trials]:
     """The folder, for the first process to write, and what is finished in it, for all."""
     if path is None:

@@ -155,6 +155,11 @@ def typed(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return x if x.dtype == dtype else x.view(dtype)
 
 
+def stored_dtype(dtype: np.dtype) -> np.dtype:
+    """The dtype that NumPy's files give an array of this one."""
+    return np.dtype(dtype.str)
+
+
 def _is_plain(dtype: Any) -> bool:
     """Whether the dtype's name says all of it."""
     return dtype.kind in "biufcSU" or (

@@ -1,0 +1,43 @@
+"""Files of a sweep's folder, changed and sealed again as the page on sweeps says they are."""
+
+import hashlib
+import io
+import json
+import zipfile
+
+import numpy as np
+
+END = b'"}'
+
+
+def sealed(body):
+    """These bytes, up to the checksum, and the checksum."""
+    return body + hashlib.sha256(body).hexdigest().encode() + END
+
+
+def content(file):
+    """Of a JSON file."""
+    return json.loads(file.read_bytes())["content"]
+
+
+def write_content(file, new):
+    """Another content under the same header, with a checksum that fits."""
+    document = json.loads(file.read_bytes()) | {"content": new, "sha256": ""}
+    file.write_bytes(sealed(json.dumps(document).encode()[: -len(END)]))
+
+
+def write_arrays(file, arrays, compress=False):
+    """Other arrays under the same header, with a checksum that fits."""
+    with zipfile.ZipFile(file) as archive:
+        comment = archive.comment
+    data = io.BytesIO()
+    (np.savez_compressed if compress else np.savez)(data, **arrays)
+    with zipfile.ZipFile(data, "a") as archive:
+        archive.comment = comment
+    file.write_bytes(sealed(data.getvalue()[: -64 - len(END)]))
+
+
+def contents(folder):
+    """Of all files but the lock."""
+    files = (file for file in folder.rglob("*") if file.is_file() and file.name != ".lock")
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
