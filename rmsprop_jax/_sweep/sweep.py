@@ -44,6 +44,7 @@ from rmsprop_jax._sweep.plan import Plan, Stages, Trials, no_trials
 from rmsprop_jax._sweep.points import Points
 from rmsprop_jax._sweep.processes import Processes
 from rmsprop_jax._sweep.results import SweepResult
+from rmsprop_jax._sweep.retraining import Retrainer
 from rmsprop_jax._sweep.rounds import Structure
 from rmsprop_jax._sweep.schedulers import Scheduler, population
 from rmsprop_jax._sweep.seeds import checked_seeds
@@ -290,7 +291,8 @@ def _sweep(train: Any, points: Any, asked: Options, start: float) -> SweepResult
             ledger.replay(decisions.known)
         memory = Kept(keeper.kept, specs, keeper.files()) if specs else None
         decided = decisions.known if decisions else []
-        result = lambda: ledger.result(train=train, decided=decided, kept=memory)
+        retrainer = Retrainer(train, plan.groups, processes.mesh.local_devices[0])
+        result = lambda: ledger.result(retrainer=retrainer, decided=decided, kept=memory)
         run = Run(plan, ledger, keeper, processes, asked.callback)
         try:
             with ledger.bar(asked.progress and processes.first):

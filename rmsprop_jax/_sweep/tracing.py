@@ -249,9 +249,7 @@ def trace_training(
     """
     tracer, found = _Tracer(group, points, args), []
     given = () if batch is None else (batch,)
-    check_call(training.init, "init", "init(hp, key, *args)", args)
-    form = f"step(hp, state, key, {'batch, ' if given else ''}*args)"
-    check_call(training.step, "step", form, (None, *given, *args), args)
+    check_calls(training, given, args)
 
     def init(hp, key, *args):
         state = training.init(hp, jax.random.fold_in(key, 0), *args)
@@ -287,7 +285,6 @@ def trace_training(
         _, metrics = tracer.trace("step", step, list(spec.data), number, *given)
         evaluations = {}
         if of_state is not None:
-            check_call(of_state, "evaluate", "evaluate(hp, state, key, *args)", (None, *args), args)
             evaluations = tracer.trace("evaluate", evaluate, list(spec.data), number)
     except jax.errors.UnexpectedTracerError as error:
         raise ValueError(
@@ -310,6 +307,21 @@ def _refuse_jitted(function: Any, name: str, group: Group, error: Exception) -> 
             f"{group.structure}. Give the function that you jitted ({name}.__wrapped__): the "
             "sweep compiles it."
         ) from error
+
+
+def check_calls(training: Training, given: tuple[Any, ...], args: tuple[Any, ...]) -> None:
+    """ValueError where a training's functions cannot be called with these args.
+
+    Args:
+      training, args: of the sweep.
+      given: what `step` gets between the key and the args, a batch or nothing.
+    """
+    check_call(training.init, "init", "init(hp, key, *args)", args)
+    form = f"step(hp, state, key, {'batch, ' if given else ''}*args)"
+    check_call(training.step, "step", form, (None, *given, *args), args)
+    if training.evaluate is not None:
+        form = "evaluate(hp, state, key, *args)"
+        check_call(training.evaluate, "evaluate", form, (None, *args), args)
 
 
 def check_call(
