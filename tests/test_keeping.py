@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import rmsprop_jax as rj
-from rmsprop_jax._sweep import keeping, rounds, store
+from rmsprop_jax._sweep import memory, rounds, store
 from tests.support.trainings import POINTS, SCALE, alone, noisy, plain, sweep
 from tests.test_store import child
 
@@ -435,6 +435,118 @@ def test_points_and_seeds_may_be_added(tmp_path, whole):
 # Room.
 
 
+def machine(root, available, mounts="", cgroups="0::/", **files):
+    """A folder that stands for a machine's `/`."""
+    texts = {
+        "proc/meminfo": f"MemTotal: 99999999 kB\nMemAvailable: {int(available / 1024)} kB\n",
+        "proc/self/mountinfo": f"{mounts}\n21 1 0:19 / /proc rw - proc  rw\n".lstrip(),
+        "proc/self/cgroup": f"{cgroups}\n".lstrip(),
+    }
+    for name, text in (texts | files).items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+V1 = "35 31 0:32 {} /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory"
+V2 = "31 23 0:28 {} /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate"
+NO_LIMIT = 2**63 - 4096
+
+
+def v1(folder, limit, usage, stat=""):
+    names = ("limit_in_bytes", "usage_in_bytes", "stat")
+    of = zip(names, (limit, usage, stat), strict=True)
+    return {f"sys/fs/cgroup/memory/{folder}memory.{name}": f"{x}\n" for name, x in of}
+
+
+def v2(folder, limit, usage, stat="", high="max"):
+    of = {"max": limit, "current": usage, "stat": stat, "high": high}
+    return {f"sys/fs/cgroup/{folder}memory.{name}": f"{x}\n" for name, x in of.items()}
+
+
+CACHED_1 = "inactive_file 7\ntotal_inactive_file 3000000\ntotal_active_file 2000000"
+CACHED_2 = "anon 5\ninactive_file 3000000\nactive_file 2000000"
+ROOMY = 10**9
+LIMITS = {
+    "version 2, a container's own view": (V2.format("/"), "0::/", v2("", 30_000_000, 10_000_000)),
+    "version 2, a group in groups": (
+        V2.format("/"),
+        "0::/user/job",
+        v2("user/job/", "max", 5_000_000) | v2("user/", 40_000_000, 20_000_000),
+    ),
+    "version 2, the innermost": (
+        V2.format("/"), "0::/user/job", v2("user/job/", 20_000_000, 0) | v2("user/", ROOMY, 0),
+    ),
+    "version 2, files that the kernel can drop": (
+        V2.format("/"), "0::/", v2("", 30_000_000, 15_000_000, CACHED_2),
+    ),
+    "version 2, where the kernel slows it": (
+        V2.format("/"), "0::/", v2("", "max", 10_000_000, high=30_000_000),
+    ),
+    "version 1": (V1.format("/"), "4:cpu,memory:/job", v1("job/", 30_000_000, 10_000_000)),
+    "version 1, a group in groups": (
+        V1.format("/"),
+        "4:memory:/user/job",
+        v1("user/job/", NO_LIMIT, 5) | v1("user/", 30_000_000, 10_000_000) | v1("", NO_LIMIT, 5),
+    ),
+    "version 1, files that the kernel can drop": (
+        V1.format("/"), "4:memory:/job", v1("job/", 30_000_000, 15_000_000, CACHED_1),
+    ),
+    "version 1, a container that names its group from outside": (
+        V1.format("/docker/abc"), "4:memory:/docker/abc", v1("", 30_000_000, 10_000_000),
+    ),
+    "version 1, a group in a container that names it so": (
+        V1.format("/docker/abc"),
+        "4:memory:/docker/abc/job",
+        v1("job/", 30_000_000, 10_000_000) | v1("", NO_LIMIT, 10_000_000),
+    ),
+    "version 1, a path that is not mounted here": (
+        V1.format("/docker/abc"), "4:memory:/elsewhere", v1("", 30_000_000, 10_000_000),
+    ),
+    "versions side by side": (
+        V1.format("/") + "\n" + V2.format("/").replace("cgroup rw", "cgroup/unified rw"),
+        "4:memory:/job\n1:cpu:/\n0::/",
+        v1("job/", 30_000_000, 10_000_000),
+    ),
+}  # fmt: skip
+
+
+def sweep_of_20_megabytes():
+    init = lambda hp, key: jnp.ones(5_000_000)
+    big = rj.Training(init, lambda hp, s, key: (s, {"loss": hp["x"]}))
+    return rj.sweep(big, rj.grid(x=[1.0]), steps=1, progress=False)
+
+
+@pytest.mark.parametrize("case", LIMITS)
+def test_the_limit_of_a_container_counts_as_the_memory_that_is_free(case, tmp_path, monkeypatch):
+    mounts, cgroups, files = LIMITS[case]
+    monkeypatch.setattr(memory, "ROOT", machine(tmp_path, ROOMY, mounts, cgroups, **files))
+    with pytest.raises(ValueError, match=r"and 0\.02 GB of memory are free"):
+        sweep_of_20_megabytes()
+
+
+@pytest.mark.parametrize(
+    ("mounts", "cgroups", "files"),
+    [
+        (V2.format("/"), "0::/job", v2("job/", "max", 5)),
+        (V1.format("/"), "4:memory:/job", v1("job/", NO_LIMIT, 5)),
+        (V2.format("/"), "0::/gone", {}),
+        (V2.format("/"), "0::/../job", v2("job/", 5, 0)),  # of another container
+        ("", "", {}),
+    ],
+)
+def test_a_machine_without_a_limit_has_what_it_says(mounts, cgroups, files, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "ROOT", machine(tmp_path, 20e6, mounts, cgroups, **files))
+    with pytest.raises(ValueError, match=r"and 0\.02 GB of memory are free"):
+        sweep_of_20_megabytes()
+
+
+def test_where_no_file_says_what_is_free_nothing_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "ROOT", tmp_path)
+    training = rj.Training(lambda hp, key: hp["x"], lambda hp, s, key: (s, {"loss": s}))
+    assert rj.sweep(training, rj.grid(x=[1.0]), steps=1, progress=False).objective == [1.0]
+
+
 def test_states_that_do_not_fit_are_refused_before_anything_runs(tmp_path, monkeypatch):
     ran = []
     big = rj.Training(
@@ -444,7 +556,7 @@ def test_states_that_do_not_fit_are_refused_before_anything_runs(tmp_path, monke
     run = lambda **more: rj.sweep(
         big, rj.grid(x=[1.0, 2.0, 3.0]), steps=2, progress=False, keep_states="all", **more
     )
-    monkeypatch.setattr(keeping, "free_bytes", lambda: 20e6)
+    monkeypatch.setattr(memory, "ROOT", machine(tmp_path / "root", 20e6))
     with pytest.raises(ValueError, match=r"2 trials under way and 3 kept need 0\.02 GB, and 0\.02"):
         run()
     run(path=tmp_path / "a")  # kept on disk

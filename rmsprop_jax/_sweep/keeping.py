@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from rmsprop_jax._sweep.ledger import Ledger
+from rmsprop_jax._sweep.memory import free_bytes
 from rmsprop_jax._sweep.plan import Plan
 from rmsprop_jax._sweep.processes import Processes
 from rmsprop_jax._sweep.rounds import States, rows_of
@@ -91,8 +92,8 @@ class Keeper:
         if free is not None and memory > MEMORY_SHARE * free:
             raise ValueError(
                 f"the states of {running} trials under way and {0 if path else kept} kept need "
-                f"{memory / 1e9:.3g} GB, and {free / 1e9:.3g} GB of memory are free: give a "
-                f"smaller keep_states, or {remedy}."
+                f"{memory / 1e9:.3g} GB, and {free / 1e9:.3g} GB of memory are free (a container's "
+                f"limit counts): give a smaller keep_states, or {remedy}."
             )
         if path is None:
             return
@@ -222,15 +223,3 @@ class Keeper:
             del self.kept[trial]
         if self._store is not None:
             self._store.drop_states(lambda trial: trial // seeds not in best)
-
-
-def free_bytes() -> float | None:
-    """Of the host's memory; None where it does not say."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return 1024.0 * int(line.split()[1])
-    except OSError:
-        pass
-    return None
