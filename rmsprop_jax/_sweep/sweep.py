@@ -69,11 +69,14 @@ class SweepInterrupted(KeyboardInterrupt):
     """
 
     def __init__(self, result: SweepResult):
-        super().__init__(
-            f"interrupted; .result holds what is finished: {result!r}. What JAX has begun (a "
+        super().__init__(result)  # as `pickle` makes it again
+        self.result = result
+
+    def __str__(self) -> str:
+        return (
+            f"interrupted; .result holds what is finished: {self.result!r}. What JAX has begun (a "
             "round, a compile) it brings to its end before this process can end."
         )
-        self.result = result
 
 
 def sweep(
@@ -278,7 +281,9 @@ def _sweep(train: Any, points: Any, asked: Options, start: float) -> SweepResult
         if asked.scheduler is not None:
             init_only = [one.reads["init"] - _read_after(one) for one in traces]
             note = store.write_decision if store else None
-            decisions = Decisions(asked.scheduler, plan, init_only, known, note, processes)
+            decisions = Decisions(
+                asked.scheduler, plan, aim.name, init_only, known, note, processes
+            )
             ledger.stop_known(decisions.known)
         keeper = Keeper(
             plan, ledger, specs, keep, asked.checkpoint_seconds, store, asked.path is not None,
