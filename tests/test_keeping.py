@@ -1,5 +1,6 @@
 """Checkpoints of trainings under way: what a stop costs, how a sweep goes on, also for longer."""
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -267,6 +268,8 @@ def walk(path, way, steps, rung=None, **options):
         ),
     ],
 )
+# Where the trial that beat another is not on disk yet, the other may be the best, for all it knows.
+@pytest.mark.filterwarnings("ignore:keep_states=2 may want the states of")
 def test_a_kill_between_any_two_files_costs_a_segment_and_no_more(
     way, keep, steps, tmp_path, monkeypatch
 ):
@@ -428,8 +431,8 @@ def test_functions_and_trainings_do_not_share_a_folder(tmp_path):
 
 
 def test_points_and_seeds_may_be_added(tmp_path, whole):
-    sweep(points=POINTS[:5], path=tmp_path, evaluate_every=10)
-    assert_same(sweep(path=tmp_path, **OPTIONS), sweep(**OPTIONS))
+    sweep(points=POINTS[:5], path=tmp_path, evaluate_every=10, keep_states=0)
+    assert_same(sweep(path=tmp_path, keep_states=0, **OPTIONS), sweep(**OPTIONS))
 
 
 # Room.
@@ -570,3 +573,94 @@ def test_states_that_do_not_fit_are_refused_before_anything_runs(tmp_path, monke
         run(path=tmp_path / "b")
     jax.effects_barrier()
     assert not ran
+
+
+# States that an earlier call did not keep.
+
+LUCK = np.array([[0.0, 9.0], [1.0, 1.0], [5.0, 8.0]])  # point 0 is best for seed 0, 1 for both
+LOTTERY = rj.grid(x=[0.0, 1.0, 2.0])
+
+
+def lottery(points=LOTTERY, **options):
+    """A sweep whose best point changes with the seeds; a state tells its point and its seed."""
+
+    def init(hp, key):
+        keys = jax.random.key_data(jnp.stack([jax.random.key(s) for s in (0, 1)]))
+        key_0 = lambda k: jax.random.key_data(jax.random.fold_in(jax.random.wrap_key_data(k), 0))
+        seed = jnp.argmax((jax.vmap(key_0)(keys) == jax.random.key_data(key)).all(1))
+        return {"x": hp["x"], "seed": seed}
+
+    def step(hp, state, key):
+        loss = jnp.asarray(LUCK, jnp.float32)[state["x"].astype(int), state["seed"]]
+        return state, {"loss": loss, "other": -loss}
+
+    training = rj.Training(init, step)
+    return rj.sweep(training, points, **{"steps": 2, "progress": False} | options)
+
+
+def assert_has_states(result, record):
+    for seed in result.seeds:
+        state = result.state(record, seed=seed)
+        assert (state["x"], state["seed"]) == (record.point["x"], seed)
+
+
+def test_more_seeds_say_before_they_run_which_states_are_gone(tmp_path):
+    assert lottery(path=tmp_path).best().point == LOTTERY[0]
+    ran = []
+    with pytest.warns(UserWarning, match=r"states of 2 finished trials.*retrain") as caught:
+        result = lottery(path=tmp_path, seeds=2, callback=lambda r: ran.append(len(caught.list)))
+    assert ran
+    assert set(ran) == {1}  # said before
+    assert caught[0].filename == __file__
+    best = result.best()
+    assert best.point == LOTTERY[1]
+    assert result.state(best, seed=1)["x"] == 1.0
+    with pytest.raises(ValueError, match=r"seed 0, was not kept.*result\.retrain"):
+        result.state(best)
+    assert result.retrain(best)[0]["x"] == 1.0
+
+
+def test_more_seeds_have_each_state_where_all_were_kept(tmp_path):
+    lottery(path=tmp_path, keep_states="all")
+    result = lottery(path=tmp_path, seeds=2, keep_states=1)
+    assert result.best().point == LOTTERY[1]
+    assert_has_states(result, result.best())
+
+
+def test_more_points_have_the_state_of_the_best_old_or_new(tmp_path):
+    lottery(LOTTERY[2:], path=tmp_path, seeds=2)
+    for points, best in ((LOTTERY[1:], 1.0), (LOTTERY, 1.0)):
+        result = lottery(points, path=tmp_path, seeds=2)
+        assert result.best().point == {"x": best}
+        assert_has_states(result, result.best())
+
+
+AGAIN = {
+    "the same": ({}, None),
+    "more are wanted": ({"keep_states": 2}, 1),
+    "all are wanted": ({"keep_states": "all"}, 2),
+    "none is wanted": ({"keep_states": 0}, None),
+    "another mode": ({"mode": "max"}, 1),
+    "another objective": ({"objective": "other"}, 1),
+    "an equal objective": ({"objective": "other", "mode": "max"}, None),
+}
+
+
+@pytest.mark.parametrize("case", AGAIN)
+def test_another_call_says_whether_the_states_that_it_wants_are_there(case, tmp_path):
+    options, gone = AGAIN[case]
+    lottery(path=tmp_path)
+    expected = contextlib.nullcontext()
+    if gone is not None:
+        expected = pytest.warns(UserWarning, match=f"states of {gone} finished trials")
+    with expected:
+        result = lottery(path=tmp_path, **options)
+    if gone is None and options != {"keep_states": 0}:
+        assert_has_states(result, result.best())
+
+
+def test_an_interrupted_call_keeps_what_its_resumption_needs(tmp_path):
+    with pytest.raises(rj.SweepInterrupted):
+        lottery(path=tmp_path, seeds=2, callback=stop_at(4), devices=jax.devices()[0])
+    result = lottery(path=tmp_path, seeds=2)
+    assert_has_states(result, result.best())

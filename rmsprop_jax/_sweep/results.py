@@ -386,7 +386,7 @@ class SweepResult:
             raise ValueError(
                 f"the state of {self.points[point]}, seed {seed}, was not kept: keep_states says "
                 'of how many of the best points it is, or "all" (of a Training; a function has '
-                "none)."
+                "none). result.retrain(record, seed=...) trains it again."
             )
         arrays, _, spec = found
         if like is not None:

@@ -151,7 +151,9 @@ def sweep(
         `Scheduler`. With one, as with `batches`, all trials come to a boundary before any passes
         it, so that the devices hold the states of all.
       keep_states: of how many of the best points the last states, of all seeds, are kept for
-        `result.state`: 0, a number, or "all". On disk, too, where there is a `path`.
+        `result.state`: 0, a number, or "all". On disk, too, where there is a `path`. With more
+        seeds in a later call another point may become the best, whose state is gone, unless it was
+        "all" from the start: that call warns before it runs.
       batches: `batches(t)`, a pure function from the step to a batch, a pytree of arrays of the
         same shapes and dtypes for every t, for data that does not fit a device. `step` gets it
         before `args`. It is called once a step for all trials, on your thread, for the next segment
@@ -181,8 +183,9 @@ def sweep(
         exception on the way has that `.result`, too.
 
     Warns:
-      UserWarning: for several seeds of a `train` that never reads its key, and for a program so
-        long that a Python loop must have been unrolled.
+      UserWarning: for several seeds of a `train` that never reads its key, for a program so long
+        that a Python loop must have been unrolled, for states that `keep_states` asks for and an
+        earlier call dropped, and for a rung at which no objective is finite.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax, rmsprop_jax as rj
@@ -292,6 +295,7 @@ def _sweep(train: Any, points: Any, asked: Options, start: float) -> SweepResult
         lockstep = decisions is not None or batches is not None
         if specs:
             keeper.check_room(lockstep, processes.mesh.size, asked.path)
+            keeper.warn_of_gone_states()
         if decisions is not None:
             ledger.replay(decisions.known)
         memory = Kept(keeper.kept, specs, keeper.files()) if specs else None
