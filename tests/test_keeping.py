@@ -1,5 +1,6 @@
 """Checkpoints of trainings under way: what a stop costs, how a sweep goes on, also for longer."""
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 import rmsprop_jax as rj
-from rmsprop_jax._sweep import keeping, rounds, store
+from rmsprop_jax._sweep import memory, rounds, store
 from tests.support.trainings import POINTS, SCALE, alone, noisy, plain, sweep
 from tests.test_store import child
 
@@ -267,6 +268,8 @@ def walk(path, way, steps, rung=None, **options):
         ),
     ],
 )
+# Where the trial that beat another is not on disk yet, the other may be the best, for all it knows.
+@pytest.mark.filterwarnings("ignore:keep_states=2 may want the states of")
 def test_a_kill_between_any_two_files_costs_a_segment_and_no_more(
     way, keep, steps, tmp_path, monkeypatch
 ):
@@ -428,11 +431,123 @@ def test_functions_and_trainings_do_not_share_a_folder(tmp_path):
 
 
 def test_points_and_seeds_may_be_added(tmp_path, whole):
-    sweep(points=POINTS[:5], path=tmp_path, evaluate_every=10)
-    assert_same(sweep(path=tmp_path, **OPTIONS), sweep(**OPTIONS))
+    sweep(points=POINTS[:5], path=tmp_path, evaluate_every=10, keep_states=0)
+    assert_same(sweep(path=tmp_path, keep_states=0, **OPTIONS), sweep(**OPTIONS))
 
 
 # Room.
+
+
+def machine(root, available, mounts="", cgroups="0::/", **files):
+    """A folder that stands for a machine's `/`."""
+    texts = {
+        "proc/meminfo": f"MemTotal: 99999999 kB\nMemAvailable: {int(available / 1024)} kB\n",
+        "proc/self/mountinfo": f"{mounts}\n21 1 0:19 / /proc rw - proc  rw\n".lstrip(),
+        "proc/self/cgroup": f"{cgroups}\n".lstrip(),
+    }
+    for name, text in (texts | files).items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+V1 = "35 31 0:32 {} /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory"
+V2 = "31 23 0:28 {} /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate"
+NO_LIMIT = 2**63 - 4096
+
+
+def v1(folder, limit, usage, stat=""):
+    names = ("limit_in_bytes", "usage_in_bytes", "stat")
+    of = zip(names, (limit, usage, stat), strict=True)
+    return {f"sys/fs/cgroup/memory/{folder}memory.{name}": f"{x}\n" for name, x in of}
+
+
+def v2(folder, limit, usage, stat="", high="max"):
+    of = {"max": limit, "current": usage, "stat": stat, "high": high}
+    return {f"sys/fs/cgroup/{folder}memory.{name}": f"{x}\n" for name, x in of.items()}
+
+
+CACHED_1 = "inactive_file 7\ntotal_inactive_file 3000000\ntotal_active_file 2000000"
+CACHED_2 = "anon 5\ninactive_file 3000000\nactive_file 2000000"
+ROOMY = 10**9
+LIMITS = {
+    "version 2, a container's own view": (V2.format("/"), "0::/", v2("", 30_000_000, 10_000_000)),
+    "version 2, a group in groups": (
+        V2.format("/"),
+        "0::/user/job",
+        v2("user/job/", "max", 5_000_000) | v2("user/", 40_000_000, 20_000_000),
+    ),
+    "version 2, the innermost": (
+        V2.format("/"), "0::/user/job", v2("user/job/", 20_000_000, 0) | v2("user/", ROOMY, 0),
+    ),
+    "version 2, files that the kernel can drop": (
+        V2.format("/"), "0::/", v2("", 30_000_000, 15_000_000, CACHED_2),
+    ),
+    "version 2, where the kernel slows it": (
+        V2.format("/"), "0::/", v2("", "max", 10_000_000, high=30_000_000),
+    ),
+    "version 1": (V1.format("/"), "4:cpu,memory:/job", v1("job/", 30_000_000, 10_000_000)),
+    "version 1, a group in groups": (
+        V1.format("/"),
+        "4:memory:/user/job",
+        v1("user/job/", NO_LIMIT, 5) | v1("user/", 30_000_000, 10_000_000) | v1("", NO_LIMIT, 5),
+    ),
+    "version 1, files that the kernel can drop": (
+        V1.format("/"), "4:memory:/job", v1("job/", 30_000_000, 15_000_000, CACHED_1),
+    ),
+    "version 1, a container that names its group from outside": (
+        V1.format("/docker/abc"), "4:memory:/docker/abc", v1("", 30_000_000, 10_000_000),
+    ),
+    "version 1, a group in a container that names it so": (
+        V1.format("/docker/abc"),
+        "4:memory:/docker/abc/job",
+        v1("job/", 30_000_000, 10_000_000) | v1("", NO_LIMIT, 10_000_000),
+    ),
+    "version 1, a path that is not mounted here": (
+        V1.format("/docker/abc"), "4:memory:/elsewhere", v1("", 30_000_000, 10_000_000),
+    ),
+    "versions side by side": (
+        V1.format("/") + "\n" + V2.format("/").replace("cgroup rw", "cgroup/unified rw"),
+        "4:memory:/job\n1:cpu:/\n0::/",
+        v1("job/", 30_000_000, 10_000_000),
+    ),
+}  # fmt: skip
+
+
+def sweep_of_20_megabytes():
+    init = lambda hp, key: jnp.ones(5_000_000)
+    big = rj.Training(init, lambda hp, s, key: (s, {"loss": hp["x"]}))
+    return rj.sweep(big, rj.grid(x=[1.0]), steps=1, progress=False)
+
+
+@pytest.mark.parametrize("case", LIMITS)
+def test_the_limit_of_a_container_counts_as_the_memory_that_is_free(case, tmp_path, monkeypatch):
+    mounts, cgroups, files = LIMITS[case]
+    monkeypatch.setattr(memory, "ROOT", machine(tmp_path, ROOMY, mounts, cgroups, **files))
+    with pytest.raises(ValueError, match=r"and 0\.02 GB of memory are free"):
+        sweep_of_20_megabytes()
+
+
+@pytest.mark.parametrize(
+    ("mounts", "cgroups", "files"),
+    [
+        (V2.format("/"), "0::/job", v2("job/", "max", 5)),
+        (V1.format("/"), "4:memory:/job", v1("job/", NO_LIMIT, 5)),
+        (V2.format("/"), "0::/gone", {}),
+        (V2.format("/"), "0::/../job", v2("job/", 5, 0)),  # of another container
+        ("", "", {}),
+    ],
+)
+def test_a_machine_without_a_limit_has_what_it_says(mounts, cgroups, files, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "ROOT", machine(tmp_path, 20e6, mounts, cgroups, **files))
+    with pytest.raises(ValueError, match=r"and 0\.02 GB of memory are free"):
+        sweep_of_20_megabytes()
+
+
+def test_where_no_file_says_what_is_free_nothing_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "ROOT", tmp_path)
+    training = rj.Training(lambda hp, key: hp["x"], lambda hp, s, key: (s, {"loss": s}))
+    assert rj.sweep(training, rj.grid(x=[1.0]), steps=1, progress=False).objective == [1.0]
 
 
 def test_states_that_do_not_fit_are_refused_before_anything_runs(tmp_path, monkeypatch):
@@ -444,7 +559,7 @@ def test_states_that_do_not_fit_are_refused_before_anything_runs(tmp_path, monke
     run = lambda **more: rj.sweep(
         big, rj.grid(x=[1.0, 2.0, 3.0]), steps=2, progress=False, keep_states="all", **more
     )
-    monkeypatch.setattr(keeping, "free_bytes", lambda: 20e6)
+    monkeypatch.setattr(memory, "ROOT", machine(tmp_path / "root", 20e6))
     with pytest.raises(ValueError, match=r"2 trials under way and 3 kept need 0\.02 GB, and 0\.02"):
         run()
     run(path=tmp_path / "a")  # kept on disk
@@ -458,3 +573,94 @@ def test_states_that_do_not_fit_are_refused_before_anything_runs(tmp_path, monke
         run(path=tmp_path / "b")
     jax.effects_barrier()
     assert not ran
+
+
+# States that an earlier call did not keep.
+
+LUCK = np.array([[0.0, 9.0], [1.0, 1.0], [5.0, 8.0]])  # point 0 is best for seed 0, 1 for both
+LOTTERY = rj.grid(x=[0.0, 1.0, 2.0])
+
+
+def lottery(points=LOTTERY, **options):
+    """A sweep whose best point changes with the seeds; a state tells its point and its seed."""
+
+    def init(hp, key):
+        keys = jax.random.key_data(jnp.stack([jax.random.key(s) for s in (0, 1)]))
+        key_0 = lambda k: jax.random.key_data(jax.random.fold_in(jax.random.wrap_key_data(k), 0))
+        seed = jnp.argmax((jax.vmap(key_0)(keys) == jax.random.key_data(key)).all(1))
+        return {"x": hp["x"], "seed": seed}
+
+    def step(hp, state, key):
+        loss = jnp.asarray(LUCK, jnp.float32)[state["x"].astype(int), state["seed"]]
+        return state, {"loss": loss, "other": -loss}
+
+    training = rj.Training(init, step)
+    return rj.sweep(training, points, **{"steps": 2, "progress": False} | options)
+
+
+def assert_has_states(result, record):
+    for seed in result.seeds:
+        state = result.state(record, seed=seed)
+        assert (state["x"], state["seed"]) == (record.point["x"], seed)
+
+
+def test_more_seeds_say_before_they_run_which_states_are_gone(tmp_path):
+    assert lottery(path=tmp_path).best().point == LOTTERY[0]
+    ran = []
+    with pytest.warns(UserWarning, match=r"states of 2 finished trials.*retrain") as caught:
+        result = lottery(path=tmp_path, seeds=2, callback=lambda r: ran.append(len(caught.list)))
+    assert ran
+    assert set(ran) == {1}  # said before
+    assert caught[0].filename == __file__
+    best = result.best()
+    assert best.point == LOTTERY[1]
+    assert result.state(best, seed=1)["x"] == 1.0
+    with pytest.raises(ValueError, match=r"seed 0, was not kept.*result\.retrain"):
+        result.state(best)
+    assert result.retrain(best)[0]["x"] == 1.0
+
+
+def test_more_seeds_have_each_state_where_all_were_kept(tmp_path):
+    lottery(path=tmp_path, keep_states="all")
+    result = lottery(path=tmp_path, seeds=2, keep_states=1)
+    assert result.best().point == LOTTERY[1]
+    assert_has_states(result, result.best())
+
+
+def test_more_points_have_the_state_of_the_best_old_or_new(tmp_path):
+    lottery(LOTTERY[2:], path=tmp_path, seeds=2)
+    for points, best in ((LOTTERY[1:], 1.0), (LOTTERY, 1.0)):
+        result = lottery(points, path=tmp_path, seeds=2)
+        assert result.best().point == {"x": best}
+        assert_has_states(result, result.best())
+
+
+AGAIN = {
+    "the same": ({}, None),
+    "more are wanted": ({"keep_states": 2}, 1),
+    "all are wanted": ({"keep_states": "all"}, 2),
+    "none is wanted": ({"keep_states": 0}, None),
+    "another mode": ({"mode": "max"}, 1),
+    "another objective": ({"objective": "other"}, 1),
+    "an equal objective": ({"objective": "other", "mode": "max"}, None),
+}
+
+
+@pytest.mark.parametrize("case", AGAIN)
+def test_another_call_says_whether_the_states_that_it_wants_are_there(case, tmp_path):
+    options, gone = AGAIN[case]
+    lottery(path=tmp_path)
+    expected = contextlib.nullcontext()
+    if gone is not None:
+        expected = pytest.warns(UserWarning, match=f"states of {gone} finished trials")
+    with expected:
+        result = lottery(path=tmp_path, **options)
+    if gone is None and options != {"keep_states": 0}:
+        assert_has_states(result, result.best())
+
+
+def test_an_interrupted_call_keeps_what_its_resumption_needs(tmp_path):
+    with pytest.raises(rj.SweepInterrupted):
+        lottery(path=tmp_path, seeds=2, callback=stop_at(4), devices=jax.devices()[0])
+    result = lottery(path=tmp_path, seeds=2)
+    assert_has_states(result, result.best())

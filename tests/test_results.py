@@ -441,3 +441,36 @@ def test_a_sweep_of_which_nothing_finished_has_no_best():
         assert result._repr_html_().count("<tr>") == 1
     with pytest.raises(ValueError, match=r"\{'rate': 8.0\} was not begun"):
         result.schedule({"rate": 8.0})
+
+
+def interrupt(report):
+    raise KeyboardInterrupt
+
+
+def test_an_interrupted_sweep_is_pickled_with_its_result():
+    """As a pool of processes hands an exception over; its message is the same each time."""
+    with pytest.raises(rj.SweepInterrupted) as caught:
+        sweep(callback=interrupt)
+    found = caught.value
+    found.add_note("in the night")
+    for make in (copy.copy, copy.deepcopy, lambda error: pickle.loads(pickle.dumps(error))):
+        other = make(make(found))
+        assert type(other) is rj.SweepInterrupted
+        assert str(other) == str(found)
+        assert str(found).count("interrupted") == 1
+        assert other.__notes__ == ["in the night"]
+        assert other.result.points == found.result.points
+        np.testing.assert_array_equal(other.result.objective, found.result.objective)
+
+
+@pytest.mark.parametrize("error", [OSError(28, "full"), ValueError("bad"), RuntimeError("a", 3)])
+def test_an_exception_of_a_callback_is_pickled_with_the_result(error):
+    def fail(report):
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        sweep(callback=fail)
+    other = pickle.loads(pickle.dumps(caught.value))
+    assert str(other) == str(error)
+    assert other.__notes__ == caught.value.__notes__
+    np.testing.assert_array_equal(other.result.objective, caught.value.result.objective)

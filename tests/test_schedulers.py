@@ -107,6 +107,91 @@ def test_a_failed_point_survives_only_where_too_few_are_whole():
     assert result.status.tolist() == ["finished", "failed", "failed", "failed"]
 
 
+KINDS_OF_NONE = {
+    "NaN": lambda hp, t: jnp.nan,
+    "infinite": lambda hp, t: jnp.inf,
+    "either": lambda hp, t: jnp.where(hp["x"] > 2, jnp.nan, -jnp.inf),
+}
+
+
+def late(value, start):
+    """An objective that is there from a step on, such as a mean of 100 episodes."""
+    step = lambda hp, t, key: (t + 1, {"loss": jnp.where(t < start, value(hp, t), hp["x"])})
+    return rj.Training(lambda hp, key: jnp.int32(0), step)
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_NONE)
+def test_where_no_objective_is_finite_nobody_is_stopped(kind, tmp_path):
+    """At the rungs of 2 and 4 steps; those of 8 and 16 have numbers."""
+    run = lambda path: rj.sweep(
+        late(KINDS_OF_NONE[kind], 5), rj.grid(x=[4.0, 3.0, 2.0, 1.0]), steps=20, seeds=2, path=path,
+        scheduler=rj.halving(2, 2), progress=False,
+    )  # fmt: skip
+    with pytest.warns(UserWarning, match="is not finite for any point after step 2") as caught:
+        result = run(tmp_path)
+    assert [one.filename for one in caught] == [__file__]
+    assert result.reached[::2].tolist() == [8, 8, 16, 20]
+    assert result.status[::2].tolist() == ["stopped", "stopped", "stopped", "finished"]
+    again = run(tmp_path)  # what was decided is not asked again, and so not warned of
+    assert again.status.tolist() == result.status.tolist()
+
+
+def test_where_every_point_fails_for_good_all_go_to_the_end():
+    with pytest.warns(UserWarning, match="not finite for any point after step 2"):
+        result = rj.sweep(
+            late(KINDS_OF_NONE["NaN"], 99), rj.grid(x=[1.0, 2.0, 3.0]), steps=8,
+            scheduler=rj.halving(2, 2), progress=False,
+        )  # fmt: skip
+    assert result.status.tolist() == ["failed"] * 3
+    assert result.reached.tolist() == [8] * 3
+
+
+def test_one_seed_that_is_finite_is_enough_to_decide():
+    """Seed 1 fails in each point, seed 0 in the first."""
+
+    def step(hp, number, key):
+        fails = (number > 0) | (hp["x"] == 1)
+        return number, {"loss": jnp.where(fails, jnp.nan, hp["x"])}
+
+    training = rj.Training(
+        lambda hp, key: jnp.where(jnp.all(key == jax.random.fold_in(jax.random.key(1), 0)), 1, 0),
+        step,
+    )
+    result = rj.sweep(
+        training, rj.grid(x=[1.0, 2.0, 3.0]), steps=4, seeds=2, scheduler=rj.halving(3, 2),
+        progress=False,
+    )  # fmt: skip
+    assert result.reached.tolist() == [2, 2, 4, 4, 2, 2]
+
+
+@pytest.mark.parametrize("ask", ["population", "own"])
+def test_other_schedulers_are_asked_and_the_warning_is_the_same(ask):
+    seen = []
+
+    class Own:
+        def __repr__(self):
+            return "Own()"
+
+        def boundaries(self, steps):
+            return [2, 4]
+
+        def decide(self, boundary, table):
+            seen.append(boundary)
+            return rj.Decision(stop=[0]) if boundary == 4 else None
+
+    space = {"x": rj.uniform(1.0, 9.0)}
+    scheduler = rj.population(space, every=2) if ask == "population" else Own()
+    with pytest.warns(UserWarning, match="not finite for any point") as caught:
+        result = rj.sweep(
+            late(KINDS_OF_NONE["NaN"], 99), rj.grid(x=[1.0, 2.0, 3.0, 4.0]), steps=6,
+            scheduler=scheduler, progress=False,
+        )  # fmt: skip
+    assert len(caught) == 1
+    assert not result.is_population
+    assert result.reached.tolist() == [4 if seen else 6, 6, 6, 6]
+    assert seen == ([2, 4] if ask == "own" else [])
+
+
 def test_ties_go_to_the_lower_number():
     training = rj.Training(lambda hp, key: 0, lambda hp, s, key: (s, {"loss": 0 * hp["x"]}))
     points = rj.grid(x=[5.0, 1.0, 3.0, 2.0])

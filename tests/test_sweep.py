@@ -440,6 +440,53 @@ def test_an_objective_that_zeros_are_not_for_is_taken(objective):
     assert result.objective.tolist() == expected
 
 
+# Names of metrics.
+
+BAD_NAMES = {
+    "NumPy's ending": (["loss.npy"], r"the metrics 'loss' and 'loss\.npy'.*rename one"),
+    "the ending twice": (["a.npy", "a.npy.npy"], r"'a\.npy' and 'a\.npy\.npy'"),
+    "a NUL": (["a\0b"], r"'a\\x00b', of 3 characters.*without \\0"),
+    "a lone surrogate": (["a\ud800"], "lone surrogates"),
+    "too long": (["a" * 201], "named 'a{59}, of 201 characters.*1 to 200 characters"),
+    "empty": ([""], "named '', of 0 characters"),
+    "a number": ([3, 4], "named 3; names must be strings"),
+}
+
+
+@pytest.mark.parametrize("where", ["train", "step", "evaluate"])
+@pytest.mark.parametrize("case", BAD_NAMES)
+def test_a_name_that_a_folder_cannot_hold_is_refused(case, where):
+    """With a path or without: a result may be saved later."""
+    names, message = BAD_NAMES[case]
+    more = lambda x: dict.fromkeys(names, x)
+    if where == "train":
+        train, options = lambda hp, key: {"loss": hp["x"], **more(hp["x"])}, {}
+    else:
+        options = {"steps": 2}
+        of_step = more if where == "step" else lambda x: {}
+        step = lambda hp, s, key: (s, {"loss": s, **of_step(s)})
+        evaluate = (lambda hp, s, key: more(s)) if where == "evaluate" else None
+        train = rj.Training(lambda hp, key: hp["x"], step, evaluate)
+    with pytest.raises(ValueError, match=message):
+        rj.sweep(train, ONE, progress=False, **options)
+
+
+def test_other_names_come_back_from_a_folder(tmp_path):
+    names = [
+        "Loss", "train/loss", "../loss", "/loss", "a\\b", ".", "a.npy", ".npy", "a\nb", "C:", " ",
+        "\u00e9", "e\u0301", "\U0001f600", "file", "a" * 200, "\u20ac" * 200,
+    ]  # fmt: skip
+    train = lambda hp, key: {n: hp["x"] + i * jnp.ones(2) for i, n in enumerate(["loss", *names])}
+    result = rj.sweep(train, ONE, path=tmp_path, progress=False)
+    loaded = rj.SweepResult.load(tmp_path)
+    assert set(loaded.metrics) == {"loss", *names}
+    for i, name in enumerate(["loss", *names]):
+        np.testing.assert_array_equal(loaded.metrics[name][0], [1.0 + i] * 2)
+        np.testing.assert_array_equal(result.metrics[name], loaded.metrics[name])
+    assert {*names} <= {*result.to_dataframe()} & {*result.to_xarray()}
+    assert result.best(by="a.npy").objective == 8.0
+
+
 # Seeds and keys.
 
 
@@ -454,11 +501,50 @@ def test_an_objective_that_zeros_are_not_for_is_taken(objective):
         ("01", "count or a sequence"),
         ([1.5], "count or a sequence"),
         ([True], "count or a sequence"),
+        (b"01", "count or a sequence"),
+        (np.array([1.0, 2.0]), "count or a sequence"),
+        (np.array([True]), "count or a sequence"),
+        (np.array([[1, 2]]), "count or a sequence"),
+        (np.array(1.0), "count or a sequence"),
+        (np.array([], int), "count or a sequence"),
+        (np.array([2**63], np.uint64), "fit 64 bits"),
+        (np.int64(0), "at least 1, got 0"),
+        (jax.random.PRNGKey(5), "PRNG keys"),
+        ([jax.random.key(0)], "PRNG keys"),
     ],
 )
 def test_seeds_that_are_no_seeds_are_refused(seeds, message):
     with pytest.raises(ValueError, match=message):
         rj.sweep(make_train(), POINTS, seeds=seeds, progress=False)
+
+
+@pytest.mark.parametrize(
+    "seeds",
+    [
+        np.int64(3),
+        np.uint8(3),
+        np.array(3),
+        jnp.int32(3),
+        jnp.asarray(3),
+        np.arange(3),
+        np.arange(3, dtype=np.uint8),
+        np.arange(3).astype(object),
+        np.arange(6, dtype=">i4")[::2] // 2,
+        jnp.arange(3),
+        [np.int64(0), jnp.int32(1), np.array(2)],
+        range(3),
+        {0: "a", 1: "b", 2: "c"},
+    ],
+    ids=lambda seeds: f"{type(seeds).__name__} {seeds}",
+)
+def test_numbers_and_arrays_of_numpy_and_jax_are_seeds(seeds, tmp_path):
+    train = lambda hp, key: {"loss": hp["x"] + jax.random.uniform(key)}
+    result = rj.sweep(train, ONE, seeds=seeds, path=tmp_path, progress=False)
+    assert result.seeds == (0, 1, 2)
+    assert set(map(type, result.seeds)) == {int}
+    assert rj.SweepResult.load(tmp_path).seeds == (0, 1, 2)
+    expected = [1 + jax.random.uniform(jax.random.key(seed)) for seed in range(3)]
+    np.testing.assert_array_equal(result.objective[:3], np.array(expected, float))
 
 
 def test_seeds_of_64_bits_are_their_own_under_x64(x64):

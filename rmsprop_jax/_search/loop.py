@@ -43,6 +43,7 @@ from rmsprop_jax._sweep.plan import FAILED, STOPPED, Plan, Stages, no_trials
 from rmsprop_jax._sweep.points import Points
 from rmsprop_jax._sweep.processes import Processes
 from rmsprop_jax._sweep.results import SweepResult
+from rmsprop_jax._sweep.retraining import Retrainer
 from rmsprop_jax._sweep.rounds import Dispatched, Structure, rows_of
 from rmsprop_jax._sweep.seeds import checked_seeds
 from rmsprop_jax._sweep.states import Kept
@@ -439,7 +440,8 @@ class Search:
         )
         specs = [one.state for one in traces if one.state is not None]
         kept = Kept(self._keeper.kept, specs) if specs else None
-        return self.ledger.result(final, train=self._train, kept=kept)
+        retrainer = Retrainer(self._train, groups, self._processes.mesh.local_devices[0])
+        return self.ledger.result(final, retrainer=retrainer, kept=kept)
 
 
 def _any(axis: Axis) -> Any:

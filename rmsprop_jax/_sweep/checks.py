@@ -204,6 +204,14 @@ def warn(traces: list[Traces], seeds: tuple[int, ...], stacklevel: int) -> None:
         )
 
 
+def warn_caller(message: str) -> None:
+    """Warn at the line that called this package, from anywhere in it."""
+    level, frame = 1, sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("rmsprop_jax."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
+
+
 def say_idle_cores(processes: Processes) -> None:
     mine = [d for d in processes.mesh.devices.tolist() if d.process_index == jax.process_index()]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rmsprop_jax._sweep.checks import warn_caller
 from rmsprop_jax._sweep.plan import FAILED, STOPPED, Plan
 from rmsprop_jax._sweep.processes import Processes
 from rmsprop_jax._sweep.schedulers import Decision, Scheduler, Table
@@ -45,6 +46,7 @@ class Decisions:
     Args:
       scheduler: who decides.
       plan: what is asked.
+      objective: its name.
       of_init_only: for each structure the names that only `init` reads.
       known: what was decided before.
       write: writes one down, or None.
@@ -55,13 +57,15 @@ class Decisions:
         self,
         scheduler: Scheduler,
         plan: Plan,
+        objective: str,
         of_init_only: Sequence[set[str]],
         known: Sequence[dict[str, Any]],
         write: Callable[[dict[str, Any]], None] | None,
         processes: Processes,
     ):
-        self._scheduler, self._plan, self._of_init_only = scheduler, plan, of_init_only
-        self._write, self._processes = write, processes
+        self._scheduler, self._plan, self._objective = scheduler, plan, objective
+        self._of_init_only = of_init_only
+        self._write, self._processes, self._has_warned = write, processes, False
         self.known = [Decided.decode(one) for one in processes.tell_json(list(known))]
 
     def at(
@@ -80,6 +84,13 @@ class Decisions:
 
         def ask() -> dict[str, Any]:
             seen = table()
+            if not self._has_warned and not seen.has_objective:
+                self._has_warned = True
+                warn_caller(
+                    f"the objective {self._objective!r} is not finite for any point after step "
+                    f"{boundary}, so that halving stops none there and population copies none. If "
+                    "it becomes finite later, put the first rung where it is."
+                )
             return self._checked(boundary, seen, self._scheduler.decide(boundary, seen)).encode()
 
         encoded = self._processes.tell_json(self._processes.on_first(ask))

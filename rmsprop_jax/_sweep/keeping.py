@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from rmsprop_jax._sweep.checks import warn_caller
 from rmsprop_jax._sweep.ledger import Ledger
 from rmsprop_jax._sweep.memory import free_bytes
 from rmsprop_jax._sweep.plan import Plan
@@ -91,8 +92,8 @@ class Keeper:
         if free is not None and memory > MEMORY_SHARE * free:
             raise ValueError(
                 f"the states of {running} trials under way and {0 if path else kept} kept need "
-                f"{memory / 1e9:.3g} GB, and {free / 1e9:.3g} GB of memory are free: give a "
-                f"smaller keep_states, or {remedy}."
+                f"{memory / 1e9:.3g} GB, and {free / 1e9:.3g} GB of memory are free (a container's "
+                f"limit counts): give a smaller keep_states, or {remedy}."
             )
         if path is None:
             return
@@ -105,6 +106,29 @@ class Keeper:
                 f"the states of {running} trials under way (twice) and {kept} kept need "
                 f"{need / 1e9:.3g} GB on disk, and {free / 1e9:.3g} GB are free at {where}: give a "
                 "smaller keep_states, or another path."
+            )
+
+    def warn_of_gone_states(self) -> None:
+        """Warn where an earlier call dropped the states of trials that may now be among the best:
+        since more seeds are asked for, more states are, or another objective or mode.
+
+        After a kill between two files of a sweep's end this may warn of a trial whose better one is
+        not on disk yet.
+        """
+        ledger = self._ledger
+        if self._store is None:
+            return
+        trials = np.flatnonzero(ledger.ended if self.keeps_all else ledger.finished)
+        files = self._store.final_files()
+        gone = [t for t in trials[self._wanted(trials)].tolist() if not files[t].exists()]
+        if gone:
+            point, seed = divmod(gone[0], len(self._plan.seeds))
+            warn_caller(
+                f"keep_states={self._keep!r} may want the states of {len(gone)} finished trials "
+                "that an earlier call did not keep, such as that of "
+                f"{self._plan.points[point]} with seed {self._plan.seeds[seed]}: result.state will "
+                "raise for it. Train it again with result.retrain, or pass keep_states=0. To add "
+                'seeds later, pass keep_states="all" from the start.'
             )
 
     def files(self) -> tuple[dict[int, Path], str]:

@@ -1,7 +1,6 @@
 """What a sweep found: `SweepResult`, its best points, what matters."""
 
 import copy
-import functools
 import html
 import math
 import os
@@ -12,11 +11,13 @@ import jax
 import numpy as np
 
 from rmsprop_jax._sweep import store
+from rmsprop_jax._sweep.checks import check_args
 from rmsprop_jax._sweep.decisions import Decided
 from rmsprop_jax._sweep.objective import Aim, Objective, checked
 from rmsprop_jax._sweep.plan import FAILED, STOPPED, Plan, Trials
 from rmsprop_jax._sweep.points import dataframe, hyperparameters
-from rmsprop_jax._sweep.seeds import key_of
+from rmsprop_jax._sweep.retraining import Retrainer
+from rmsprop_jax._sweep.seeds import checked_seeds, key_of
 from rmsprop_jax._sweep.states import Kept, Spec
 from rmsprop_jax._sweep.statistics import (
     ABSENT,
@@ -28,8 +29,6 @@ from rmsprop_jax._sweep.statistics import (
     paired,
     ranked,
 )
-from rmsprop_jax._sweep.tracing import Group, trace_train
-from rmsprop_jax._sweep.training import evaluation_key, stacked_batches
 from rmsprop_jax._sweep.values import is_number, label
 
 if TYPE_CHECKING:
@@ -98,7 +97,7 @@ class SweepResult:
         aim: Aim,
         objective: np.ndarray | None = None,
         *,
-        train: Any = None,
+        retrainer: Retrainer | None = None,
         decided: Sequence[Decided] = (),
         kept: Kept | None = None,
     ):
@@ -106,7 +105,7 @@ class SweepResult:
             order = np.argsort(trials.number)
             trials = trials.take(order)
             objective = None if objective is None else objective[order]
-        self._plan, self._trials, self._train, self._kept = plan, trials, train, kept
+        self._plan, self._trials, self._retrainer, self._kept = plan, trials, retrainer, kept
         self._decided = decided
         self.points, self.seeds, self.mode = plan.points, plan.seeds, aim.mode
         self.objective_name, self._several = aim.name, isinstance(aim.objective, tuple)
@@ -139,13 +138,13 @@ class SweepResult:
     def __getstate__(self) -> dict[str, Any]:
         """Without `train`, which is any function: a copy in another process cannot `retrain`."""
         kept = None if self._kept is None else self._kept.without_structure()
-        return self.__dict__ | {"_train": None, "_kept": kept}
+        return self.__dict__ | {"_retrainer": None, "_kept": kept}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SweepResult":
         made = copy.copy(self)
         memo[id(self)] = made
         state = copy.deepcopy(self.__getstate__(), memo)
-        made.__dict__.update(state, _train=self._train, _kept=self._kept)
+        made.__dict__.update(state, _retrainer=self._retrainer, _kept=self._kept)
         return made
 
     def __copy__(self) -> "SweepResult":
@@ -234,7 +233,7 @@ class SweepResult:
             self._plan,
             self._trials,
             aim,
-            train=self._train,
+            retrainer=self._retrainer,
             decided=self._decided,
             kept=self._kept,
         )
@@ -250,6 +249,10 @@ class SweepResult:
         """Train a point again, as the sweep did: numbers traced, structure as Python objects. One
         that a scheduler stopped is trained to the end.
 
+        It runs on the first of the sweep's devices of this process, and under the settings of JAX
+        that the sweep had (x64, the implementation of PRNG keys, the precision of products),
+        whatever is set now. Each structure compiles once, at the first call.
+
         Args:
           record: of `best` or `top`, or a point as it stands in `points`.
           seed: any; by default the first of the sweep's. In a population the numbers of `schedule`
@@ -263,22 +266,28 @@ class SweepResult:
           sweep found, where its batch_size was 1.
 
         Raises:
-          ValueError: for a point that was not tried, or a result that was loaded or pickled, and so
-            has no `train`.
+          ValueError: for a point that was not tried, a seed that is no int, args that `train` does
+            not take, or a result that was loaded or pickled, and so has no `train`; inside
+            `jax.jit`.
         """
-        if self._train is None:
+        if (retrainer := self._retrainer) is None:
             raise ValueError(
                 "this result was loaded, and a folder holds no train: call sweep with its path "
                 "again, which runs nothing twice, and retrain what that returns."
             )
-        i = self._place_of(record)
-        seed = self.seeds[0] if seed is None else seed
-        with jax.debug_nans(False), jax.debug_infs(False):  # as in the sweep
-            if self._plan.stages:
-                return self._retrain(i, seed, args, batches)
-            whole = trace_train(self._train, self._group(i), self.points, args).pieces["train"]
-            numbers = self._arrays(i, self.points.traced(i))
-            return jax.device_get(whole.lower().compile()(numbers, key_of(seed), (), args))
+        check_args(args)
+        i, stages = self._place_of(record), self._plan.stages
+        group = self._group_number(i)
+        with retrainer.settings():
+            (seed,) = self.seeds[:1] if seed is None else checked_seeds((seed,))
+            if stages is None:
+                numbers = self._arrays(group, self.points.traced(i))
+                return retrainer.run_whole(group, numbers, seed, args)
+            path = [
+                (start, stop, self._arrays(group, numbers))
+                for start, stop, _, numbers in self._path(i, stages.steps)
+            ]
+            return retrainer.run_steps(group, path, seed, args, batches)
 
     def _place_of(self, record: Record | dict[str, Any]) -> int:
         """Where a point stands; ValueError for one that was not tried."""
@@ -290,42 +299,12 @@ class SweepResult:
         key = self.points.key  # a record of another sweep may stand elsewhere in this
         return place if key(self.points[place]) == key(self.points[first]) else first
 
-    def _group(self, point: int) -> Group:
-        return self._plan.groups[self._group_number(point)]
-
     def _group_number(self, point: int) -> int:
         return int(self._plan.group_of()[point])
 
-    def _arrays(self, point: int, numbers: dict[str, float]) -> dict[str, np.ndarray]:
-        return {n: np.asarray(numbers[n], dtype) for n, dtype in self._group(point).dtypes.items()}
-
-    def _retrain(self, point: int, seed: int, args: tuple[Any, ...], batches: Any) -> Any:
-        """The last state and the metrics of a training, along its lineage."""
-        training, structure = self._train, self._group(point).structure
-
-        @functools.partial(jax.jit, static_argnames="steps")
-        def run(numbers, key, args, state, start, batches, *, steps):
-            given = {"state": state, "start": 0 if start is None else start, "batches": batches}
-            return training.run(structure | numbers, key, *args, steps=steps, **given)
-
-        @jax.jit
-        def evaluate(numbers, key, args, state, t):
-            return training.evaluate(structure | numbers, state, evaluation_key(key, t), *args)
-
-        assert self._plan.stages is not None
-        state, parts, key, numbers, stop = None, [], key_of(seed), {}, 0
-        for start, stop, _, own in self._path(point, self._plan.stages.steps):
-            numbers, some = self._arrays(point, own), None
-            if batches is not None:
-                some = stacked_batches(batches, start, stop)
-            # `init` belongs to the first steps: their start is no traced number.
-            begin = np.int32(start) if start else None
-            state, metrics = run(numbers, key, args, state, begin, some, steps=stop - start)
-            parts.append(jax.device_get(metrics))
-        metrics = jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
-        if training.evaluate is not None:
-            metrics |= jax.device_get(evaluate(numbers, key, args, state, np.int32(stop)))
-        return state, metrics
+    def _arrays(self, group: int, numbers: dict[str, float]) -> dict[str, np.ndarray]:
+        dtypes = self._plan.groups[group].dtypes
+        return {name: np.asarray(numbers[name], dtype) for name, dtype in dtypes.items()}
 
     def schedule(self, record: Record | dict[str, Any]) -> list[tuple[int, int, dict[str, float]]]:
         """With which numbers a point came to where it stands.
@@ -410,7 +389,7 @@ class SweepResult:
             raise ValueError(
                 f"the state of {self.points[point]}, seed {seed}, was not kept: keep_states says "
                 'of how many of the best points it is, or "all" (of a Training; a function has '
-                "none)."
+                "none). result.retrain(record, seed=...) trains it again."
             )
         arrays, _, spec = found
         if like is not None:

@@ -30,6 +30,11 @@ class Table(NamedTuple):
     mode: str
     """"min" or "max"."""
 
+    @property
+    def has_objective(self) -> bool:
+        """Whether the objective of any active point is finite, for one of its seeds at least."""
+        return bool(np.isfinite(self.objective[self.active]).any())
+
     def ranked(self) -> np.ndarray:
         """The active points, best first by the mean over their seeds; those with a seed that is not
         finite after all whole ones; of equal ones the lower number first."""
@@ -75,6 +80,7 @@ class halving:  # noqa: N801 (reads as a function where it is called)
     Rungs stand after `first` · eta^k steps. A point counts by the mean of the objective over its
     seeds, which stop together; max(1, ⌈n/eta⌉) of n points survive, over all structures. One with a
     seed that is not finite ranks after all whole ones, and has failed where it does not survive.
+    Where no point has a finite objective all go on, with a warning.
 
     It saves what the stopped trials would have run. With as many devices as trials that is little:
     the survivors take as long as ever. It can lose a point that starts slowly: set `first` where
@@ -128,7 +134,9 @@ class halving:  # noqa: N801 (reads as a function where it is called)
         return found
 
     def decide(self, boundary: int, table: Table) -> Decision:
-        """The best go on."""
+        """The best go on; all where no objective is finite."""
+        if not table.has_objective:
+            return Decision()
         ranked = table.ranked()
         return Decision(stop=ranked[max(1, -(-len(ranked) // self.eta)) :].tolist())
 

@@ -45,6 +45,7 @@ from rmsprop_jax._sweep.plan import Plan, Stages, Trials, no_trials
 from rmsprop_jax._sweep.points import Points
 from rmsprop_jax._sweep.processes import Processes
 from rmsprop_jax._sweep.results import SweepResult
+from rmsprop_jax._sweep.retraining import Retrainer
 from rmsprop_jax._sweep.rounds import Structure
 from rmsprop_jax._sweep.schedulers import Scheduler, population, settings_of
 from rmsprop_jax._sweep.seeds import checked_seeds
@@ -69,11 +70,14 @@ class SweepInterrupted(KeyboardInterrupt):
     """
 
     def __init__(self, result: SweepResult):
-        super().__init__(
-            f"interrupted; .result holds what is finished: {result!r}. What JAX has begun (a "
+        super().__init__(result)  # as `pickle` makes it again
+        self.result = result
+
+    def __str__(self) -> str:
+        return (
+            f"interrupted; .result holds what is finished: {self.result!r}. What JAX has begun (a "
             "round, a compile) it brings to its end before this process can end."
         )
-        self.result = result
 
 
 def sweep(
@@ -148,7 +152,9 @@ def sweep(
         `Scheduler`. With one, as with `batches`, all trials come to a boundary before any passes
         it, so that the devices hold the states of all.
       keep_states: of how many of the best points the last states, of all seeds, are kept for
-        `result.state`: 0, a number, or "all". On disk, too, where there is a `path`.
+        `result.state`: 0, a number, or "all". On disk, too, where there is a `path`. With more
+        seeds in a later call another point may become the best, whose state is gone, unless it was
+        "all" from the start: that call warns before it runs.
       batches: `batches(t)`, a pure function from the step to a batch, a pytree of arrays of the
         same shapes and dtypes for every t, for data that does not fit a device. `step` gets it
         before `args`. It is called once a step for all trials, on your thread, for the next segment
@@ -178,8 +184,9 @@ def sweep(
         exception on the way has that `.result`, too.
 
     Warns:
-      UserWarning: for several seeds of a `train` that never reads its key, and for a program so
-        long that a Python loop must have been unrolled.
+      UserWarning: for several seeds of a `train` that never reads its key, for a program so long
+        that a Python loop must have been unrolled, for states that `keep_states` asks for and an
+        earlier call dropped, and for a rung at which no objective is finite.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax, rmsprop_jax as rj
@@ -277,7 +284,9 @@ def _sweep(train: Any, points: Any, asked: Options, start: float) -> SweepResult
         if asked.scheduler is not None:
             init_only = [one.reads["init"] - _read_after(one) for one in traces]
             note = store.write_decision if store else None
-            decisions = Decisions(asked.scheduler, plan, init_only, known, note, processes)
+            decisions = Decisions(
+                asked.scheduler, plan, aim.name, init_only, known, note, processes
+            )
             ledger.stop_known(decisions.known)
         keeper = Keeper(
             plan, ledger, specs, keep, asked.checkpoint_seconds, store, asked.path is not None,
@@ -286,11 +295,13 @@ def _sweep(train: Any, points: Any, asked: Options, start: float) -> SweepResult
         lockstep = decisions is not None or batches is not None
         if specs:
             keeper.check_room(lockstep, processes.mesh.size, asked.path)
+            keeper.warn_of_gone_states()
         if decisions is not None:
             ledger.replay(decisions.known)
         memory = Kept(keeper.kept, specs, *keeper.files()) if specs else None
         decided = decisions.known if decisions else []
-        result = lambda: ledger.result(train=train, decided=decided, kept=memory)
+        retrainer = Retrainer(train, plan.groups, processes.mesh.local_devices[0])
+        result = lambda: ledger.result(retrainer=retrainer, decided=decided, kept=memory)
         run = Run(plan, ledger, keeper, processes, asked.callback)
         try:
             with ledger.bar(asked.progress and processes.first):

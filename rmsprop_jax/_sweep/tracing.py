@@ -17,6 +17,8 @@ from rmsprop_jax._sweep.values import is_number
 
 Metrics = dict[str, jax.ShapeDtypeStruct]
 
+LONGEST_NAME = 200  # characters of a metric's name
+
 
 class Group(NamedTuple):
     """The points that share their structure, and so one compiled program."""
@@ -229,8 +231,15 @@ def trace_train(
     """Trace a function on abstract numbers; ValueError for what a sweep cannot run."""
     check_call(train, "train", "train(hp, key, *args)", args)
     tracer = _Tracer(group, points, args)
+
+    def call(hp, key, *args):
+        metrics = train(hp, key, *args)
+        if isinstance(metrics, dict):  # before JAX sorts the names
+            _check_names("train", list(metrics))
+        return metrics
+
     try:
-        metrics = tracer.trace("train", train)
+        metrics = tracer.trace("train", call)
     except Exception as error:
         _refuse_jitted(train, "train", group, error)
         raise
@@ -249,9 +258,7 @@ def trace_training(
     """
     tracer, found = _Tracer(group, points, args), []
     given = () if batch is None else (batch,)
-    check_call(training.init, "init", "init(hp, key, *args)", args)
-    form = f"step(hp, state, key, {'batch, ' if given else ''}*args)"
-    check_call(training.step, "step", form, (None, *given, *args), args)
+    check_calls(training, given, args)
 
     def init(hp, key, *args):
         state = training.init(hp, jax.random.fold_in(key, 0), *args)
@@ -287,7 +294,6 @@ def trace_training(
         _, metrics = tracer.trace("step", step, list(spec.data), number, *given)
         evaluations = {}
         if of_state is not None:
-            check_call(of_state, "evaluate", "evaluate(hp, state, key, *args)", (None, *args), args)
             evaluations = tracer.trace("evaluate", evaluate, list(spec.data), number)
     except jax.errors.UnexpectedTracerError as error:
         raise ValueError(
@@ -300,6 +306,7 @@ def trace_training(
         raise
     if clash := metrics.keys() & evaluations.keys():
         raise ValueError(f"step and evaluate both return {sorted(clash)}: rename those of one.")
+    _check_names("step and evaluate", [*metrics, *evaluations])
     return Traces(tracer.pieces, metrics, evaluations, spec, tracer.reads, tracer.reads_key)
 
 
@@ -310,6 +317,21 @@ def _refuse_jitted(function: Any, name: str, group: Group, error: Exception) -> 
             f"{group.structure}. Give the function that you jitted ({name}.__wrapped__): the "
             "sweep compiles it."
         ) from error
+
+
+def check_calls(training: Training, given: tuple[Any, ...], args: tuple[Any, ...]) -> None:
+    """ValueError where a training's functions cannot be called with these args.
+
+    Args:
+      training, args: of the sweep.
+      given: what `step` gets between the key and the args, a batch or nothing.
+    """
+    check_call(training.init, "init", "init(hp, key, *args)", args)
+    form = f"step(hp, state, key, {'batch, ' if given else ''}*args)"
+    check_call(training.step, "step", form, (None, *given, *args), args)
+    if training.evaluate is not None:
+        form = "evaluate(hp, state, key, *args)"
+        check_call(training.evaluate, "evaluate", form, (None, *args), args)
 
 
 def check_call(
@@ -392,9 +414,8 @@ def check_metrics(what: str, metrics: Any, points: Points, scalars: bool) -> Met
             f"{what} must return a dict of named metrics, got {kind}: "
             f'return {{"loss": {"loss" if scalars else "losses"}}}.'
         )
+    _check_names(what, list(metrics))
     for name, metric in metrics.items():
-        if not isinstance(name, str):
-            raise ValueError(f"{what} returned a metric named {name!r}; names must be strings.")
         if name in points.names or name in RESERVED:
             raise ValueError(
                 f"{what} returned a metric named {name!r}, which is a hyperparameter's or a "
@@ -418,3 +439,23 @@ def check_metrics(what: str, metrics: Any, points: Points, scalars: bool) -> Met
         if jnp.issubdtype(metric.dtype, jnp.complexfloating):
             raise ValueError(f"metric {name!r} is complex ({metric.dtype}), wanted real numbers.")
     return metrics
+
+
+def _check_names(what: str, names: Sequence[Any]) -> None:
+    """ValueError for names of metrics that a folder cannot hold, or cannot tell apart."""
+    for name in names:
+        if not isinstance(name, str):
+            raise ValueError(f"{what} returned a metric named {name!r}; names must be strings.")
+        is_text = "\0" not in name and name == name.encode("utf-8", "ignore").decode()
+        if not is_text or not 0 < len(name) <= LONGEST_NAME:
+            raise ValueError(
+                f"{what} returned a metric named {name!r:.60}, of {len(name)} characters. A name "
+                f"must be text of 1 to {LONGEST_NAME} characters without \\0 or lone surrogates: "
+                "rename it."
+            )
+        if name + ".npy" in names:
+            raise ValueError(
+                f"{what} returned the metrics {name!r} and {name + '.npy'!r}. A name must not be "
+                'another followed by ".npy", because NumPy drops that ending when it reads a '
+                "folder: rename one."
+            )

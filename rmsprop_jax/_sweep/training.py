@@ -112,7 +112,8 @@ class Training:
             state, metrics = self.step(hp, state, jax.random.fold_in(key, t), *given, *args)
             return strong(state), metrics
 
-        numbers = start + jnp.arange(1, steps + 1)
+        # int32, as in a sweep, so that no promotion is asked of `start` under x64.
+        numbers = jnp.asarray(start, jnp.int32) + jnp.arange(1, steps + 1, dtype=jnp.int32)
         return jax.lax.scan(one, strong(state), (numbers, batches))
 
 
