@@ -17,14 +17,14 @@ class Pieces:
     """The pieces of one structure.
 
     Args:
-      traces: what was traced.
+      traces: what was traced; kept as an attribute.
       plan: what is asked.
       group: which of its groups.
       batch: what `batches` gives for a step, abstract, or None.
     """
 
     def __init__(self, traces: Traces, plan: Plan, group: int, batch: Any = None):
-        self._traces, self._plan, self._group, self._batch = traces, plan, group, batch
+        self.traces, self._plan, self._group, self._batch = traces, plan, group, batch
         key = key_of(0)  # for its implementation, and the shape of its data
         self._impl = jax.random.key_impl(key)
         dtypes = plan.groups[group].dtypes
@@ -36,7 +36,7 @@ class Pieces:
     @property
     def bytes(self) -> int:
         """What a call holds for one job: its state, and the metrics of the longest segment."""
-        stages, traces = self._plan.stages, self._traces
+        stages, traces = self._plan.stages, self.traces
         size = lambda arrays: sum(x.size * x.dtype.itemsize for x in arrays)
         if stages is None:
             return size(traces.metrics.values())
@@ -45,12 +45,21 @@ class Pieces:
     def _run(self, name: str, job, *inputs: Any) -> list[jax.Array]:
         numbers, key_data = job
         key = jax.random.wrap_key_data(key_data, impl=self._impl)
-        run = jaxpr_as_fun(self._traces.pieces[name].jaxpr)
+        run = jaxpr_as_fun(self.traces.pieces[name].jaxpr)
         return list(map(jnp.asarray, run(*jax.tree.leaves((numbers, key, *inputs)))))
+
+    def each(self) -> dict[str, Piece]:
+        """What each of the programs runs, by its name among them."""
+        stages = self._plan.stages
+        if stages is None:
+            return {"whole": self.whole()}
+        evaluate = self.evaluate()
+        some = {} if evaluate is None else {"evaluate": evaluate}
+        return {"init": self.init(), "segment": self.segment(stages.longest)} | some
 
     def whole(self) -> Piece:
         """All of a function: from numbers and key to what is kept of its metrics."""
-        names = sorted(self._traces.metrics)  # as JAX flattens a dict
+        names = sorted(self.traces.metrics)  # as JAX flattens a dict
         kept = {name: self._plan.kept(self._group, name) for name in self._plan.every}
 
         def call(job, at, span, state, batches, args):
@@ -69,8 +78,8 @@ class Pieces:
     def segment(self, length: int) -> Piece:
         """From a state to that of up to `length` steps later, and their metrics. How many there
         are is data, so that one program serves all."""
-        names = sorted(self._traces.metrics)
-        dtypes = [self._traces.metrics[name].dtype for name in names]
+        names = sorted(self.traces.metrics)
+        dtypes = [self.traces.metrics[name].dtype for name in names]
 
         def call(job, start, count, state, batches, args):
             def body(i, carry):
@@ -92,9 +101,9 @@ class Pieces:
 
     def evaluate(self) -> Piece | None:
         """From a state to the metrics of `evaluate`."""
-        if "evaluate" not in self._traces.pieces:
+        if "evaluate" not in self.traces.pieces:
             return None
-        names = sorted(self._traces.evaluations)
+        names = sorted(self.traces.evaluations)
 
         def call(job, t, span, state, batches, args):
             values = self._run("evaluate", job, state, t, args)

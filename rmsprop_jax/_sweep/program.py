@@ -22,6 +22,8 @@ MOST_BATCHES = 4096  # in one call on each device
 KEPT_PROGRAMS = 32  # compiled ones that are kept for the next call of sweep
 
 SPLIT, WHOLE = PartitionSpec("trial"), PartitionSpec()
+BATCHED = (0, 0, None, 0, None, None)
+"""Which arguments of a piece's `call` have a leading axis over the trials of a batch."""
 
 
 class Piece(NamedTuple):
@@ -158,8 +160,7 @@ def round_of(piece: Piece, args: Any, layout: "Layout", mesh: Mesh) -> tuple[Any
             only = lambda tree: jax.tree.map(lambda x: x[0], tree)
             out = piece.call(only(job), only(at), span, only(state), batches, args)
             return jax.tree.map(lambda x: x[None], out)
-        axes = (0, 0, None, 0, None, None)
-        return jax.vmap(piece.call, axes)(job, at, span, state, batches, args)
+        return jax.vmap(piece.call, BATCHED)(job, at, span, state, batches, args)
 
     job, stand, state = (stacked(x, size) for x in (piece.job, piece.at, list(piece.state)))
     made, out = jax.eval_shape(one_batch, job, stand, piece.span, state, piece.batches, args)
