@@ -66,6 +66,8 @@ class Spec(NamedTuple):
     @property
     def form(self) -> "Form":
         """What can be written down of the structure."""
+        if not _is_plain_tree(self.treedef):  # a class may look at the leaves that it gets
+            return Form(self.impls, "")
         try:
             text = json.dumps(encode(self.treedef.unflatten([0] * len(self.data)), "a state"))
         except ValueError:
@@ -88,6 +90,13 @@ class Form(NamedTuple):
         treedef = jax.tree.structure(decode(json.loads(self.skeleton)))
         shaped = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays)
         return Spec(treedef, tuple(self.impls), shaped)
+
+
+def _is_plain_tree(treedef: Any) -> bool:
+    """Whether a structure is of dicts, lists, tuples and `None` only."""
+    node = treedef.node_data()
+    is_plain = node is None or node[0] in (dict, list, tuple, type(None))
+    return is_plain and all(map(_is_plain_tree, treedef.children()))
 
 
 def _plain(leaves: Sequence[Any]) -> list[Any]:

@@ -200,7 +200,8 @@ class _Tracer:
         numbers = {name: jax.ShapeDtypeStruct((), dtype) for name, dtype in dtypes.items()}
         key = jax.eval_shape(lambda: jax.random.key(0))
         trial = jax.jit(
-            lambda numbers, key, inputs, args: call(make_hp(numbers), key, *inputs, *args)
+            lambda numbers, key, inputs, args: call(make_hp(numbers), key, *inputs, *args),
+            keep_unused=True,  # else the program's text does not say which of them it reads
         )
         return trial.trace(numbers, key, inputs, args)
 
