@@ -243,7 +243,7 @@ class Search:
             jobs, auto = self._most_jobs(), self._batch_size
             maker = compiling.Maker(pieces, self._placed, self._processes, auto, jobs)
             programs = maker.finish(maker.make(maker.size))
-            run = Structure(self._plan, i, programs, self._processes, self._placed)
+            run = Structure(pieces, programs, self._processes, self._placed)
             self._runs[i] = run
             self._held_up += time.perf_counter() - start
             if self._in_flight is None:

@@ -30,7 +30,7 @@ from rmsprop_jax._sweep.statistics import (
 )
 from rmsprop_jax._sweep.tracing import Group, trace_train
 from rmsprop_jax._sweep.training import evaluation_key, stacked_batches
-from rmsprop_jax._sweep.values import is_number, label
+from rmsprop_jax._sweep.values import is_extended, is_number, label
 
 if TYPE_CHECKING:
     import pandas
@@ -649,9 +649,7 @@ class SweepResult:
 
         def table(values):
             out = np.zeros((*shape, *values.shape[1:]), values.dtype)
-            if (
-                len(self) < finished.size or values.dtype.kind not in "biuf"
-            ):  # xarray knows no bfloat16
+            if len(self) < finished.size or is_extended(values.dtype):  # xarray knows no bfloat16
                 out = np.full(out.shape, np.nan)
             out[self.point_index, self.seed_index] = values
             return out

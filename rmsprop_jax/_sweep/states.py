@@ -13,7 +13,7 @@ import numpy as np
 from jax.core import Tracer
 
 from rmsprop_jax._sweep.training import strong
-from rmsprop_jax._sweep.values import decode, encode, is_key, typed
+from rmsprop_jax._sweep.values import decode, encode, is_key, refuse_dtype, typed
 
 DEPTH = 40  # of closures in closures: an optimiser is a chain of chains
 REMEDY = (
@@ -162,6 +162,8 @@ def check_leaves(state: Any, what: str) -> None:
                 f"{what} returned a state whose leaf {jax.tree_util.keystr(path) or 'itself'} is "
                 f"{x!r}, a {type(x).__name__}, wanted an array: {REMEDY}."
             )
+        leaf = jax.tree_util.keystr(path) or "itself"
+        refuse_dtype(f"{what} returned a state whose leaf {leaf}", getattr(x, "dtype", None))
     if _has_tracer(jax.tree.structure(state)):
         raise ValueError(
             f"{what} returned a state with a traced value in its own structure, not among its "

@@ -24,7 +24,7 @@ from rmsprop_jax._sweep.plan import Plan, Stages, Trials, no_trials
 from rmsprop_jax._sweep.points import Points
 from rmsprop_jax._sweep.states import Form, Spec, leaves_of
 from rmsprop_jax._sweep.tracing import Group, group_points
-from rmsprop_jax._sweep.values import decode, encode, typed
+from rmsprop_jax._sweep.values import decode, encode, typed, untyped
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -227,7 +227,8 @@ class Store:
         self._write(f"decision-{decided['boundary']:012d}.json", lambda file: file.write(text))
 
     def _write_arrays(self, name: str, arrays: Mapping[str, Any]) -> None:
-        self._write(name, lambda file: np.savez(file, **arrays))
+        stored: dict[str, Any] = {key: untyped(np.asarray(x)) for key, x in arrays.items()}
+        self._write(name, lambda file: np.savez(file, **stored))
 
     def _write(self, name: str, write: Any) -> None:
         temporary = self._path / f".{name}.tmp"

@@ -350,7 +350,7 @@ def _structures(
     with contextlib.closing(compiled_ahead(makers)) as programs:
         for (i, trials), (compiled, held_up) in zip(todo, programs, strict=True):
             sizes.append(compiled.layout.batch_size)
-            yield Structure(plan, i, compiled, processes, args), trials, held_up
+            yield Structure(pieces[i], compiled, processes, args), trials, held_up
 
 
 def _smaller_batch(error: Exception, batch_size: int | str, sizes: list[int], may: bool) -> int:
