@@ -48,7 +48,7 @@ def rounds(train, args, batch_size, **options):
     here = Processes(jax.devices())
     (maker,) = makers(train, points, here, args=args, batch_size=batch_size, **options)
     layout = maker.layout(batch_size)
-    placed, pieces = here.place(args), maker.pieces().values()
+    placed, pieces = here.place(args), maker.pieces.each().values()
     return [program.round_of(piece, placed, layout, here.mesh) for piece in pieces]
 
 

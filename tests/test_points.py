@@ -151,3 +151,54 @@ def test_what_does_not_fit_is_said_with_a_remedy(case):
     call, message = SAID[case]
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def nested(levels, value=0):
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+def itself():
+    value = []
+    value.append(value)
+    return value
+
+
+UNWIELDY = {
+    "a huge integer": (10**5000, "more than 10,000 bits.*Write it as a float"),
+    "a huge integer in a list": ([1, (10**5000,)], "more than 10,000 bits"),
+    "a huge integer as a key": ({10**5000: 1}, "more than 10,000 bits"),
+    "a deep list": (nested(5000), "nested 100 levels deep.*Flatten"),
+    "a dict of deep lists": ({"a": nested(5000)}, "nested 100 levels deep"),
+    "a list of itself": (itself(), "nested 100 levels deep"),
+}
+
+
+@pytest.mark.parametrize("case", UNWIELDY)
+def test_values_that_python_cannot_print_are_refused(case):
+    value, message = UNWIELDY[case]
+    for make in (
+        lambda: rj.grid(x=[1.0, value]),
+        lambda: rj.grid(x=rj.static([value])),
+        lambda: rj.Points([{"x": value}]),
+    ):
+        with pytest.raises(ValueError, match=rf"'x' has .*{message}"):
+            make()
+
+
+def test_a_value_that_is_nested_less_is_compared_and_stored(tmp_path):
+    points = rj.grid(x=[1.0], shape=rj.static([nested(98), nested(98, 1), 10**1000]))
+    train = lambda hp, key: {"loss": hp["x"] + (hp["shape"] is None)}
+    rj.sweep(train, points, path=tmp_path, progress=False)
+    assert rj.SweepResult.load(tmp_path).points == points
+
+
+def test_an_integer_beyond_every_float_is_said_to_be_beyond_int32():
+    with pytest.raises(ValueError, match=r"'x' has the integer 10+, beyond int32"):
+        rj.grid(x=[10**400])
+
+
+def test_a_huge_seed_is_refused():
+    with pytest.raises(ValueError, match="seeds must fit 64 bits, got one of 16610 bits"):
+        rj.sweep(lambda hp, key: {"loss": hp["x"]}, [{"x": 1.0}], seeds=[10**5000])

@@ -16,6 +16,7 @@ from optuna.trial import TrialState
 from rmsprop_jax._search.space import Axis, axes_of, examples, static_names
 from rmsprop_jax._search.study import Book, LostError
 from rmsprop_jax._sweep import compiling
+from rmsprop_jax._sweep.batched_keys import fitting_batch_size
 from rmsprop_jax._sweep.checks import (
     STAGES,
     check_args,
@@ -174,6 +175,8 @@ class Search:
                 )
             keep = 0
         warn(self._traces, self._seeds, stacklevel=6)
+        for i in range(len(self._traces)):
+            self._fit_batch_size(i, stacklevel=7)
         if asked.progress and asked.devices is None:
             say_idle_cores(self._processes)
 
@@ -221,7 +224,15 @@ class Search:
             self._runs.append(None)
             plan.groups.append(group._replace(indices=[]))
             plan.metrics.append(new)
+            self._fit_batch_size(len(self._traces) - 1, stacklevel=10)
         return self._structures[key]
+
+    def _fit_batch_size(self, i: int, stacklevel: int) -> None:
+        """Before a trial of this structure is begun."""
+        pieces = [Pieces(self._traces[i], self._plan, i)]
+        self._batch_size = fitting_batch_size(
+            self._batch_size, pieces, self._args, self._processes, stacklevel
+        )
 
     def _compiled(self, i: int) -> Structure:
         run = self._runs[i]
@@ -231,9 +242,9 @@ class Search:
                 self._placed = self._processes.place(self._args)
             pieces = Pieces(self._traces[i], self._plan, i)
             jobs, auto = self._most_jobs(), self._batch_size
-            maker = compiling.Maker(pieces, self._plan, self._placed, self._processes, auto, jobs)
+            maker = compiling.Maker(pieces, self._placed, self._processes, auto, jobs)
             programs = maker.finish(maker.make(maker.size))
-            run = Structure(self._plan, i, programs, self._processes, self._placed)
+            run = Structure(pieces, programs, self._processes, self._placed)
             self._runs[i] = run
             self._held_up += time.perf_counter() - start
             if self._in_flight is None:

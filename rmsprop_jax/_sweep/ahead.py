@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from rmsprop_jax._sweep.batched_keys import fitting_batch_size
 from rmsprop_jax._sweep.checks import checked_steps, series
 from rmsprop_jax._sweep.compiling import Maker
 from rmsprop_jax._sweep.fingerprint import Fingerprint
@@ -48,11 +49,13 @@ def makers(
     fingerprint = Fingerprint(groups, traces, args, needed=False)
     metrics = [series(one, stages) for one in traces]
     plan = Plan(points, seeds_, {}, groups, metrics, fingerprint, stages)
+    pieces = [Pieces(one, plan, i) for i, one in enumerate(traces)]
+    batch_size = fitting_batch_size(batch_size, pieces, args, processes, stacklevel=3)
     placed = processes.place(args)
     return [
         Maker(
-            Pieces(one, plan, i), plan, placed, processes, batch_size,
+            one, placed, processes, batch_size,
             len(group.indices) * len(seeds_),
         )
-        for i, (group, one) in enumerate(zip(groups, traces, strict=True))
+        for group, one in zip(groups, pieces, strict=True)
     ]  # fmt: skip

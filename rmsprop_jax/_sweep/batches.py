@@ -14,6 +14,7 @@ import numpy as np
 
 from rmsprop_jax._sweep.plan import Stages
 from rmsprop_jax._sweep.processes import Processes
+from rmsprop_jax._sweep.values import refuse_dtype
 
 Source = Callable[[int], Any]
 
@@ -91,6 +92,8 @@ class Batches:
             raise ValueError(f"batches({t}) is no pytree of arrays: {error}.") from error
         if not jax.tree.leaves(arrays) or any(x.dtype == object for x in jax.tree.leaves(arrays)):
             raise ValueError(f"batches({t}) must be a pytree of arrays, got {batch!r}.")
+        for x in jax.tree.leaves(arrays):
+            refuse_dtype(f"an array of batches({t})", x.dtype)
         kinds = [(x.shape, str(x.dtype)) for x in jax.tree.leaves(arrays)]
         self._first = self._first or (t, jax.tree.structure(arrays), kinds)
         if self._first[1:] != (jax.tree.structure(arrays), kinds):

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -16,7 +15,7 @@ from rmsprop_jax._sweep.plan import Stages
 from rmsprop_jax._sweep.points import Points
 from rmsprop_jax._sweep.processes import Processes
 from rmsprop_jax._sweep.tracing import Group, Metrics, Traces
-from rmsprop_jax._sweep.values import is_int
+from rmsprop_jax._sweep.values import has_nan, is_int
 
 LONG_PROGRAM = 20_000  # equations: a Python loop was unrolled, and compiles for minutes
 STAGES = {
@@ -169,7 +168,7 @@ def check_metrics(groups: list[Group], traces: list[Traces], points: Points) -> 
             both = [m[name] for m in (first, mine) if name in m]
             alike = len(both) == 2 and both[0].dtype == both[1].dtype
             alike = alike and len(both[0].shape) == len(both[1].shape)
-            padded = alike and jnp.issubdtype(both[0].dtype, jnp.floating)  # with NaN
+            padded = alike and has_nan(both[0].dtype)
             if said[0] != said[1] and not padded:
                 raise ValueError(
                     f"metric {name!r} differs between structures: {said[0]} with "

@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 import jax
 
 from rmsprop_jax._sweep.pieces import Pieces
-from rmsprop_jax._sweep.plan import Plan
 from rmsprop_jax._sweep.processes import Processes
-from rmsprop_jax._sweep.program import Layout, Piece, Program
+from rmsprop_jax._sweep.program import Layout, Program
 
 
 class Programs(NamedTuple):
@@ -42,7 +41,7 @@ class Maker:
     """Makes the programs of one structure.
 
     Args:
-      pieces, plan: what runs.
+      pieces: what runs.
       args: placed.
       processes: where.
       batch_size: a number, or "auto".
@@ -53,14 +52,13 @@ class Maker:
     def __init__(
         self,
         pieces: Pieces,
-        plan: Plan,
         args: Any,
         processes: Processes,
         batch_size: int | str,
         jobs: int,
         most: int | None = None,
     ):
-        self._pieces, self._plan, self._args = pieces, plan, args
+        self.pieces, self._args = pieces, args
         self._processes, self._jobs = processes, jobs
         self.most = min(-(-jobs // processes.mesh.size), most or jobs)
         self.memory = processes.free_memory() if batch_size == "auto" else None
@@ -71,22 +69,14 @@ class Maker:
 
     def layout(self, size: int) -> Layout:
         """For so many jobs in a batch."""
-        return Layout.fit(self._processes.mesh.size, size, self._pieces.bytes, self._jobs)
-
-    def pieces(self) -> dict[str, Piece]:
-        """What each of the programs runs, by its name among them."""
-        pieces, stages = self._pieces, self._plan.stages
-        if stages is None:
-            return {"whole": pieces.whole()}
-        evaluate = pieces.evaluate()
-        some = {} if evaluate is None else {"evaluate": evaluate}
-        return {"init": pieces.init(), "segment": pieces.segment(stages.longest)} | some
+        return Layout.fit(self._processes.mesh.size, size, self.pieces.bytes, self._jobs)
 
     def make(self, size: int) -> Programs:
         """The programs for so many jobs in a batch, lowered."""
         layout = self.layout(size)
         program = lambda piece: Program(piece, self._args, layout, self._processes)
-        return Programs(layout, **{name: program(piece) for name, piece in self.pieces().items()})
+        each = self.pieces.each()
+        return Programs(layout, **{name: program(piece) for name, piece in each.items()})
 
     def finish(self, programs: Programs) -> Programs:
         """These compiled, or those of the largest batch that fits the memory."""

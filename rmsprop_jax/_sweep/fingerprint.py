@@ -1,6 +1,8 @@
 """Hashes of what decides a sweep's numbers: its programs, what they close over, its args."""
 
 import hashlib
+import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 from rmsprop_jax._sweep.tracing import Group, Traces, constants
 from rmsprop_jax._sweep.values import is_key
 
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in the text of an object without one of its own
 MOST_BYTES = 64 * 2**20  # of args, that are hashed although no folder asks for it
 
 
@@ -73,10 +76,16 @@ class Fingerprint:
 
 
 def hash_of_arrays(tree: Any) -> str:
-    """Of a tree's structure, and its arrays' dtypes, shapes and bytes."""
-    digest = hashlib.sha256(str(jax.tree.structure(tree)).encode())
-    for leaf in jax.tree.leaves(tree):
-        array = np.ascontiguousarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
-        digest.update(f"{array.dtype}{array.shape}".encode())
-        digest.update(array.reshape(-1).view(np.uint8).data)
+    """Return a hash of a tree's key paths, and of its arrays' dtypes, shapes and bytes.
+
+    The text of its structure would add the addresses of functions in static fields, which differ
+    from process to process. A program's hash covers what these functions do.
+    """
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        array = np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
+        kind = jax.random.key_impl(leaf) if is_key(leaf) else array.dtype
+        name = ADDRESS.sub("", jax.tree_util.keystr(path))
+        digest.update(json.dumps([name, str(kind), array.shape]).encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

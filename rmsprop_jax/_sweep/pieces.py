@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import jaxpr_as_fun
 
+from rmsprop_jax._sweep.carriers import carried, carrier, uncarried
 from rmsprop_jax._sweep.plan import Plan
 from rmsprop_jax._sweep.program import Piece, stacked
 from rmsprop_jax._sweep.seeds import key_of
@@ -24,19 +25,19 @@ class Pieces:
     """
 
     def __init__(self, traces: Traces, plan: Plan, group: int, batch: Any = None):
-        self._traces, self._plan, self._group, self._batch = traces, plan, group, batch
+        self.traces, self.plan, self.group, self._batch = traces, plan, group, batch
         key = key_of(0)  # for its implementation, and the shape of its data
         self._impl = jax.random.key_impl(key)
         dtypes = plan.groups[group].dtypes
         numbers = {name: jax.ShapeDtypeStruct((), dtype) for name, dtype in dtypes.items()}
         self._job = numbers, jax.eval_shape(jax.random.key_data, key)
         self._number = jax.ShapeDtypeStruct((), np.int32)
-        self._state = [] if traces.state is None else list(traces.state.data)
+        self._state = [] if traces.state is None else list(map(carrier, traces.state.data))
 
     @property
     def bytes(self) -> int:
         """What a call holds for one job: its state, and the metrics of the longest segment."""
-        stages, traces = self._plan.stages, self._traces
+        stages, traces = self.plan.stages, self.traces
         size = lambda arrays: sum(x.size * x.dtype.itemsize for x in arrays)
         if stages is None:
             return size(traces.metrics.values())
@@ -45,13 +46,24 @@ class Pieces:
     def _run(self, name: str, job, *inputs: Any) -> list[jax.Array]:
         numbers, key_data = job
         key = jax.random.wrap_key_data(key_data, impl=self._impl)
-        run = jaxpr_as_fun(self._traces.pieces[name].jaxpr)
-        return list(map(jnp.asarray, run(*jax.tree.leaves((numbers, key, *inputs)))))
+        jaxpr = self.traces.pieces[name].jaxpr
+        each = zip(jax.tree.leaves((numbers, key, *inputs)), jaxpr.in_avals, strict=True)
+        given = [uncarried(x, aval.dtype) for x, aval in each]
+        return list(map(jnp.asarray, jaxpr_as_fun(jaxpr)(*given)))
+
+    def each(self) -> dict[str, Piece]:
+        """What each of the programs runs, by its name among them."""
+        stages = self.plan.stages
+        if stages is None:
+            return {"whole": self.whole()}
+        evaluate = self.evaluate()
+        some = {} if evaluate is None else {"evaluate": evaluate}
+        return {"init": self.init(), "segment": self.segment(stages.longest)} | some
 
     def whole(self) -> Piece:
         """All of a function: from numbers and key to what is kept of its metrics."""
-        names = sorted(self._traces.metrics)  # as JAX flattens a dict
-        kept = {name: self._plan.kept(self._group, name) for name in self._plan.every}
+        names = sorted(self.traces.metrics)  # as JAX flattens a dict
+        kept = {name: self.plan.kept(self.group, name) for name in self.plan.every}
 
         def call(job, at, span, state, batches, args):
             values = zip(names, self._run("train", job, args), strict=True)
@@ -61,16 +73,17 @@ class Pieces:
 
     def init(self) -> Piece:
         """From numbers and key to a state."""
-        return Piece(
-            lambda job, at, span, state, batches, args: (self._run("init", job, args), {}),
-            self._job,
-        )
+
+        def call(job, at, span, state, batches, args):
+            return list(map(carried, self._run("init", job, args))), {}
+
+        return Piece(call, self._job)
 
     def segment(self, length: int) -> Piece:
         """From a state to that of up to `length` steps later, and their metrics. How many there
         are is data, so that one program serves all."""
-        names = sorted(self._traces.metrics)
-        dtypes = [self._traces.metrics[name].dtype for name in names]
+        names = sorted(self.traces.metrics)
+        dtypes = [self.traces.metrics[name].dtype for name in names]
 
         def call(job, start, count, state, batches, args):
             def body(i, carry):
@@ -79,7 +92,7 @@ class Pieces:
                     lambda x: jax.lax.dynamic_index_in_dim(x, i, 0, False), batches
                 )
                 out = self._run("step", job, state, start + i + 1, batch, args)
-                state, values = out[: len(state)], out[len(state) :]
+                state, values = list(map(carried, out[: len(state)])), out[len(state) :]
                 put = lambda x, y: jax.lax.dynamic_update_index_in_dim(x, y, i, 0)
                 return state, list(map(put, series, values))
 
@@ -87,14 +100,14 @@ class Pieces:
             state, series = jax.lax.fori_loop(0, count, body, (state, empty))
             return state, dict(zip(names, series, strict=True))
 
-        batches, number = stacked(self._batch, length), self._number
+        batches, number = stacked(jax.tree.map(carrier, self._batch), length), self._number
         return Piece(call, self._job, number, number, self._state, batches)
 
     def evaluate(self) -> Piece | None:
         """From a state to the metrics of `evaluate`."""
-        if "evaluate" not in self._traces.pieces:
+        if "evaluate" not in self.traces.pieces:
             return None
-        names = sorted(self._traces.evaluations)
+        names = sorted(self.traces.evaluations)
 
         def call(job, t, span, state, batches, args):
             values = self._run("evaluate", job, state, t, args)

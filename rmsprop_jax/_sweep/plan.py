@@ -5,12 +5,12 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from rmsprop_jax._sweep.fingerprint import Fingerprint
 from rmsprop_jax._sweep.points import Points
 from rmsprop_jax._sweep.tracing import Group, Metrics
+from rmsprop_jax._sweep.values import has_nan
 
 STOPPED, FAILED = 1, 2  # why a scheduler ended a trial
 PART_BYTES = 32 * 2**20  # of metrics copied at a time: all of them may be much of the memory
@@ -180,7 +180,7 @@ def no_trials(plan: Plan, count: int) -> Trials:
 
     def empty(name, *shape):
         dtype = plan.dtype(name)
-        return np.full(shape, np.nan if jnp.issubdtype(dtype, jnp.floating) else 0, dtype)
+        return np.full(shape, np.nan if has_nan(dtype) else 0, dtype)
 
     names = list(plan.metrics[0])
     return Trials(

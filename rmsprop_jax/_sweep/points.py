@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 RESERVED = frozenset({"seed", "objective", "failed"})
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+MOST_BITS = 10_000  # of an integer: Python prints no more than 4,300 digits
+MOST_LEVELS = 100  # of lists in lists: comparing and storing them recurses
 LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -69,7 +71,8 @@ class Points(Sequence[dict[str, Any]]):
 
     Raises:
       ValueError: for settings that are no mappings or whose names differ, a reserved name (`seed`,
-        `objective`, `failed`), a NaN, an integer beyond int32 or a float beyond float32.
+        `objective`, `failed`), a NaN, an integer beyond int32, a float beyond float32, or a
+        value that Python cannot print (more than 10,000 bits, 100 nested levels).
     """
 
     def __init__(self, points: Iterable[Mapping[str, Any]], static: Iterable[str] = ()):
@@ -309,6 +312,7 @@ def plain(name: str, value: Any, is_static: bool) -> Any:
             f"{name!r} has a traced value: points are made, and swept, outside jax.jit, vmap and "
             "grad, and outside another sweep's train."
         )
+    _refuse_unwieldy(name, value)
     if is_static:
         return value
     if is_key(value):
@@ -324,7 +328,7 @@ def plain(name: str, value: Any, is_static: bool) -> Any:
         )
     if not is_number(value):
         return value
-    if math.isnan(value):
+    if isinstance(value, float) and math.isnan(value):
         raise ValueError(f"{name!r} has the value NaN: leave that point out.")
     if isinstance(value, int) and not -(2**31) <= value < 2**31:
         raise ValueError(f"{name!r} has the integer {value}, beyond int32: write it as a float.")
@@ -334,6 +338,31 @@ def plain(name: str, value: Any, is_static: bool) -> Any:
         if abs(value) < 1e-45 and np.float32(value) == 0:
             raise ValueError(f"{name!r} has {value}, 0 in float32: write 0, or enable JAX's x64.")
     return value
+
+
+def _refuse_unwieldy(name: str, value: Any) -> None:
+    """ValueError for what Python itself cannot print or compare: a huge integer, a deep nesting."""
+    level = [value]
+    for _ in range(MOST_LEVELS):
+        if any(isinstance(x, int) and x.bit_length() > MOST_BITS for x in level):
+            raise ValueError(
+                f"{name!r} has an integer of more than {MOST_BITS:,} bits, which must have fewer. "
+                "Write it as a float, or as text that train reads."
+            )
+        inside = itertools.chain.from_iterable(map(_items, level))
+        level = list({id(x): x for x in inside}.values())
+        if not level:
+            return
+    raise ValueError(
+        f"{name!r} has a value nested {MOST_LEVELS} levels deep or more, which must have fewer. "
+        "Flatten it, or build it in train from a name."
+    )
+
+
+def _items(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return [*value.keys(), *value.values()]
+    return value if isinstance(value, tuple | list | set | frozenset) else ()
 
 
 def _rows(points: Any) -> list[dict[str, Any]]:

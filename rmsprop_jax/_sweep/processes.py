@@ -10,6 +10,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from rmsprop_jax._sweep.carriers import carried, carrier
+
 T = TypeVar("T")
 
 MEMORY_SHARE = 0.9  # of a device's free memory: allocators lose some of it in gaps
@@ -109,6 +111,7 @@ class Processes:
     def place(self, tree: Any, *axes: str) -> Any:
         """Arrays on the devices: cut along the first axis for `"trial"`, else whole on each."""
         sharding = NamedSharding(self.mesh, PartitionSpec(*axes))
+        tree = jax.tree.map(carried, tree)
         if self.count == 1:
             return jax.device_put(tree, sharding)
 
@@ -151,7 +154,8 @@ class Described(Processes):
         """The arrays as abstract ones that lie there as `Processes.place` would lay them."""
         sharding = NamedSharding(self.mesh, PartitionSpec(*axes))
         lay = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-        return jax.tree.map(lay, jax.eval_shape(lambda: jax.tree.map(jnp.asarray, tree)))
+        abstract = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, tree))
+        return jax.tree.map(lay, jax.tree.map(carrier, abstract))
 
 
 def free_memory(devices: Sequence[Any]) -> float | None:

@@ -4,7 +4,7 @@ import functools
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +22,8 @@ MOST_BATCHES = 4096  # in one call on each device
 KEPT_PROGRAMS = 32  # compiled ones that are kept for the next call of sweep
 
 SPLIT, WHOLE = PartitionSpec("trial"), PartitionSpec()
+BATCHED = (0, 0, None, 0, None, None)
+"""Which arguments of a piece's `call` have a leading axis over the trials of a batch."""
 
 
 class Piece(NamedTuple):
@@ -158,8 +160,7 @@ def round_of(piece: Piece, args: Any, layout: "Layout", mesh: Mesh) -> tuple[Any
             only = lambda tree: jax.tree.map(lambda x: x[0], tree)
             out = piece.call(only(job), only(at), span, only(state), batches, args)
             return jax.tree.map(lambda x: x[None], out)
-        axes = (0, 0, None, 0, None, None)
-        return jax.vmap(piece.call, axes)(job, at, span, state, batches, args)
+        return jax.vmap(piece.call, BATCHED)(job, at, span, state, batches, args)
 
     job, stand, state = (stacked(x, size) for x in (piece.job, piece.at, list(piece.state)))
     made, out = jax.eval_shape(one_batch, job, stand, piece.span, state, piece.batches, args)
@@ -202,7 +203,12 @@ def round_of(piece: Piece, args: Any, layout: "Layout", mesh: Mesh) -> tuple[Any
         on(piece.batches, whole),
         args,
     )
-    jitted = jax.jit(one_round, out_shardings=split, donate_argnums=(4,) if goes_on else ())
+    jitted = jax.jit(
+        one_round,
+        keep_unused=True,  # else the program's text does not say which arguments it reads
+        out_shardings=split,
+        donate_argnums=(4,) if goes_on else (),
+    )
     return jitted, inputs
 
 
@@ -270,11 +276,11 @@ def stacked(tree: Any, *n: int) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*n, *x.shape), x.dtype), tree)
 
 
-_KEPT: OrderedDict[str, Any] = OrderedDict()
+_KEPT: OrderedDict[Hashable, Any] = OrderedDict()
 _LOCK = threading.Lock()
 
 
-def _compiled(key: str | None, lowered: Any) -> Any:
+def _compiled(key: Hashable, lowered: Any) -> Any:
     """The compiled program, of this process' memory where it has it."""
     with _LOCK:
         if key in _KEPT:
@@ -289,7 +295,7 @@ def _compiled(key: str | None, lowered: Any) -> Any:
     return compiled
 
 
-def _key(traced: Any, lowered: Any, processes: Processes) -> str | None:
+def _key(traced: Any, lowered: Any, processes: Processes) -> Hashable:
     """Equal for programs that may stand for each other; None for one that calls back into Python,
     whose text does not say what it calls."""
     if any("callback" in equation.primitive.name for equation in equations(traced.jaxpr)):
@@ -297,9 +303,8 @@ def _key(traced: Any, lowered: Any, processes: Processes) -> str | None:
     settings = [getattr(jax.config, name) for name in ("jax_debug_nans", "jax_debug_infs")]
     where = [(device.platform, device.id) for device in processes.mesh.devices.tolist()]
     digest = hashlib.sha256(lowered.as_text().encode())
-    # The text has neither the names of hyperparameters and metrics nor unused arguments, whose
-    # dtypes JAX ≥ 0.12 compares all the same.
+    # The text has neither the names of hyperparameters and metrics nor the dtypes of random keys.
     taken = [(x.shape, str(x.dtype)) for x in jax.tree.leaves(lowered.args_info)]
-    digest.update(repr((settings, where, lowered.in_tree, lowered.out_tree, taken)).encode())
+    digest.update(repr((settings, where, taken)).encode())
     digest.update(hash_of_arrays(list(constants(traced.jaxpr))).encode())
-    return digest.hexdigest()
+    return digest.hexdigest(), lowered.in_tree, lowered.out_tree

@@ -29,7 +29,7 @@ from rmsprop_jax._sweep.statistics import (
     paired,
     ranked,
 )
-from rmsprop_jax._sweep.values import is_number, label
+from rmsprop_jax._sweep.values import is_extended, is_number, label
 
 if TYPE_CHECKING:
     import pandas
@@ -634,9 +634,7 @@ class SweepResult:
 
         def table(values):
             out = np.zeros((*shape, *values.shape[1:]), values.dtype)
-            if (
-                len(self) < finished.size or values.dtype.kind not in "biuf"
-            ):  # xarray knows no bfloat16
+            if len(self) < finished.size or is_extended(values.dtype):  # xarray knows no bfloat16
                 out = np.full(out.shape, np.nan)
             out[self.point_index, self.seed_index] = values
             return out

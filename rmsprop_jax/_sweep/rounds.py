@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from rmsprop_jax._sweep.carriers import uncarried
 from rmsprop_jax._sweep.compiling import Programs
-from rmsprop_jax._sweep.pieces import jobs_of
-from rmsprop_jax._sweep.plan import Plan
+from rmsprop_jax._sweep.pieces import Pieces, jobs_of
 from rmsprop_jax._sweep.processes import Processes
 from rmsprop_jax._sweep.program import Layout
 
@@ -78,14 +78,15 @@ class Structure:
     """One structure's programs, and what runs them.
 
     Args:
-      plan, group: which of the plan's groups.
+      pieces: what runs.
       programs: compiled.
       processes: where to run.
       args: placed.
     """
 
-    def __init__(self, plan: Plan, group: int, programs: Programs, processes: Processes, args: Any):
-        self.plan, self.group = plan, plan.groups[group]
+    def __init__(self, pieces: Pieces, programs: Programs, processes: Processes, args: Any):
+        self.plan, self.group = pieces.plan, pieces.plan.groups[pieces.group]
+        self._spec = pieces.traces.state
         self.programs, self._processes, self._args = programs, processes, args
         self._timed, self._fastest, self._batches = 0, np.inf, 1
 
@@ -182,8 +183,10 @@ class Structure:
     def states(self, live: Live) -> States:
         """The states of a round, on the host: copies of their own."""
         assert live.states is not None
+        assert self._spec is not None
         fetched = self.programs.segment.fetch(live.states, len(live.trials), live.first)
-        return [np.array(x) for x in fetched]
+        each = zip(fetched, self._spec.data, strict=True)
+        return [uncarried(np.array(x), wanted.dtype) for x, wanted in each]
 
 
 def clock() -> Iterator[float]:

@@ -14,7 +14,7 @@ from jax.core import Tracer
 
 from rmsprop_jax._sweep.files import damaged, open_arrays
 from rmsprop_jax._sweep.training import strong
-from rmsprop_jax._sweep.values import decode, encode, is_key, typed
+from rmsprop_jax._sweep.values import decode, encode, is_key, refuse_dtype, typed
 
 DEPTH = 40  # of closures in closures: an optimiser is a chain of chains
 REMEDY = (
@@ -67,6 +67,8 @@ class Spec(NamedTuple):
     @property
     def form(self) -> "Form":
         """What can be written down of the structure."""
+        if not _is_plain_tree(self.treedef):  # a class may look at the leaves that it gets
+            return Form(self.impls, "")
         try:
             text = json.dumps(encode(self.treedef.unflatten([0] * len(self.data)), "a state"))
         except ValueError:
@@ -89,6 +91,13 @@ class Form(NamedTuple):
         treedef = jax.tree.structure(decode(json.loads(self.skeleton)))
         shaped = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays)
         return Spec(treedef, tuple(self.impls), shaped)
+
+
+def _is_plain_tree(treedef: Any) -> bool:
+    """Whether a structure is of dicts, lists, tuples and `None` only."""
+    node = treedef.node_data()
+    is_plain = node is None or node[0] in (dict, list, tuple, type(None))
+    return is_plain and all(map(_is_plain_tree, treedef.children()))
 
 
 def _plain(leaves: Sequence[Any]) -> list[Any]:
@@ -157,6 +166,8 @@ def check_leaves(state: Any, what: str) -> None:
                 f"{what} returned a state whose leaf {jax.tree_util.keystr(path) or 'itself'} is "
                 f"{x!r}, a {type(x).__name__}, wanted an array: {REMEDY}."
             )
+        leaf = jax.tree_util.keystr(path) or "itself"
+        refuse_dtype(f"{what} returned a state whose leaf {leaf}", getattr(x, "dtype", None))
     if _has_tracer(jax.tree.structure(state)):
         raise ValueError(
             f"{what} returned a state with a traced value in its own structure, not among its "

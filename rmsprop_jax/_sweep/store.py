@@ -32,7 +32,7 @@ from rmsprop_jax._sweep.manifest import bytes_of, extended, keys_of, manifest_of
 from rmsprop_jax._sweep.memory import free_bytes
 from rmsprop_jax._sweep.plan import Plan, Trials, no_trials
 from rmsprop_jax._sweep.states import Form, Spec, leaves_of
-from rmsprop_jax._sweep.values import typed
+from rmsprop_jax._sweep.values import typed, untyped
 
 T = TypeVar("T")
 MANIFEST = "manifest.json"
@@ -414,7 +414,8 @@ class Store:
         self._write_json(MANIFEST, self._manifest | {"files": self._files})
 
     def _write_arrays(self, name: str, arrays: Mapping[str, Any]) -> None:
-        self._write(name, lambda file: write_arrays(file, name, self._header, arrays))
+        stored = {key: untyped(np.asarray(x)) for key, x in arrays.items()}
+        self._write(name, lambda file: write_arrays(file, name, self._header, stored))
 
     def _write_json(self, name: str, content: Any) -> None:
         self._write(name, lambda file: write_json(file, name, self._header, content))

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from rmsprop_jax._sweep.batched_keys import fitting_batch_size
 from rmsprop_jax._sweep.batches import Batches
 from rmsprop_jax._sweep.checks import (
     check_args,
@@ -122,8 +123,9 @@ def sweep(
       batch_size: how many trials share one `vmap` on a device. "auto" is 1 on a CPU, where `vmap`
         gains nothing, and elsewhere as many as fit the memory by the compiler's own analysis; half
         as many where it runs out all the same (but for what waits at boundaries, or several
-        processes). A last batch that is not full runs its last trial again in the lanes that are
-        left.
+        processes). It is 1 where trials draw with keys of `rbg` or `unsafe_rbg`, whose numbers
+        `vmap` changes, and a larger number is refused. A last batch that is not full runs its last
+        trial again in the lanes that are left.
       devices: by default all, of every process after `jax.distributed.initialize()`; then every
         process makes the same call and gets the same result, and process 0 writes and draws. On
         CPU, give JAX one device a core before its first use:
@@ -174,9 +176,10 @@ def sweep(
     Raises:
       ValueError: before anything runs, for points, seeds, metrics or an objective that do not fit,
         an axis that `train` never reads, a name that no axis gives, a traced number used as a
-        shape or a bool, linear algebra that can hang this jaxlib on a CPU, a state that changes its
-        structure, shapes or dtypes or whose leaves are no arrays, states that need more memory or
-        disk than is free, or a `path` that holds another sweep, one by another JAX, or is damaged.
+        shape or a bool, linear algebra that can hang this jaxlib on a CPU, random keys whose
+        numbers a `batch_size` above 1 would change, a state that changes its structure, shapes or
+        dtypes or whose leaves are no arrays, states that need more memory or disk than is free, or
+        a `path` that holds another sweep, one by another JAX, or is damaged.
         On the way, for a scheduler's answer that cannot be followed, or a batch of another shape.
       RuntimeError: where another process writes to `path`.
       OSError: where `path` cannot be written.
@@ -186,7 +189,8 @@ def sweep(
     Warns:
       UserWarning: for several seeds of a `train` that never reads its key, for a program so long
         that a Python loop must have been unrolled, for states that `keep_states` asks for and an
-        earlier call dropped, and for a rung at which no objective is finite.
+        earlier call dropped, for a rung at which no objective is finite, and for an automatic
+        `batch_size` that is 1 because of its random keys.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax, rmsprop_jax as rj
@@ -276,6 +280,9 @@ def _sweep(train: Any, points: Any, asked: Options, start: float) -> SweepResult
         if asked.progress and processes.first and asked.devices is None:
             say_idle_cores(processes)
 
+        batch = batches.one if batches else None
+        pieces = [Pieces(one, plan, i, batch) for i, one in enumerate(traces)]
+        batch_size = fitting_batch_size(batch_size, pieces, args, processes, stacklevel=4)
         store, stored = _open(processes, plan, aim.noted, asked.path, stack)
         ledger = Ledger(plan, aim, stored, store.write if store else None, start)
         specs = [one.state for one in traces if one.state is not None]
@@ -309,7 +316,7 @@ def _sweep(train: Any, points: Any, asked: Options, start: float) -> SweepResult
                 while True:
                     sizes: list[int] = []
                     each = _structures(
-                        plan, traces, batches, placed, processes, batch_size, most, ledger, sizes
+                        plan, pieces, placed, processes, batch_size, most, ledger, sizes
                     )
                     try:
                         with contextlib.closing(each):
@@ -344,8 +351,7 @@ def _tidy(store: Store | None, keeper: Keeper) -> None:
 
 def _structures(
     plan: Plan,
-    traces: Sequence[Traces],
-    batches: Batches | None,
+    pieces: Sequence[Pieces],
     args: Any,
     processes: Processes,
     batch_size: int | str,
@@ -354,18 +360,16 @@ def _structures(
     sizes: list[int],
 ) -> Structures:
     """Each structure that has something left to run, compiled, in turn; their batches' sizes."""
-    batch = batches.one if batches else None
     todo, makers = [], []
     for i, group in enumerate(plan.groups):
         trials = ledger.unfinished(group.indices)
         if len(trials):
-            pieces = Pieces(traces[i], plan, i, batch)
             todo.append((i, trials))
-            makers.append(Maker(pieces, plan, args, processes, batch_size, len(trials), most))
+            makers.append(Maker(pieces[i], args, processes, batch_size, len(trials), most))
     with contextlib.closing(compiled_ahead(makers)) as programs:
         for (i, trials), (compiled, held_up) in zip(todo, programs, strict=True):
             sizes.append(compiled.layout.batch_size)
-            yield Structure(plan, i, compiled, processes, args), trials, held_up
+            yield Structure(pieces[i], compiled, processes, args), trials, held_up
 
 
 def _smaller_batch(error: Exception, batch_size: int | str, sizes: list[int], may: bool) -> int:

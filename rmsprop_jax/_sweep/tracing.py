@@ -13,7 +13,7 @@ from rmsprop_jax._sweep.blame import explain
 from rmsprop_jax._sweep.points import RESERVED, Points
 from rmsprop_jax._sweep.states import REMEDY, Spec, check_leaves, check_same
 from rmsprop_jax._sweep.training import Training, evaluation_key, strong
-from rmsprop_jax._sweep.values import is_number
+from rmsprop_jax._sweep.values import is_number, refuse_dtype
 
 Metrics = dict[str, jax.ShapeDtypeStruct]
 
@@ -202,7 +202,8 @@ class _Tracer:
         numbers = {name: jax.ShapeDtypeStruct((), dtype) for name, dtype in dtypes.items()}
         key = jax.eval_shape(lambda: jax.random.key(0))
         trial = jax.jit(
-            lambda numbers, key, inputs, args: call(make_hp(numbers), key, *inputs, *args)
+            lambda numbers, key, inputs, args: call(make_hp(numbers), key, *inputs, *args),
+            keep_unused=True,  # else the program's text does not say which of them it reads
         )
         return trial.trace(numbers, key, inputs, args)
 
@@ -373,6 +374,7 @@ def check_call(
                 f"{place} is {leaf!r}, a {type(leaf).__name__}, wanted an array or a number: let "
                 f"{name} close over it, or make it a static axis."
             ) from None
+        refuse_dtype(place, getattr(leaf, "dtype", None))
 
 
 def _python_numbers(args: Any) -> list[str]:
@@ -436,6 +438,7 @@ def check_metrics(what: str, metrics: Any, points: Points, scalars: bool) -> Met
             )
         if not jnp.issubdtype(metric.dtype, jnp.number) and metric.dtype != bool:
             raise ValueError(f"metric {name!r} has dtype {metric.dtype}, wanted numbers.")
+        refuse_dtype(f"metric {name!r}", metric.dtype)
         if jnp.issubdtype(metric.dtype, jnp.complexfloating):
             raise ValueError(f"metric {name!r} is complex ({metric.dtype}), wanted real numbers.")
     return metrics

@@ -10,6 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+# XLA turns int1 into bool, does not know uint1, and ends the process over a constant of float6.
+NOT_RUN = {"int1", "uint1", "float6_e2m3fn", "float6_e3m2fn"}
+
 
 def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
@@ -150,21 +153,50 @@ def decode(value: Any) -> Any:
     return array[()] if scalar else array
 
 
+def untyped(x: np.ndarray) -> np.ndarray:
+    """Return an array as it is stored: its bytes, where NumPy's files do not know its dtype."""
+    return x.view(stored_dtype(x.dtype))
+
+
 def typed(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """An array as it was before it was stored: NumPy's files hold bfloat16 as bytes."""
-    return x if x.dtype == dtype else x.view(dtype)
+    """Return an array as it was before it was stored.
+
+    Raises:
+      ValueError: for an array that was not stored from one of this dtype.
+    """
+    if x.dtype != stored_dtype(dtype):
+        raise ValueError(f"an array of dtype {x.dtype} must be one of {stored_dtype(dtype)}")
+    return x.view(dtype)
 
 
 def stored_dtype(dtype: np.dtype) -> np.dtype:
-    """The dtype that NumPy's files give an array of this one."""
-    return np.dtype(dtype.str)
+    """The dtype that an array of this one has in a file: NumPy's files hold those of ml_dtypes as
+    plain bytes."""
+    return np.dtype(f"u{dtype.itemsize}") if is_extended(dtype) else dtype
+
+
+def is_extended(dtype: Any) -> bool:
+    """Whether a dtype is one of ml_dtypes, as bfloat16, float8 and int4 are."""
+    return dtype.isbuiltin == 2
+
+
+def refuse_dtype(what: str, dtype: Any) -> None:
+    """ValueError for a dtype that JAX has and cannot run."""
+    if str(dtype) in NOT_RUN:
+        raise ValueError(
+            f"{what} has dtype {dtype}, which must be one that JAX can run. Cast it, to int2 or "
+            "float8_e4m3fn say."
+        )
+
+
+def has_nan(dtype: Any) -> bool:
+    """Whether a dtype holds NaN: a float, but for those of less than a byte."""
+    return bool(jnp.issubdtype(dtype, jnp.floating) and np.isnan(np.float32(np.nan).astype(dtype)))
 
 
 def _is_plain(dtype: Any) -> bool:
     """Whether the dtype's name says all of it."""
-    return dtype.kind in "biufcSU" or (
-        dtype.kind == "V" and dtype.names is None and dtype.isbuiltin == 2
-    )
+    return dtype.kind in "biufcSU" or is_extended(dtype)
 
 
 def _text(data: bytes) -> str:
