@@ -185,7 +185,7 @@ def from_optuna(distributions: Mapping[str, BaseDistribution]) -> dict[str, Dist
     Examples:
       >>> import optuna, rmsprop_jax as rj
       >>> rj.search.from_optuna({"x": optuna.distributions.FloatDistribution(0, 1)})
-      {'x': uniform(0, 1)}
+      {'x': uniform(0.0, 1.0)}
     """
     return _with_optuna("from_optuna", "space").from_optuna(distributions)
 

@@ -16,7 +16,12 @@ from optuna.distributions import (
 
 from rmsprop_jax._sweep.points import Points
 from rmsprop_jax._sweep.sampling import (
+    Choice,
     Distribution,
+    Integers,
+    LogUniform,
+    OneMinus,
+    Uniform,
     choice,
     integers,
     less_from_one,
@@ -84,21 +89,22 @@ def _axis(name: str, of: Any) -> Axis:
 
 
 def _of_ours(name: str, of: Distribution, is_static: bool) -> Axis:
-    if of.kind == "one_minus":
-        inner = _of_ours(name, of.arguments[0], is_static)
+    if isinstance(of, OneMinus):
+        inner = _of_ours(name, of.distribution, is_static)
         parameter, of_inner = ONE_MINUS + inner.parameter, inner.value
         examples = None if inner.examples is None else list(map(less_from_one, inner.examples))
         value = lambda x: less_from_one(of_inner(x))
         return inner._replace(parameter=parameter, value=value, examples=examples)
-    if of.kind == "choice":
-        return _of_choices(name, of.arguments, is_static)
-    low, high = of.arguments
-    if of.kind == "integers":
-        few = high - low < MOST_STRUCTURES
-        every = list(range(low, high + 1)) if few else None
-        return Axis(name, IntDistribution(low, high), int, is_static, every if is_static else [low])
-    float_ = FloatDistribution(low, high, log=of.kind == "log_uniform")
-    return Axis(name, float_, float, is_static, None if is_static else [low])
+    if isinstance(of, Choice):
+        return _of_choices(name, of.values, is_static)
+    if isinstance(of, Integers):
+        few = of.count <= MOST_STRUCTURES
+        every = list(range(of.low, of.high + 1)) if few else None
+        integers_ = IntDistribution(of.low, of.high)
+        return Axis(name, integers_, int, is_static, every if is_static else [of.low])
+    assert isinstance(of, Uniform | LogUniform)
+    float_ = FloatDistribution(of.low, of.last, log=isinstance(of, LogUniform))
+    return Axis(name, float_, float, is_static, None if is_static else [of.low])
 
 
 def _of_choices(name: str, choices: Sequence[Any], is_static: bool) -> Axis:
