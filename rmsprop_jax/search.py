@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
-__all__ = ["from_optuna", "optimize", "to_optuna"]
+__all__ = ["from_optuna", "optimize", "to_optuna", "to_params", "to_point"]
 
 
 def optimize(
@@ -57,7 +57,9 @@ def optimize(
     Each trial has the user attributes `seeds`, `seconds` (from its being asked to its end, with
     what shared its rounds) and, for several seeds, `spread`, their standard deviation.
 
-    A trial that waits in the study (`enqueue_trial`, or one to be retried) comes first. With a
+    A trial that waits in the study (`enqueue_trial`, or one to be retried) comes first. It, and a
+    `PartialFixedSampler`, may give hyperparameters under our names (`result.best().point`) or under
+    the study's (`study.best_params`); a name that no axis has is refused. With a
     storage that has a heartbeat (`RDBStorage(url, heartbeat_interval=60, ...)`) this worker says
     for all its trials that they are alive, and before it asks fails those of workers that are not;
     with `heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback()` these are tried again,
@@ -72,7 +74,8 @@ def optimize(
       space: for each hyperparameter a distribution, ours or Optuna's. Of `one_minus(d)` under the
         name "x" the study has d, under the name "1 - x". Numbers have the dtype of their
         distribution, whatever is asked: float32 (float64 under x64) where any may be a float, else
-        int32; static ones and all else is structure.
+        int32; static ones and all else is structure. Choices that no folder can hold, such as
+        functions, need a study in memory.
       n_trials: how many this call asks, at least 1.
       in_flight: how many are under way at once, at least 1; by default as many as fill a round of
         all devices, ⌈devices × batch_size / seeds⌉. More hide the time that a database takes, fewer
@@ -145,6 +148,55 @@ def optimize(
         return loop.optimize(train, study, space, asked, start)
 
 
+def to_params(
+    point: Mapping[str, Any], space: Mapping[str, Distribution | BaseDistribution]
+) -> dict[str, Any]:
+    """The study's parameters for a point: other names and values than ours where it has others.
+
+    The study has d for `one_minus(d)`, under the name "1 - x", and a label for a choice that a
+    database cannot hold.
+
+    Args:
+      point: some or all hyperparameters, `result.best().point` say.
+      space: as for `optimize`.
+
+    Raises:
+      ImportError: without Optuna, which the extra `search` installs.
+      ValueError: for a name that the space has not, or a value that is no number or none of the
+        choices.
+
+    Examples:
+      >>> import rmsprop_jax as rj
+      >>> space = {"decay": rj.one_minus(rj.log_uniform(0.001, 0.5)), "size": rj.choice([(1, 2)])}
+      >>> rj.search.to_params({"decay": 0.75, "size": (1, 2)}, space)
+      {'1 - decay': 0.25, 'size': '(1, 2)'}
+    """
+    return _with_optuna("to_params", "space").to_params(point, space)
+
+
+def to_point(
+    params: Mapping[str, Any], space: Mapping[str, Distribution | BaseDistribution]
+) -> dict[str, Any]:
+    """The point for a study's parameters, as `train` gets it; the inverse of `to_params`.
+
+    Args:
+      params: some or all, `study.best_params` say.
+      space: as for `optimize`.
+
+    Raises:
+      ImportError: without Optuna, which the extra `search` installs.
+      ValueError: for a name that the space has not, or a value that is no number or none of the
+        choices.
+
+    Examples:
+      >>> import rmsprop_jax as rj
+      >>> space = {"decay": rj.one_minus(rj.log_uniform(0.001, 0.5))}
+      >>> rj.search.to_point({"1 - decay": 0.25}, space)
+      {'decay': 0.75}
+    """
+    return _with_optuna("to_point", "space").to_point(params, space)
+
+
 def to_optuna(
     space: Mapping[str, Distribution | BaseDistribution],
 ) -> dict[str, BaseDistribution]:
@@ -152,6 +204,7 @@ def to_optuna(
 
     `uniform` and `log_uniform` end at the last number below `high`; `one_minus(d)` under the name
     "x" is d under the name "1 - x". Choices that a database cannot hold stand under their labels.
+    The dict remembers the space, so that `from_optuna` gives it back as it was.
 
     Args:
       space: for each hyperparameter a distribution, ours or Optuna's.
@@ -171,8 +224,9 @@ def to_optuna(
 def from_optuna(distributions: Mapping[str, BaseDistribution]) -> dict[str, Distribution]:
     """Optuna's distributions as ours, for `sample` and `population`; the inverse of `to_optuna`.
 
-    A float from low to high, both ends included, becomes one without its upper end; steps become a
-    `choice` of the values.
+    A float from low to high keeps both ends; steps become a `choice` of the values. What
+    `to_optuna` returned becomes the space that it was made of. A study's own distributions
+    (`study.trials[0].distributions`) do not tell what is static, nor what stands under a label.
 
     Args:
       distributions: of Optuna, under the names that they have in a study: of "1 - x" comes the
@@ -185,7 +239,7 @@ def from_optuna(distributions: Mapping[str, BaseDistribution]) -> dict[str, Dist
     Examples:
       >>> import optuna, rmsprop_jax as rj
       >>> rj.search.from_optuna({"x": optuna.distributions.FloatDistribution(0, 1)})
-      {'x': uniform(0.0, 1.0)}
+      {'x': uniform(0.0, 1.0000001)}
     """
     return _with_optuna("from_optuna", "space").from_optuna(distributions)
 

@@ -3,12 +3,14 @@
 import collections
 import functools
 import itertools
+import pickle
 import signal
 import subprocess
 import sys
 import time
 import warnings
 
+import hypothesis
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
@@ -245,9 +247,9 @@ def value_of(hp, key):
 VALUES = {"rate": rj.uniform(0.0, 1.0), "wide": rj.choice([False, True])}
 
 
-def of_values(study, **options):
+def of_values(study, space=VALUES, **options):
     given = {"n_trials": 10, "progress": False}
-    return rj.search.optimize(value_of, study, VALUES, **given | options)
+    return rj.search.optimize(value_of, study, space, **given | options)
 
 
 def test_a_function_runs_whole_each_structure_compiled_once():
@@ -746,13 +748,12 @@ def test_optunas_distributions_as_ours():
 
 def test_choices_that_a_database_cannot_hold_stand_there_under_their_labels(sqlite):
     def train(hp, key):
-        width, act = hp["widths"][0], hp["act"]
-        return {"loss": act(hp["x"]) * width + (1.0 if hp["flag"] is True else 0.0)}
+        width = hp["widths"][0]
+        return {"loss": jnp.sin(hp["x"]) * width + (1.0 if hp["flag"] is True else 0.0)}
 
     space = {
         "x": rj.uniform(0, 1),
         "widths": rj.choice([(1, 2), (3, 4)]),
-        "act": rj.choice([jnp.sin, jnp.cos]),
         "flag": rj.static(rj.choice([1, True, "1"])),
     }
     study = optuna.create_study(storage=sqlite(), sampler=SAMPLERS["random"]())
@@ -761,15 +762,279 @@ def test_choices_that_a_database_cannot_hold_stand_there_under_their_labels(sqli
         assert trial.params["widths"] == str(point["widths"])
         hp = {"x": jnp.float32(point["x"])}
         np.testing.assert_array_equal(trial.value, train(point | hp, None)["loss"])
+        assert rj.search.to_params(point, space) == trial.params
+        back = rj.search.to_point(trial.params, space)
+        assert back == point
+        assert type(back["flag"]) is type(point["flag"])
     kinds = {type(point["flag"]) for point in result.points}
     assert kinds == {int, bool, str}
-    with pytest.raises(ValueError, match="cannot be told apart"):
-        axes_of({"x": rj.choice([object.__new__(Same), object.__new__(Same)])})
 
 
 class Same:
     def __repr__(self):
         return "same"
+
+
+@pytest.mark.parametrize(
+    "choices", [[Same(), Same()], [1, True, "int 1"], ["(1,)", (1,), "str (1,)"]]
+)
+def test_choices_that_a_study_would_confuse_are_refused(choices):
+    with pytest.raises(ValueError, match="cannot be told apart"):
+        rj.search.to_optuna({"x": rj.choice(choices)})
+
+
+def test_labels_of_long_choices_are_short_and_differ():
+    """Once cut at 40 characters, and refused where these were alike."""
+    long = tuple(range(100, 200))
+    space = {
+        "x": rj.choice([long, (*long, 200), {"of": long}]),
+        "y": rj.static(rj.choice([1, True, 0.123451, 0.123452])),
+    }
+    found = rj.search.to_optuna(space)
+    labels = found["x"].choices
+    assert len(set(labels)) == 3
+    assert all(len(label) <= 40 for label in labels)
+    assert len(set(found["y"].choices)) == 4
+    for point in ({"x": long, "y": True}, {"x": (*long, 200), "y": 0.123452}):
+        assert rj.search.to_point(rj.search.to_params(point, space), space) == point
+
+
+class Activation:
+    """An object that a JSON file cannot hold."""
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite", "journal"])
+def test_functions_are_choices_of_a_study_in_memory_alone(kind, sqlite, tmp_path):
+    def train(hp, key):
+        act = hp["act"] if callable(hp["act"]) else jnp.abs
+        return {"loss": act(hp["x"])}
+
+    storage = None
+    if kind == "sqlite":
+        storage = sqlite()
+    elif kind == "journal":
+        backend = optuna.storages.journal.JournalFileBackend(str(tmp_path / "study.log"))
+        storage = optuna.storages.JournalStorage(backend)
+    spaces = [
+        {"x": rj.uniform(0, 1), "act": choice}
+        for choice in (
+            rj.choice([jnp.sin, jnp.cos]),
+            rj.choice([lambda x: x, lambda x: 2 * x]),
+            rj.choice([Activation(), "abs"]),
+        )
+    ]
+    for space in spaces:
+        study = optuna.create_study(storage=storage, sampler=SAMPLERS["random"]())
+        run = lambda study=study, space=space: rj.search.optimize(
+            train, study, space, n_trials=4, progress=False
+        )
+        if kind == "memory":
+            assert len(run()) == 4
+        else:
+            with pytest.raises(ValueError, match="'act' must be values that a study's storage can"):
+                run()
+            assert not study.trials
+
+
+# Hyperparameters under our names.
+
+NAMED = {
+    "rate": rj.uniform(0.0, 1.0),
+    "decay": rj.one_minus(rj.log_uniform(1e-3, 0.5)),
+    "keep": rj.one_minus(rj.choice([0.1, 0.5])),
+    "sizes": rj.choice([(1, 2), (3, 4), None]),
+}
+
+
+def named(hp, key):
+    size = sum(hp["sizes"]) if hp["sizes"] else 0
+    return {"loss": hp["rate"] + 0.1 * hp["decay"] + 0.01 * hp["keep"] + size}
+
+
+def of_names(study, n_trials=1, space=NAMED, **options):
+    return rj.search.optimize(named, study, space, n_trials=n_trials, progress=False, **options)
+
+
+@pytest.mark.filterwarnings("error:Fixed parameter")  # 1 − 0.9 is in [0.1, ...], too
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"decay": 0.99},
+        {"decay": 0.999, "keep": 0.9, "rate": 0},
+        {"1 - decay": 0.25, "1 - keep": 0.5, "sizes": "(3, 4)"},
+        {"decay": np.float64(0.5000001), "sizes": (1, 2), "keep": 0.5},
+        {"rate": 0.5, "sizes": None},
+    ],
+)
+def test_what_is_enqueued_under_our_names_is_tried(kind, asked, sqlite):
+    storage = sqlite() if kind == "sqlite" else None
+    study = optuna.create_study(storage=storage, sampler=SAMPLERS["random"]())
+    plainly = {name: x.item() if isinstance(x, np.generic) else x for name, x in asked.items()}
+    study.enqueue_trial(plainly if kind == "sqlite" else asked)
+    result = of_names(study)
+    (point,), (trial,) = result.points, study.trials
+    for name, value in rj.search.to_point(plainly, NAMED).items():
+        assert point[name] == value
+    if "decay" in asked:
+        assert point["decay"] == asked["decay"]
+        assert trial.params["1 - decay"] == pytest.approx(1 - asked["decay"])
+    assert set(trial.params) == set(rj.search.to_optuna(NAMED))
+
+
+@pytest.mark.filterwarnings("error:Fixed parameter")
+def test_the_best_point_is_enqueued_as_it_is():
+    study = optuna.create_study(sampler=SAMPLERS["random"]())
+    best = of_names(study, 20).best()
+    for enqueued in (best.point, study.best_params, rj.search.to_params(best.point, NAMED)):
+        study.enqueue_trial(enqueued)
+    again = of_names(study, 3)
+    assert list(again.points) == [best.point] * 3
+    assert set(again.objective) == {best.objective}
+    assert rj.search.to_point(study.best_params, NAMED) == best.point
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_sampler_that_fixes_hyperparameters_does_so_under_our_names(nested):
+    fixed = {"decay": 0.99, "sizes": (3, 4)}
+    make = optuna.samplers.PartialFixedSampler
+    sampler = make(fixed, SAMPLERS["multivariate"]())
+    if nested:
+        sampler = make({"sizes": (3, 4)}, make({"decay": 0.99}, SAMPLERS["multivariate"]()))
+    study = optuna.create_study(sampler=sampler)
+    result = of_names(study, 6)
+    assert {(point["decay"], point["sizes"]) for point in result.points} == {(0.99, (3, 4))}
+    assert len({point["rate"] for point in result.points}) == 6
+    assert study.sampler is sampler
+    assert fixed == {"decay": 0.99, "sizes": (3, 4)}
+    # As Optuna has it, where names and values are its own.
+    other = optuna.create_study(
+        sampler=make(rj.search.to_params(fixed, NAMED), SAMPLERS["multivariate"]())
+    )
+    same = of_names(other, 6)
+    assert list(same.points) == list(result.points)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (
+            {"deacy": 0.99},
+            r"'deacy' must be a hyperparameter.*'decay' \('1 - decay' in the study\)",
+        ),
+        ({"rate": 0.5, "1 - rate": 0.5}, "'1 - rate' must be a hyperparameter"),
+        ({"decay": 0.99, "1 - decay": 0.01}, "'1 - decay' must be given once"),
+        ({"sizes": (1, 3)}, r"'sizes' must be one of the choices \[\(1, 2\), \(3, 4\), None\]"),
+        ({"decay": "high"}, "'decay' must be a number, got 'high'"),
+        ({"keep": 0.7}, "'keep' must be one of the choices"),
+    ],
+)
+def test_a_waiting_trial_that_fits_no_axis_is_refused_when_it_is_asked(asked, message):
+    study = optuna.create_study(sampler=SAMPLERS["random"]())
+    study.enqueue_trial(asked)
+    with pytest.raises(ValueError, match=f"study trial 0 waited in the study: .*{message}"):
+        of_names(study)
+    assert [trial.state.name for trial in study.trials] == ["FAIL"]
+    for translate in (rj.search.to_params, rj.search.to_point):
+        with pytest.raises(ValueError, match=message):
+            translate(asked, NAMED)
+    study.sampler = optuna.samplers.PartialFixedSampler(asked, SAMPLERS["random"]())
+    with pytest.raises(ValueError, match=f"PartialFixedSampler: {message}"):
+        of_names(study)
+    assert len(study.trials) == 1
+
+
+def test_a_trial_added_with_another_space_is_refused_and_one_tried_again_is_not():
+    study = optuna.create_study(sampler=SAMPLERS["random"]())
+    of_names(study)
+    (first,) = study.trials
+    retry = optuna.storages.RetryHeartbeatStaleTrialCallback()
+    retry(study, first)
+    assert of_names(study).points[0] == rj.search.to_point(first.params, NAMED)
+    study.add_trial(
+        optuna.create_trial(
+            state=TrialState.WAITING, params={"decay": 0.5},
+            distributions={"decay": FloatDistribution(0, 1)},
+        )
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="'decay' must be a parameter of this space"):
+        of_names(study)
+
+
+def test_an_int_is_not_cut_from_a_fraction():
+    space = {"n": rj.integers(1, 9), "m": rj.one_minus(rj.integers(-3, 0))}
+    train = lambda hp, key: {"loss": 1.0 * (hp["n"] + hp["m"])}
+    study = optuna.create_study(sampler=SAMPLERS["random"]())
+    for asked in ({"n": 3.0, "m": 2}, {"n": 4}):
+        study.enqueue_trial(asked)
+    result = rj.search.optimize(train, study, space, n_trials=2, progress=False)
+    assert result.points[0] == {"n": 3, "m": 2}
+    study.enqueue_trial({"n": 3.5})
+    with pytest.raises(ValueError, match=r"'n' must be a whole number.*got 3\.5"):
+        rj.search.optimize(train, study, space, n_trials=1, progress=False)
+
+
+SPACES = {
+    "floats": {"a": rj.uniform(0, 0.1), "b": rj.log_uniform(1e-5, 1e-1), "c": rj.uniform(-1, 1)},
+    "complements": {"decay": rj.one_minus(rj.log_uniform(1e-3, 0.5))},
+    "ints": {"n": rj.integers(1, 500)},
+}
+HELD_BY_OPTUNA_IN_PART = {
+    "static": {"n": rj.static(rj.integers(1, 500)), "m": rj.choice(rj.static([1, 2]))},
+    "choices": {"x": rj.choice([(1, 2), [3]]), "f": rj.choice([None, np.sin])},
+    "narrow": {"x": rj.uniform(0.1, 0.1 + 1e-12), "y": rj.uniform(0.1, 0.123456789)},
+    "both": {"x": rj.one_minus(rj.static(rj.choice([1, 2.5])))},
+}
+
+
+@pytest.mark.parametrize("name", [*SPACES, *HELD_BY_OPTUNA_IN_PART])
+def test_a_space_comes_back_from_optuna_as_it_was(name):
+    space = (SPACES | HELD_BY_OPTUNA_IN_PART)[name]
+    there = rj.search.to_optuna(space)
+    for _ in range(3):
+        back = rj.search.from_optuna(there)
+        assert back == space
+        there = rj.search.to_optuna(back)
+    if name in SPACES:  # as of a study's trial
+        assert rj.search.from_optuna(dict(there)) == space
+    assert rj.search.from_optuna(pickle.loads(pickle.dumps(there))) == space
+    for parameter in there:  # what was changed since counts
+        there[parameter] = CategoricalDistribution([2.5])
+    changed = rj.search.from_optuna(there)
+    assert list(changed) == list(space)
+    assert {distribution.quantile(0.5) for distribution in changed.values()} <= {2.5, -1.5}
+
+
+@given(
+    low=st.floats(-1e3, 1e3), width=st.floats(1e-9, 1e6), log=st.booleans(), turns=st.integers(1, 3)
+)
+@settings(max_examples=200, deadline=None)
+def test_optunas_floats_come_back_with_both_ends(low, width, log, turns):
+    low = abs(low) + 1e-9 if log else low
+    hypothesis.assume(low + width > low)
+    theirs = {"x": FloatDistribution(low, low + width, log=log)}
+    ours = theirs
+    for _ in range(turns):
+        space = rj.search.from_optuna(dict(ours))
+        ours = rj.search.to_optuna(space)
+    assert ours == theirs
+    (distribution,) = space.values()
+    assert low <= distribution.quantile(0.0) <= distribution.quantile(0.7) <= low + width
+    assert distribution.quantile(np.nextafter(1.0, 0.0)) == pytest.approx(low + width, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda space: rj.search.to_optuna(space),
+        lambda space: of_values(optuna.create_study(), space=space),
+        lambda space: rj.search.from_optuna({1: FloatDistribution(0, 1)}),
+        lambda space: rj.search.to_params({}, space),
+    ],
+)
+def test_a_name_that_is_no_string_is_refused(call):
+    with pytest.raises(ValueError, match="must have strings as names, got 1"):
+        call({"rate": rj.uniform(0, 1), 1: rj.one_minus(rj.uniform(0, 1))})
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "journal"])

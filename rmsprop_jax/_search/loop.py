@@ -13,7 +13,7 @@ import numpy as np
 import optuna
 from optuna.trial import TrialState
 
-from rmsprop_jax._search.space import Axis, axes_of, examples, static_names
+from rmsprop_jax._search.space import Axis, axes_of, check_storable, examples, static_names
 from rmsprop_jax._search.study import Book, LostError
 from rmsprop_jax._sweep import compiling
 from rmsprop_jax._sweep.checks import (
@@ -84,7 +84,7 @@ class Flying(NamedTuple):
 
 def optimize(train: Any, study: Any, space: Any, asked: Asked, start: float) -> SweepResult:
     """See `rmsprop_jax.search.optimize`."""
-    search = Search(train, study, axes_of(space), asked, start)
+    search = Search(train, study, space, asked, start)
     with search.book.open(), search.ledger.bar(asked.progress):
         try:
             search.run()
@@ -102,12 +102,14 @@ def optimize(train: Any, study: Any, space: Any, asked: Asked, start: float) -> 
 class Search:
     """What one call of `optimize` runs."""
 
-    def __init__(self, train: Any, study: Any, axes: dict[str, Axis], asked: Asked, start: float):
+    def __init__(self, train: Any, study: Any, space: Any, asked: Asked, start: float):
         if not isinstance(study, optuna.Study):
             raise ValueError(
                 f"study must be an Optuna study, got {study!r}: optuna.create_study()."
             )
-        self._train, self._axes = train, axes
+        self._train, self._axes = train, (axes := axes_of(space))
+        if not isinstance(study._storage, optuna.storages.InMemoryStorage):
+            check_storable(space)
         self._count = count("n_trials", asked.n_trials)
         self._in_flight = asked.in_flight
         if asked.in_flight is not None:
@@ -293,8 +295,9 @@ class Search:
 
     def _ask_one(self) -> Flying:
         begun = time.perf_counter()
-        trial, point = self.book.ask()
+        trial = self.book.ask()
         try:
+            point = self.book.point(trial)
             structure = self._structure(point)
             self._compiled(structure)
         except BaseException:

@@ -1,11 +1,12 @@
 """A study of Optuna's: what is asked of it and told, and that its database may be away."""
 
 import contextlib
+import copy
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import optuna
@@ -17,7 +18,7 @@ from optuna.exceptions import (
 from optuna.trial import TrialState
 from tqdm import tqdm
 
-from rmsprop_jax._search.space import Axis
+from rmsprop_jax._search.space import Axis, params_of
 
 T = TypeVar("T")
 
@@ -45,6 +46,7 @@ class Book:
         callbacks: Sequence[Callable[[optuna.Study, Any], None]],
     ):
         self._study, self._axes, self._callbacks = study, axes, callbacks
+        with_parameters(study.sampler, axes)  # refuses names before anything is asked
         self._storage: Any = study._storage
         # Of the storages only a database's has one.
         interval = getattr(self._storage, "get_heartbeat_interval", lambda: None)
@@ -82,18 +84,53 @@ class Book:
 
     # One trial.
 
-    def ask(self) -> tuple[optuna.Trial, dict[str, Any]]:
-        """A new trial, or one that waits there; and its point."""
+    def ask(self) -> optuna.Trial:
+        """A new trial, or one that waits there."""
         if self._interval is not None:
             self._patiently(self._fail_stale_trials)
-        trial = self._patiently(self._study.ask)
+        with self._sampler_of_parameters():
+            trial = self._patiently(self._study.ask)
         try:
             self._live(trial)
-            suggest = lambda axis: self._patiently(lambda: axis.suggest(trial))
-            return trial, {name: axis.value(suggest(axis)) for name, axis in self._axes.items()}
         except BaseException:
             self.fail(trial)
             raise
+        return trial
+
+    def point(self, trial: optuna.Trial) -> dict[str, Any]:
+        """The hyperparameters of a trial that was asked.
+
+        Raises:
+          ValueError: where it waited with names that no axis has, or values that cannot be.
+        """
+        try:
+            fixed = params_of(trial._fixed_params, self._axes)
+            self._check_parameters(trial.params)
+        except ValueError as error:
+            raise ValueError(f"study trial {trial.number} waited in the study: {error}") from error
+        trial._fixed_params = fixed
+        suggest = lambda axis: self._patiently(lambda: axis.suggest(trial))
+        with self._sampler_of_parameters():
+            return {name: axis.value(suggest(axis)) for name, axis in self._axes.items()}
+
+    def _check_parameters(self, params: Mapping[str, Any]) -> None:
+        """Of a trial that is tried again, or was added with what it had elsewhere."""
+        parameters = [axis.parameter for axis in self._axes.values()]
+        if others := [name for name in params if name not in parameters]:
+            raise ValueError(
+                f"{others[0]!r} must be a parameter of this space, {parameters}, got {params}. "
+                "Enqueue it anew: study.enqueue_trial(search.to_params(point, space))."
+            )
+
+    @contextlib.contextmanager
+    def _sampler_of_parameters(self) -> Iterator[None]:
+        """While it is open, what the study's sampler fixes is under the study's names."""
+        sampler = self._study.sampler
+        self._study.sampler = with_parameters(sampler, self._axes)
+        try:
+            yield
+        finally:
+            self._study.sampler = sampler
 
     def report(self, trial: optuna.Trial, value: float, step: int) -> None:
         """Report a value; `LostError` where the trial is another's."""
@@ -192,6 +229,24 @@ class Book:
                     )
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def with_parameters(sampler: Any, axes: dict[str, Axis]) -> Any:
+    """A sampler whose fixed hyperparameters are under the study's names, which Optuna looks for and
+    without a word passes over others.
+
+    Raises:
+      ValueError: where it fixes a name that no axis has.
+    """
+    if not isinstance(sampler, optuna.samplers.PartialFixedSampler):
+        return sampler
+    made = copy.copy(sampler)
+    try:
+        made._fixed_params = params_of(sampler._fixed_params, axes)
+    except ValueError as error:
+        raise ValueError(f"the study's PartialFixedSampler: {error}") from error
+    made._base_sampler = with_parameters(sampler._base_sampler, axes)
+    return made
 
 
 def is_away(error: BaseException) -> bool:

@@ -228,6 +228,24 @@ def log_uniform(low: float, high: float) -> Distribution:
     return LogUniform(low, high, _below(low, high))
 
 
+def up_to(low: float, last: float, *, is_log: bool) -> Distribution:
+    """Any number in [low, last], both ends included, as Optuna has it.
+
+    Raises:
+      ValueError: as of `uniform` and `log_uniform`.
+    """
+    above = np.float32(last)
+    if above <= last:
+        above = np.nextafter(above, np.float32(np.inf))
+    # What was written where this comes from `uniform`: the shortest number that float32 takes for
+    # the first one above `last`.
+    high = float(str(above))
+    if _below(low, high) != last:
+        high = float(np.nextafter(last, np.inf))
+    made = log_uniform(low, high) if is_log else uniform(low, high)
+    return dataclasses.replace(made, last=float(last))
+
+
 def one_minus(distribution: Distribution) -> Distribution:
     """1 − x for x from `distribution`: for a decay ρ, whose memory is about 1/(1 − ρ) steps.
 
