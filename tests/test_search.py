@@ -381,6 +381,49 @@ def test_callbacks_are_called_once_a_trial_and_may_stop_the_study():
         study.stop()  # the study is as it was
 
 
+@pytest.mark.parametrize("state", ["COMPLETE", "PRUNED", "FAIL"])
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, RuntimeError])
+def test_a_callback_that_raises_is_called_once_a_trial(state, kind):
+    """Also where the trial failed, of which it was told twice."""
+
+    def step(hp, state, key):
+        return state, {"loss": jnp.where(hp["x"] > 3, jnp.nan, hp["x"])}
+
+    calls = []
+
+    def fail(study, trial):
+        calls.append((trial.number, trial.state.name))
+        if trial.state.name == state:
+            raise kind("the callback's own")
+
+    pruner = optuna.pruners.ThresholdPruner(upper=1.5)
+    study = optuna.create_study(sampler=SAMPLERS["random"](), pruner=pruner)
+    ways = {"COMPLETE": 1.0, "PRUNED": 2.0, "FAIL": 3.5}
+    for x in sorted(ways.values(), key=lambda x: x == ways[state]):
+        study.enqueue_trial({"x": x})
+    with pytest.raises((rj.SweepInterrupted, RuntimeError)) as caught:
+        rj.search.optimize(
+            rj.Training(lambda hp, key: jnp.zeros(()), step), study, {"x": rj.uniform(0.0, 4.0)},
+            n_trials=4, steps=4, evaluate_every=2, callbacks=[fail], progress=False,
+        )  # fmt: skip
+    numbers = [number for number, _ in calls]
+    assert len(numbers) == len(set(numbers))
+    assert (2, state) in calls
+    assert not [trial for trial in study.trials if trial.state == TrialState.RUNNING]
+    status = {"COMPLETE": "finished", "PRUNED": "stopped", "FAIL": "failed"}[state]
+    assert caught.value.result.status[2] == status
+
+
+def test_where_all_are_pruned_the_error_says_so():
+    study = optuna.create_study(
+        sampler=SAMPLERS["random"](), pruner=optuna.pruners.ThresholdPruner(upper=-1.0)
+    )
+    result = search(study, n_trials=2)
+    assert set(result.status) == {"stopped"}
+    with pytest.raises(ValueError, match=r"all 2 trials were pruned.*study\.best_trial"):
+        result.best()
+
+
 def test_reports_of_rounds_and_waiting_trials():
     study, seen = optuna.create_study(sampler=SAMPLERS["random"]()), []
     study.enqueue_trial({"rate": 0.5, "wide": True})

@@ -389,12 +389,13 @@ class Search:
             goes_on = is_whole and not is_over
             if goes_on and not (self._prunes and self.book.prunes(flying.trial)):
                 return True
-            self._tell(flying, values, is_over)
-        del self._flying[flying.number]
-        if not is_over:
+        if not is_over:  # before it is told: a callback may raise
             why = STOPPED if is_whole else FAILED
             self.ledger.stop(Decided(step, {flying.number: why}, {}, []))
             self.ledger.show()
+        with contextlib.suppress(LostError):
+            self._tell(flying, values, is_over)
+        del self._flying[flying.number]
         return False
 
     def _tell(self, flying: Flying, values: np.ndarray, is_over: bool) -> None:

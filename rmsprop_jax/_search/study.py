@@ -52,6 +52,7 @@ class Book:
         interval = getattr(self._storage, "get_heartbeat_interval", lambda: None)
         self._interval: float | None = interval()
         self._alive: set[int] = set()
+        self._told: set[int] = set()
         self._patience = PATIENCE
         self._lock = threading.Lock()
 
@@ -151,7 +152,9 @@ class Book:
         values: list[float] | None = None,
         attributes: dict[str, Any] | None = None,
     ) -> None:
-        """Finish a trial; `LostError` where it is another's."""
+        """Finish a trial, once; `LostError` where it is another's."""
+        if trial._trial_id in self._told:  # a callback raised then
+            return
         self._over(trial)
         try:
             for name, value in (attributes or {}).items():
@@ -163,6 +166,7 @@ class Book:
             raise LostError from None
         if told.state != state:
             raise LostError
+        self._told.add(trial._trial_id)
         for callback in self._callbacks:
             callback(self._study, told)
 

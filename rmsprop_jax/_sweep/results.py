@@ -471,7 +471,7 @@ class SweepResult:
           mode: "min" or "max"; by default the sweep's.
 
         Raises:
-          ValueError: where every trial failed, or none finished.
+          ValueError: where every trial failed or was pruned, or none finished.
         """
         return self.top(1, by=by, mode=mode)[0]
 
@@ -486,7 +486,7 @@ class SweepResult:
           mode: "min" or "max"; by default the sweep's.
 
         Raises:
-          ValueError: where every trial failed, or none finished.
+          ValueError: where every trial failed or was pruned, or none finished.
         """
         if by is not None:
             return self.rescored(by, mode).top(n)
@@ -494,10 +494,17 @@ class SweepResult:
             raise ValueError(f"mode={mode!r} without by: name the objective that it is for.")
         table, ranked = self.by_point(), self.ranked()
         if not len(ranked):
-            failed = int((self.status == "failed").sum())
+            count = {name: int((self.status == name).sum()) for name in ("failed", "stopped")}
+            if count["stopped"] == len(self) > 0:
+                raise ValueError(
+                    f"no best point: all {len(self)} trials were pruned. What other calls on the "
+                    "study completed is there: study.best_trial."
+                )
             raise ValueError(
-                f"no best point: of {len(self)} trials {failed} failed (their objective is not "
-                "finite), and none finished." + " Try smaller learning rates." * (failed > 0)
+                f"no best point: of {len(self)} trials {count['failed']} failed (their objective "
+                f"is not finite), {count['stopped']} were pruned, and none finished."
+                + " Try smaller learning rates."
+                * (count["failed"] > 0)
             )
         keys = tuple(map(key_of, self.seeds))
         return [
