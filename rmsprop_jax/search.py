@@ -38,6 +38,7 @@ def optimize(
     every: int | Mapping[str, int] = 1,
     callback: Callable[[Report], Any] | None = None,
     callbacks: Sequence[Callable[[Study, FrozenTrial], Any]] = (),
+    attributes: Mapping[str, Objective] | None = None,
     steps: int | None = None,
     evaluate_every: int | None = None,
     keep_states: int | str = 1,
@@ -93,6 +94,9 @@ def optimize(
       callbacks: as for `study.optimize`: each is called with the study and the frozen trial after a
         trial is told, and may call `study.stop()`: then nothing more is asked, and what is under
         way goes on to its end.
+      attributes: for each name a function of one trial's metrics to a number, or a metric's name,
+        as for `objective`. The study trial has the mean over its seeds as a user attribute before
+        it is told, so that a sampler's `constraints_func` can read it.
       steps: as for `sweep`, of a `Training`.
       evaluate_every: as for `sweep`, of a `Training`.
       keep_states: as for `sweep`, of a `Training`; where the study has several directions, 0 or
@@ -102,8 +106,9 @@ def optimize(
       A `SweepResult` with the trials that this call asked, in the order in which they were; those
       that were pruned have the status "stopped". With a `batch_size` of 1 each trial's numbers are
       bit for bit those of `jax.jit(train)`, or on a CPU, for at least 2 steps, of
-      `jax.jit(training.run)`. `best()` raises where the study has several directions:
-      `study.best_trials` has what no other beats.
+      `jax.jit(training.run)`. `feasible` says which keep the constraints of the study's sampler:
+      the others rank after them, for the kept states, too. `best()` raises where the study has
+      several directions: `study.best_trials` has what no other beats.
 
     Raises:
       ImportError: without Optuna, which the extra `search` installs.
@@ -142,7 +147,7 @@ def optimize(
     loop = _with_optuna("optimize", "loop")
     asked = loop.Asked(
         n_trials, in_flight, seeds, objective, args, batch_size, devices, progress, every, callback,
-        callbacks, steps, evaluate_every, keep_states,
+        callbacks, attributes, steps, evaluate_every, keep_states,
     )  # fmt: skip
     with own_settings("search.optimize"):
         return loop.optimize(train, study, space, asked, start)

@@ -35,6 +35,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning"),
     # Raised where a compiler's thread forks, not by us.
     pytest.mark.filterwarnings("ignore:os.fork"),
+    # Optuna 5 wants `Trial.set_constraint`, inside an objective.
+    pytest.mark.filterwarnings("ignore:`constraints_func` has been deprecated:FutureWarning"),
 ]
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -877,6 +879,127 @@ def test_functions_are_choices_of_a_study_in_memory_alone(kind, sqlite, tmp_path
             with pytest.raises(ValueError, match="'act' must be values that a study's storage can"):
                 run()
             assert not study.trials
+
+
+# Constraints.
+
+
+def constrained(study, **options):
+    """The loss falls with the rate, and what is above 0.5 is not feasible."""
+
+    def step(hp, state, key):
+        state = state + 1.0
+        noise = 0.01 * jax.random.uniform(key)
+        return state, {"loss": 1.0 - hp["rate"] + noise, "size": hp["rate"] * state}
+
+    given = {
+        "n_trials": 8, "steps": 4, "evaluate_every": 2, "seeds": [3, 5], "progress": False,
+        "attributes": {"size": lambda metrics: metrics["size"][-1], "last": "loss"},
+    }  # fmt: skip
+    space = {"rate": rj.uniform(0.0, 1.0)}
+    training = rj.Training(lambda hp, key: jnp.float32(0.0), step)
+    return rj.search.optimize(training, study, space, **given | options)
+
+
+def at_most_two(trial):
+    return [trial.user_attrs["size"] - 2.0]
+
+
+def of_constraints(sampler="random", **options):
+    samplers = {
+        "tpe": lambda: optuna.samplers.TPESampler(
+            seed=1, n_startup_trials=3, constraints_func=at_most_two
+        ),
+        "nsga": lambda: optuna.samplers.NSGAIISampler(
+            seed=1, population_size=4, constraints_func=at_most_two
+        ),
+    }
+    return optuna.create_study(sampler=samplers[sampler](), **options)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga"])
+def test_infeasible_points_rank_after_feasible_ones(sampler, tmp_path):
+    study = of_constraints(sampler, pruner=optuna.pruners.NopPruner())
+    for rate in (0.9, 0.3, 0.45, 0.7):
+        study.enqueue_trial({"rate": rate})
+    result = constrained(study)
+    rates = np.array([point["rate"] for point in result.points])
+    np.testing.assert_array_equal(result.feasible, np.repeat(rates, 2) * 4 <= 2.0)
+    assert 0 < result.feasible.sum() < 16
+    best = result.best()
+    assert best.point["rate"] == rates[rates <= 0.5].max()
+    assert best.place == study.best_trial.number
+    assert best.objective == study.best_value
+    result.state(best)  # the only one that is kept
+    with pytest.raises(ValueError, match="was not kept"):
+        result.state({"rate": 0.9})
+    ranked = [record.point["rate"] for record in result.top(8)]
+    assert ranked == [*sorted(rates[rates <= 0.5])[::-1], *sorted(rates[rates > 0.5])[::-1]]
+    for trial, point in zip(study.trials, result.points, strict=True):
+        assert trial.user_attrs["size"] == pytest.approx(4 * point["rate"])
+        mine = result.metrics["loss"][result.point_index == trial.number, -1].astype(float)
+        assert trial.user_attrs["last"] == mine.mean() == trial.value
+    result.save(tmp_path / "found")
+    pickled = pickle.loads(pickle.dumps(result))
+    for other in (rj.SweepResult.load(tmp_path / "found"), pickled, result.rescored("loss")):
+        np.testing.assert_array_equal(other.feasible, result.feasible)
+        assert other.best().point == best.point
+    assert result.best(by="size", mode="max").point == best.point
+
+
+def test_constraints_of_pruned_trials_and_of_several_directions():
+    study = of_constraints("tpe", pruner=optuna.pruners.ThresholdPruner(upper=0.2))
+    for rate in (0.9, 0.6, 0.99):
+        study.enqueue_trial({"rate": rate})
+    result = constrained(study, n_trials=3)
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "PRUNED", "COMPLETE"]
+    assert study.trials[1].user_attrs["size"] == pytest.approx(1.2)  # where it was pruned
+    assert result.feasible.tolist() == [False] * 2 + [True] * 2 + [False] * 2
+    assert result.best().point == {"rate": 0.99}  # no feasible one has ended
+    study = of_constraints("nsga", directions=["minimize", "minimize"])
+    result = constrained(study, objective=("loss", "size"), n_trials=6)
+    assert [trial.number for trial in study.best_trials]
+    assert result.best(by="loss").place in {trial.number for trial in study.best_trials}
+
+
+@pytest.mark.skipif(not hasattr(optuna.Trial, "set_constraint"), reason="needs Optuna 5")
+def test_constraints_of_optuna_5_and_what_matters_among_feasible_points():
+    class Sampler(optuna.samplers.RandomSampler):
+        def after_trial(self, study, trial, state, values):
+            live = optuna.Trial(study, trial._trial_id)
+            live.set_constraint("rate", trial.params["rate"] - 0.5)
+            live.set_constraint("nothing", -1.0)
+
+    train = lambda hp, key: {"loss": 1.0 - hp["rate"] + jnp.float32(hp["wide"])}
+    study = optuna.create_study(sampler=Sampler())
+    for rate, wide in ((0.9, False), (0.4, False), (0.45, True)):
+        study.enqueue_trial({"rate": rate, "wide": wide})
+    result = rj.search.optimize(train, study, VALUES, n_trials=3, progress=False)
+    assert result.feasible.tolist() == [False, True, True]
+    assert result.best().place == study.best_trial.number == 1
+    assert result.sensitivity()["wide"] == pytest.approx(0.95)  # each value at its best: 1.55 − 0.6
+
+
+def test_all_of_a_sweep_is_feasible():
+    result = rj.sweep(value_of, rj.grid(rate=[0.1, 0.2], wide=[False]), seeds=2, progress=False)
+    assert result.feasible.tolist() == [True] * 4
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        (["size"], "attributes must be a dict"),
+        ({1: "size"}, "attributes must have strings as names"),
+        ({"seeds": "size"}, r"attributes must have other names.*\['seeds'\]"),
+        ({"size": "sizes"}, r"attributes\['size'\] must be what an objective may be.*'sizes'"),
+        ({"size": lambda metrics: metrics["loss"]}, "returned an array of shape"),
+    ],
+)
+def test_bad_attributes_are_refused_before_anything_is_asked(attributes, message):
+    study = optuna.create_study()
+    with pytest.raises(ValueError, match=message):
+        constrained(study, attributes=attributes)
+    assert not study.trials
 
 
 # Hyperparameters under our names.

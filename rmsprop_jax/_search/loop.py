@@ -5,7 +5,7 @@ import contextlib
 import functools
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,8 +13,15 @@ import numpy as np
 import optuna
 from optuna.trial import TrialState
 
-from rmsprop_jax._search.space import Axis, axes_of, check_storable, examples, static_names
-from rmsprop_jax._search.study import Book, LostError
+from rmsprop_jax._search.space import (
+    Axis,
+    axes_of,
+    check_names,
+    check_storable,
+    examples,
+    static_names,
+)
+from rmsprop_jax._search.study import Book, LostError, is_feasible
 from rmsprop_jax._sweep import compiling
 from rmsprop_jax._sweep.checks import (
     STAGES,
@@ -50,6 +57,8 @@ from rmsprop_jax._sweep.sweep import SweepInterrupted
 from rmsprop_jax._sweep.tracing import Group, Traces, group_points, trace_train, trace_training
 from rmsprop_jax._sweep.training import Training
 
+OWN_ATTRIBUTES = {"seeds", "seconds", "spread", "cause"}
+"""That a study trial is given here."""
 WAVES = 8  # where an accelerator's memory alone would bound how many trials are asked at once
 
 
@@ -67,6 +76,7 @@ class Asked(NamedTuple):
     every: Any
     callback: Any
     callbacks: Any
+    attributes: Any
     steps: Any
     evaluate_every: Any
     keep_states: Any
@@ -185,6 +195,7 @@ class Search:
             self._plan, self.ledger, specs, keep, math.inf, None, False, self._processes
         )
         self.book = Book(study, axes, _callbacks(asked.callbacks))
+        self._attributes = _attributes(asked.attributes, self._plan)
         self._placed: Any = None
         self._flying: dict[int, Flying] = {}
         self._held_up = 0.0
@@ -399,19 +410,24 @@ class Search:
         return False
 
     def _tell(self, flying: Flying, values: np.ndarray, is_over: bool) -> None:
+        """Say how a trial ended, with its attributes, which the sampler's constraints may read."""
+        trials = self._plan.trials_of([flying.number])
+        known = self.ledger.trials.take(trials)
+        mean = lambda aim: float(aim.values(self._plan, known).mean())
         seconds = round(time.perf_counter() - flying.begun, 3)
         attributes: dict[str, Any] = {"seeds": list(self._seeds), "seconds": seconds}
+        attributes |= {name: mean(aim) for name, aim in self._attributes.items()}
+        state, means = TrialState.PRUNED, None
         if not np.isfinite(values).all():
-            self.book.tell(flying.trial, TrialState.FAIL, None, attributes)
-            return
-        if len(values) > 1:
+            state = TrialState.FAIL
+        elif len(values) > 1:
             attributes["spread"] = float(values.std(ddof=1))
-        if not is_over:
-            self.book.tell(flying.trial, TrialState.PRUNED, None, attributes)
-            return
-        known = self.ledger.trials.take(self._plan.trials_of([flying.number]))
-        means = [float(aim.values(self._plan, known).mean()) for aim in self._aims]
-        self.book.tell(flying.trial, TrialState.COMPLETE, means, attributes)
+        if state != TrialState.FAIL and is_over:
+            state, means = TrialState.COMPLETE, list(map(mean, self._aims))
+        told = self.book.tell(flying.trial, state, means, attributes)
+        if told is not None:
+            self.ledger.trials.feasible[trials] = is_feasible(told)
+            self.book.call_back(told)
 
     def give_up(self) -> None:
         """Tell what is finished, and that the rest has failed."""
@@ -469,6 +485,31 @@ def _objectives(objective: Any, study: optuna.Study) -> tuple[Any, ...]:
             f"{len(several)}: {objective!r}. Give a tuple of as many metrics, or functions."
         )
     return tuple(several)
+
+
+def _attributes(attributes: Any, plan: Plan) -> dict[str, Aim]:
+    """What each study trial is given besides its values; tried on zeros, as an objective is."""
+    attributes = {} if attributes is None else attributes
+    if not isinstance(attributes, Mapping):
+        raise ValueError(
+            f"attributes must be a dict of functions of one trial's metrics, got {attributes!r}. "
+            "Write attributes={'norm': lambda metrics: metrics['norm'][-1]}."
+        )
+    check_names("attributes", attributes)
+    if clash := sorted(OWN_ATTRIBUTES & attributes.keys()):
+        raise ValueError(
+            f"attributes must have other names than those that search gives, got {clash}. Rename "
+            "these."
+        )
+    aims = {}
+    for name, function in attributes.items():
+        try:
+            aims[name] = checked(function, "min", plan)
+        except ValueError as error:
+            raise ValueError(
+                f"attributes[{name!r}] must be what an objective may be: {error}"
+            ) from error
+    return aims
 
 
 def _refuse_pruner(pruner: Any) -> None:

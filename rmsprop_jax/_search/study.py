@@ -15,7 +15,7 @@ from optuna.exceptions import (
     StorageInternalError,
     UpdateFinishedTrialError,
 )
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from tqdm import tqdm
 
 from rmsprop_jax._search.space import Axis, params_of
@@ -151,10 +151,11 @@ class Book:
         state: TrialState,
         values: list[float] | None = None,
         attributes: dict[str, Any] | None = None,
-    ) -> None:
-        """Finish a trial, once; `LostError` where it is another's."""
-        if trial._trial_id in self._told:  # a callback raised then
-            return
+    ) -> FrozenTrial | None:
+        """Finish a trial, and give it as it is then; None for one that was told already, before a
+        callback raised. `LostError` where it is another's."""
+        if trial._trial_id in self._told:
+            return None
         self._over(trial)
         try:
             for name, value in (attributes or {}).items():
@@ -167,6 +168,10 @@ class Book:
         if told.state != state:
             raise LostError
         self._told.add(trial._trial_id)
+        return told
+
+    def call_back(self, told: FrozenTrial) -> None:
+        """Call the callbacks."""
         for callback in self._callbacks:
             callback(self._study, told)
 
@@ -178,7 +183,9 @@ class Book:
         """In an emergency: an error in it is kept silent."""
         self.hurry()
         with contextlib.suppress(Exception):
-            self.tell(trial, TrialState.FAIL)
+            told = self.tell(trial, TrialState.FAIL)
+            if told is not None:
+                self.call_back(told)
 
     # Signs of life.
 
@@ -233,6 +240,17 @@ class Book:
                     )
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def is_feasible(trial: FrozenTrial) -> bool:
+    """Whether a trial keeps its constraints, as Optuna has it: none is above 0.
+
+    A sampler's `constraints_func` leaves them in one attribute, `Trial.set_constraint` (Optuna 5)
+    each in one of its own.
+    """
+    attributes = trial.system_attrs
+    each = [x for name, x in attributes.items() if name.startswith("constraints:")]
+    return all(x <= 0.0 for x in [*(attributes.get("constraints") or ()), *each])
 
 
 def with_parameters(sampler: Any, axes: dict[str, Axis]) -> Any:

@@ -225,6 +225,10 @@ class Ledger:
         values = np.where(self.finished & np.isfinite(self._objective), self._objective, np.nan)
         return values.reshape(-1, self._seeds)
 
+    def feasible(self) -> np.ndarray:
+        """bool array, shape (points,): whether each keeps the constraints of a study's sampler."""
+        return np.all(self.trials.feasible.reshape(-1, self._seeds), axis=1)
+
     def point(self, trial: int) -> dict[str, Any]:
         """A trial's hyperparameters, as they are now."""
         return self._plan.points[trial // self._seeds] | self._numbers_of(trial)
@@ -294,7 +298,7 @@ class Ledger:
         seen = self._judged > 0
         failed = int((seen & ~np.isfinite(self._objective)).sum())
         pick = np.fmin if self.mode == "min" else np.fmax
-        whole = self._objective[seen & np.isfinite(self._objective)]
+        whole = self._objective[seen & np.isfinite(self._objective) & self.trials.feasible]
         best = pick.reduce(whole, initial=np.nan)
         text = f"failed {failed}, best {'none' if np.isnan(best) else f'{best:.4g}'}"
         if not self._plan.stages:

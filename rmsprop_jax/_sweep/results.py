@@ -81,6 +81,8 @@ class SweepResult:
       status: array of text, shape (trials,): "finished", "stopped" by a scheduler, "failed" (the
         objective is not finite; or a scheduler ended the point of which a seed had failed), and
         "unfinished", after an interruption.
+      feasible: bool array, shape (trials,): False where a constraint of the study's sampler is
+        violated, for all seeds of the point; True of a sweep.
       reached: int array, shape (trials,): the steps that each trial has behind it; 1 of a function.
       history: for each trial its lineage, a list of (from step, donor's trial or None, numbers);
         one entry, where no scheduler changed it.
@@ -115,7 +117,7 @@ class SweepResult:
         self.rungs = plan.stages.rungs if plan.stages else ()
         self.steps = {name: plan.steps(name) for name in self.metrics if plan.has_steps(name)}
         self.objective = aim.values(plan, trials) if objective is None else objective
-        self.failed = ~np.isfinite(self.objective)
+        self.failed, self.feasible = ~np.isfinite(self.objective), trials.feasible
         self.status = self._status()
         self.history = lineages(plan, trials.number, decided)
         self.compile_seconds, self.run_seconds = map(float, trials.seconds)
@@ -455,6 +457,12 @@ class SweepResult:
         table[self.point_index, self.seed_index] = np.where(whole, self.objective, np.nan)
         return table
 
+    def _feasible_points(self) -> np.ndarray:
+        """bool array, shape (points,)."""
+        feasible = np.ones(len(self.points), bool)
+        feasible[self.point_index[~self.feasible]] = False
+        return feasible
+
     def means(self) -> np.ndarray:
         """Each point's mean objective over the seeds that did not fail, float64 of shape (points,);
         NaN where none finished."""
@@ -463,8 +471,9 @@ class SweepResult:
     def best(self, *, by: Objective | None = None, mode: str | None = None) -> Record:
         """The point with the best mean objective over the seeds.
 
-        A point with a failed or unfinished seed ranks after all whole ones. Of many points the
-        best is in part the luckiest: its own objective is an optimistic estimate.
+        A point with a failed or unfinished seed ranks after all whole ones, and one that is not
+        `feasible` after all that are. Of many points the best is in part the luckiest: its own
+        objective is an optimistic estimate.
 
         Args:
           by: another objective, a metric's name or a function of the metrics.
@@ -519,8 +528,8 @@ class SweepResult:
         ]
 
     def ranked(self) -> np.ndarray:
-        """The points with a finite objective, best first, those with a failed seed last: int array
-        of places in `points`.
+        """The points with a finite objective, best first, those with a failed seed last, and after
+        them those that are not feasible: int array of places in `points`.
 
         Raises:
           ValueError: for several objectives.
@@ -532,7 +541,7 @@ class SweepResult:
                 "by one."
             )
         table = self.by_point()
-        order = ranked(table, self.mode)
+        order = ranked(table, self.mode, self._feasible_points())
         return order[np.isfinite(table[order]).any(1)]
 
     def compare(self, a: Record | dict[str, Any], b: Record | dict[str, Any]) -> Comparison:
@@ -585,17 +594,18 @@ class SweepResult:
             )
 
     def best_of(self, groups: list[Level]) -> tuple[np.ndarray, np.ndarray]:
-        """The best point of each group and its mean objective; −1 and NaN where none finished."""
-        means = self.means()
+        """The best point of each group and its mean objective; −1 and NaN where none finished. One
+        that is not feasible is best only where no feasible one finished."""
+        means, feasible = self.means(), self._feasible_points()
         pick = np.nanargmin if self.mode == "min" else np.nanargmax
-        best = np.array(
-            [
-                level.points[pick(means[level.points])]
-                if np.isfinite(means[level.points]).any()
-                else -1
-                for level in groups
-            ]
-        )
+
+        def best_among(points):
+            finished = points[np.isfinite(means[points])]
+            if feasible[finished].any():
+                finished = finished[feasible[finished]]
+            return finished[pick(means[finished])] if len(finished) else -1
+
+        best = np.array([best_among(level.points) for level in groups])
         return best, np.where(best >= 0, means[best], np.nan)
 
     def _repr_html_(self) -> str:

@@ -125,6 +125,8 @@ class Store:
             arrays |= {"start": np.full(len(trials.number), start), "reached": trials.reached}
             arrays |= {"stopped": trials.stopped}
             arrays |= {"newest " + name: x for name, x in trials.newest.items()}
+        if not trials.feasible.all():  # only a search has constraints
+            arrays["feasible"] = trials.feasible
         self._write_arrays(f"round-{self._next:06d}.npz", arrays)
         self._next += 1
 
@@ -574,6 +576,8 @@ def _read_rounds(path: Path, plan: Plan, places: np.ndarray, every: bool) -> Tri
                     into[mine[newer]] = x[newer]
                 trials.stopped[mine] = np.maximum(trials.stopped[mine], of(stored["stopped"]))
             trials.reached[mine] = np.maximum(trials.reached[mine], of(np.array(stops)))
+            if "feasible" in stored:
+                trials.feasible[mine] = of(stored["feasible"])
             trials.seconds[:] += stored["seconds"]
 
         _stored(file, fill)
