@@ -38,6 +38,7 @@ def optimize(
     every: int | Mapping[str, int] = 1,
     callback: Callable[[Report], Any] | None = None,
     callbacks: Sequence[Callable[[Study, FrozenTrial], Any]] = (),
+    catch: type[Exception] | Iterable[type[Exception]] = (),
     attributes: Mapping[str, Objective] | None = None,
     steps: int | None = None,
     evaluate_every: int | None = None,
@@ -94,6 +95,10 @@ def optimize(
       callbacks: as for `study.optimize`: each is called with the study and the frozen trial after a
         trial is told, and may call `study.stop()`: then nothing more is asked, and what is under
         way goes on to its end.
+      catch: exceptions that fail one study trial and not the call, as in `study.optimize`: those of
+        the trial's values, of tracing and compiling its static group, of the objective and of
+        `attributes`. Its attribute `cause` says what was raised. Any other exception ends the call;
+        what was under way is told as failed, with the cause.
       attributes: for each name a function of one trial's metrics to a number, or a metric's name,
         as for `objective`. The study trial has the mean over its seeds as a user attribute before
         it is told, so that a sampler's `constraints_func` can read it.
@@ -117,7 +122,8 @@ def optimize(
         rather than curves. On the way, for a setting that waited in the study and has a NaN, say.
       RuntimeError: inside an objective or a callback of `study.optimize`.
       SweepInterrupted: on Ctrl-C; `.result` holds what was finished, which is told; what was under
-        way is told as failed. Any other exception on the way has that `.result`, too.
+        way is told as failed, with the attribute `cause`. Any other exception on the way has that
+        `.result`, too.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax, optuna, rmsprop_jax as rj
@@ -147,7 +153,7 @@ def optimize(
     loop = _with_optuna("optimize", "loop")
     asked = loop.Asked(
         n_trials, in_flight, seeds, objective, args, batch_size, devices, progress, every, callback,
-        callbacks, attributes, steps, evaluate_every, keep_states,
+        callbacks, catch, attributes, steps, evaluate_every, keep_states,
     )  # fmt: skip
     with own_settings("search.optimize"):
         return loop.optimize(train, study, space, asked, start)

@@ -473,7 +473,7 @@ class StopError(Exception):
     pass
 
 
-@pytest.mark.parametrize("kind", [KeyboardInterrupt, StopError])
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, StopError, SystemExit])
 def test_an_interruption_tells_what_is_finished_and_fails_what_is_not(kind):
     study = optuna.create_study(sampler=SAMPLERS["random"](), pruner=optuna.pruners.NopPruner())
     rounds = []
@@ -483,7 +483,7 @@ def test_an_interruption_tells_what_is_finished_and_fails_what_is_not(kind):
         if sum(one.step == STEPS for one in report) and len(rounds) > 8:
             raise kind
 
-    raised = rj.SweepInterrupted if kind is KeyboardInterrupt else StopError
+    raised = rj.SweepInterrupted if kind is KeyboardInterrupt else kind
     with pytest.raises(raised) as caught:
         search(study, n_trials=40, in_flight=3, callback=interrupt)
     result = caught.value.result
@@ -493,6 +493,141 @@ def test_an_interruption_tells_what_is_finished_and_fails_what_is_not(kind):
     assert states[TrialState.FAIL] > 0
     told = [trial.value for trial in study.trials if trial.value is not None]
     assert set(told) == set(result.objective[result.status == "finished"])
+
+
+# A static group that does not work.
+
+
+def broken(where):
+    """A training that works with one of its static values."""
+
+    def train(hp, key):
+        if hp["kind"] == "bad" and where == "trace":
+            raise TypeError("no such kind\nsecond line")
+        x = hp["x"]
+        if hp["kind"] == "bad" and where == "compile":
+            x = jax.ffi.ffi_call("no_such_target", jax.ShapeDtypeStruct((), jnp.float32))(x)
+        return {"loss": x, "bad": jnp.float32(hp["kind"] == "bad")}
+
+    return train
+
+
+def judged(metrics):
+    if metrics["bad"]:
+        raise ZeroDivisionError("bad metrics")
+    return metrics["loss"]
+
+
+BROKEN = {
+    "trace": {"train": broken("trace"), "catch": TypeError},
+    "compile": {"train": broken("compile"), "catch": (ValueError, jax.errors.JaxRuntimeError)},
+    "objective": {"train": broken(""), "objective": judged, "catch": [ZeroDivisionError]},
+    "attribute": {"train": broken(""), "attributes": {"a": judged}, "catch": ArithmeticError},
+}
+KINDS = {"x": rj.uniform(0.0, 1.0), "kind": rj.choice(["good", "bad"])}
+
+
+def of_kinds(study, kinds, train, **options):
+    for i, kind in enumerate(kinds):
+        study.enqueue_trial({"kind": kind, "x": 0.5 / (i + 1)})
+    given = {"n_trials": len(kinds), "progress": False, "in_flight": 2}
+    return rj.search.optimize(train, study, KINDS, **given | options)
+
+
+@pytest.mark.parametrize("where", BROKEN)
+def test_what_is_caught_fails_one_study_trial(where, capsys):
+    study, told = optuna.create_study(sampler=SAMPLERS["random"]()), []
+    options = BROKEN[where] | {"callbacks": [lambda study, trial: told.append(trial.number)]}
+    result = of_kinds(study, ["good", "bad", "good", "bad", "good"], **options)
+    states = ["COMPLETE", "FAIL", "COMPLETE", "FAIL", "COMPLETE"]
+    assert [trial.state.name for trial in study.trials] == states
+    assert sorted(told) == [0, 1, 2, 3, 4]
+    assert result.best().point["x"] == pytest.approx(0.1)
+    assert (result.status == "finished").sum() == 3
+    for trial in study.trials:
+        assert ("cause" in trial.user_attrs) == (trial.state == TrialState.FAIL)
+    assert capsys.readouterr().err.count("search: study trial") == 2
+    if where == "trace":
+        assert "no such kind" in study.trials[1].user_attrs["cause"]
+        assert "second" not in study.trials[1].user_attrs["cause"]
+
+
+@pytest.mark.parametrize("where", BROKEN)
+def test_what_is_not_caught_ends_the_call_and_is_told_with_its_cause(where):
+    """A group that does not trace is found before anything is asked, where all are looked at."""
+    study = optuna.create_study(sampler=SAMPLERS["random"]())
+    options = BROKEN[where] | {"catch": (KeyError,)}
+    raised = TypeError if where == "trace" else (Exception,)
+    with pytest.raises(raised) as caught:
+        of_kinds(study, ["good", "bad", "good"], **options)
+    if where == "trace":
+        assert [trial.state for trial in study.trials] == [TrialState.WAITING] * 3
+    else:
+        first, second, third = study.trials
+        assert second.state == TrialState.FAIL
+        assert third.state == TrialState.WAITING
+        if where == "compile":  # the first was under way
+            assert first.state == TrialState.FAIL
+        for trial in study.trials:
+            if trial.state == TrialState.FAIL:
+                expected = f"{type(caught.value).__name__}: {str(caught.value).splitlines()[0]}"
+                assert trial.user_attrs["cause"] == expected
+        assert caught.value.result is not None
+    notes = "".join(caught.value.__notes__)
+    assert ("static hyperparameters {'kind': 'bad'}" in notes) == (where in ("trace", "compile"))
+
+
+@pytest.mark.parametrize("is_stepwise", [False, True])
+@pytest.mark.parametrize("where", ["trace", "compile"])
+def test_a_sweeps_error_names_the_static_group_it_is_of(where, is_stepwise):
+    train, options = broken(where), {}
+    if is_stepwise:
+        options = {"steps": 2}
+        run = broken(where)
+        train = rj.Training(lambda hp, key: 0.0, lambda hp, state, key: (state, run(hp, key)))
+    with pytest.raises((TypeError, ValueError, jax.errors.JaxRuntimeError)) as caught:
+        rj.sweep(train, rj.grid(x=[0.5], kind=["good", "bad"]), progress=False, **options)
+    notes = caught.value.__notes__
+    note = "This happened with the static hyperparameters {'kind': 'bad'}."
+    assert notes.count(note) == 1
+    assert "'good'" not in "".join(notes)
+
+
+def test_one_of_many_groups_is_caught_wherever_it_is():
+    def train(hp, key):
+        if hp["size"] < 250:
+            raise TypeError("too small")
+        return {"loss": hp["x"] + 0.0 * hp["size"]}
+
+    space = {"x": rj.uniform(0, 1), "size": rj.static(rj.integers(1, 500))}
+    study = optuna.create_study(sampler=SAMPLERS["random"]())
+    for size in (400, 3, 3, 300):
+        study.enqueue_trial({"size": size})
+    result = rj.search.optimize(
+        train, study, space, n_trials=4, progress=False, catch=TypeError, in_flight=1
+    )
+    assert [t.state.name for t in study.trials] == ["COMPLETE", "FAIL", "FAIL", "COMPLETE"]
+    assert [point["size"] for point in result.points] == [400, 300]
+    study.enqueue_trial({"size": 1e400})
+    with pytest.raises((ValueError, OverflowError)):
+        rj.search.optimize(train, study, space, n_trials=1, progress=False, catch=TypeError)
+    with pytest.raises(TypeError, match="too small"):
+        rj.search.optimize(train, study, space, n_trials=1, progress=False)
+
+
+def test_a_waiting_trial_that_cannot_be_is_caught():
+    study = optuna.create_study(sampler=SAMPLERS["random"]())
+    for asked in ({"rate": 0.5, "wide": "no"}, {"rat": 1.0}, {"rate": 0.25, "wide": True}):
+        study.enqueue_trial(asked)
+    result = of_values(study, n_trials=3, catch=ValueError)
+    assert [t.state.name for t in study.trials] == ["FAIL", "FAIL", "COMPLETE"]
+    assert list(result.points) == [{"rate": 0.25, "wide": True}]
+
+
+@pytest.mark.parametrize("catch", [3, "ValueError", (ValueError, int), KeyboardInterrupt])
+def test_catch_must_be_exceptions(catch):
+    with pytest.raises(ValueError, match="catch must be a class of exceptions"):
+        of_values(optuna.create_study(), catch=catch)
 
 
 def test_ctrl_c_from_the_keyboard_leaves_no_trial_running(sqlite, tmp_path):

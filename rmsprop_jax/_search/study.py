@@ -93,8 +93,8 @@ class Book:
             trial = self._patiently(self._study.ask)
         try:
             self._live(trial)
-        except BaseException:
-            self.fail(trial)
+        except BaseException as error:
+            self.fail(trial, cause_of(error))
             raise
         return trial
 
@@ -170,22 +170,20 @@ class Book:
         self._told.add(trial._trial_id)
         return told
 
-    def call_back(self, told: FrozenTrial) -> None:
-        """Call the callbacks."""
-        for callback in self._callbacks:
+    def call_back(self, told: FrozenTrial | None) -> None:
+        """Call the callbacks with what `tell` gave."""
+        for callback in self._callbacks if told is not None else ():
             callback(self._study, told)
 
     def hurry(self) -> None:
         """From now on a database that is away is not waited for."""
         self._patience = 0.0
 
-    def fail(self, trial: optuna.Trial) -> None:
+    def fail(self, trial: optuna.Trial, cause: str) -> None:
         """In an emergency: an error in it is kept silent."""
         self.hurry()
         with contextlib.suppress(Exception):
-            told = self.tell(trial, TrialState.FAIL)
-            if told is not None:
-                self.call_back(told)
+            self.call_back(self.tell(trial, TrialState.FAIL, None, {"cause": cause}))
 
     # Signs of life.
 
@@ -240,6 +238,12 @@ class Book:
                     )
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def cause_of(error: BaseException) -> str:
+    """What a failed trial is told of an error: its class and the first line of its message."""
+    lines = str(error).strip().splitlines()
+    return ": ".join([type(error).__name__, *lines[:1]])
 
 
 def is_feasible(trial: FrozenTrial) -> bool:

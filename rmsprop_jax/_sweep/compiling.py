@@ -12,6 +12,7 @@ from rmsprop_jax._sweep.pieces import Pieces
 from rmsprop_jax._sweep.plan import Plan
 from rmsprop_jax._sweep.processes import Processes
 from rmsprop_jax._sweep.program import Layout, Piece, Program
+from rmsprop_jax._sweep.tracing import naming
 
 
 class Programs(NamedTuple):
@@ -86,13 +87,16 @@ class Maker:
         """The programs for so many jobs in a batch, lowered."""
         layout = self.layout(size)
         program = lambda piece: Program(piece, self._args, layout, self._processes)
-        return Programs(layout, **{name: program(piece) for name, piece in self.pieces().items()})
+        with naming(self._pieces.group):
+            each = {name: program(piece) for name, piece in self.pieces().items()}
+        return Programs(layout, **each)
 
     def finish(self, programs: Programs) -> Programs:
         """These compiled, or those of the largest batch that fits the memory."""
-        if self.memory is None:
-            return programs.compile()
-        return largest(self.make, self.most, self.memory, programs)
+        with naming(self._pieces.group):
+            if self.memory is None:
+                return programs.compile()
+            return largest(self.make, self.most, self.memory, programs)
 
 
 def compiled_ahead(makers: Sequence[Maker]) -> Generator[tuple[Programs, float]]:

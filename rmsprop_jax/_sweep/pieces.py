@@ -34,6 +34,11 @@ class Pieces:
         self._state = [] if traces.state is None else list(traces.state.data)
 
     @property
+    def group(self) -> Group:
+        """The structure."""
+        return self._plan.groups[self._group]
+
+    @property
     def bytes(self) -> int:
         """What a call holds for one job: its state, and the metrics of the longest segment."""
         stages, traces = self._plan.stages, self._traces
