@@ -61,12 +61,14 @@ def optimize(
 
     A trial that waits in the study (`enqueue_trial`, or one to be retried) comes first. It, and a
     `PartialFixedSampler`, may give hyperparameters under our names (`result.best().point`) or under
-    the study's (`study.best_params`); a name that no axis has is refused. With a
-    storage that has a heartbeat (`RDBStorage(url, heartbeat_interval=60, ...)`) this worker says
-    for all its trials that they are alive, and before it asks fails those of workers that are not;
-    with `heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback()` these are tried again,
-    from step 0 and with the same numbers. A database that is away is waited for, 5 minutes long.
-    What another worker took over meanwhile is not told a second time.
+    the study's (`study.best_params`); a name that no axis has is refused.
+
+    With a storage that has a heartbeat (`RDBStorage(url, heartbeat_interval=60, ...)`) this worker
+    says for all its trials that they are alive, and before it asks fails those of workers that are
+    not; with `heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback()` these are tried
+    again, from step 0 and with the same numbers. A database that is away is waited for, 5 minutes
+    long; one that is wrong (no such table, read-only, full) ends the call at once. What another
+    worker took over meanwhile is not told a second time.
 
     Args:
       train: as for `sweep`, a function or a `Training`.

@@ -1,12 +1,15 @@
 """Search beside Optuna's own loop over the same trainings, and what only search can do wrong."""
 
 import collections
+import contextlib
 import functools
 import itertools
 import pickle
 import signal
+import sqlite3
 import subprocess
 import sys
+import threading
 import time
 import warnings
 
@@ -724,6 +727,14 @@ def test_what_a_lost_connection_leaves_behind_is_waited_for_and_bad_data_is_not(
         exc.DBAPIError("SELECT 1", {}, Exception("gone"), connection_invalidated=True),
     ]
     bad = [exc.DataError("INSERT", {}, Exception("value too long")), ValueError("no"), KeyError(3)]
+    codes = [("57P01", True), ("08006", True), ("40001", True), ("53300", True), (None, True)]
+    codes += [("53100", False), ("28P01", False), ("3D000", False), ("25006", False)]
+    for state, is_away in codes:  # as psycopg has them
+        error = type("Of", (Exception,), {"sqlstate": state})("what it says")
+        (lost if is_away else bad).append(exc.OperationalError("SELECT 1", {}, error))
+    for code, is_away in [(2006, True), (1040, True), (1213, True), (1049, False), (1114, False)]:
+        error = Exception(code, "what MySQL says")
+        (lost if is_away else bad).append(exc.OperationalError("SELECT 1", {}, error))
     for errors, is_away in ((lost, True), (bad, False)):
         for error in errors:
             wrapped = optuna.exceptions.StorageInternalError("An exception is raised")
@@ -731,7 +742,61 @@ def test_what_a_lost_connection_leaves_behind_is_waited_for_and_bad_data_is_not(
             assert study_module.is_away(error) == study_module.is_away(wrapped) == is_away
 
 
-def test_a_database_that_stays_away_ends_the_search_with_what_is_finished(monkeypatch):
+WRONG = {
+    "no such table": "DROP TABLE trial_values",
+    "readonly database": "PRAGMA query_only = 1",
+    "disk is full": "PRAGMA max_page_count = 1",
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_a_database_that_is_wrong_is_not_waited_for(message, sqlite, capsys):
+    storage = sqlite()
+    study = optuna.create_study(storage=storage, sampler=SAMPLERS["random"]())
+
+    def spoil(study, trial):
+        if trial.number == 1:
+            with contextlib.closing(storage.engine.raw_connection()) as connection:
+                connection.cursor().execute(WRONG[message])
+                connection.commit()
+
+    start = time.monotonic()
+    with pytest.raises(optuna.exceptions.StorageInternalError) as caught:
+        of_values(
+            study, callbacks=[spoil], in_flight=1, n_trials=100,
+            attributes={f"{i}{'x' * 500}": "loss" for i in range(4)},  # a database grows by pages
+        )  # fmt: skip
+    assert time.monotonic() - start < 60
+    error = caught.value
+    assert message in f"{error} {error.__cause__}"
+    assert len(caught.value.result) >= 2
+    assert "does not answer" not in capsys.readouterr().err
+
+
+def test_a_database_that_is_locked_is_waited_for_and_the_cause_is_said(tmp_path, capsys):
+    file = tmp_path / "study.db"
+    storage = optuna.storages.RDBStorage(
+        f"sqlite:///{file}", engine_kwargs={"connect_args": {"timeout": 0.1}}
+    )
+    study = optuna.create_study(storage=storage, sampler=SAMPLERS["random"]())
+    other = sqlite3.connect(file, check_same_thread=False, isolation_level=None)
+
+    def lock(study, trial):
+        if trial.number == 1:
+            other.execute("BEGIN EXCLUSIVE")
+            threading.Timer(0.6, other.execute, ["ROLLBACK"]).start()
+
+    result = of_values(study, n_trials=4, in_flight=1, callbacks=[lock])
+    assert len(result) == 4
+    said = [line for line in capsys.readouterr().err.splitlines() if "does not answer" in line]
+    assert said
+    assert all("(OperationalError: database is locked); waiting" in line for line in said)
+    other.close()
+    storage.remove_session()
+    storage.engine.dispose()
+
+
+def test_a_database_that_stays_away_ends_the_search_with_what_is_finished(monkeypatch, capsys):
     monkeypatch.setattr(study_module, "PATIENCE", 0.3)
     study = optuna.create_study(sampler=SAMPLERS["random"]())
     from sqlalchemy.exc import OperationalError
@@ -745,6 +810,7 @@ def test_a_database_that_stays_away_ends_the_search_with_what_is_finished(monkey
 
     with pytest.raises(OperationalError) as caught:
         of_values(study, callbacks=[go], in_flight=1)
+    assert "no route to host" in capsys.readouterr().err
     assert "did not answer for 0.3 s" in "".join(caught.value.__notes__)
     assert len(caught.value.result) == 4
 

@@ -24,6 +24,13 @@ T = TypeVar("T")
 
 PATIENCE = 300.0  # seconds for which a database may be away
 LONGEST_PAUSE = 5.0  # seconds between two attempts
+# https://www.sqlite.org/rescode.html: BUSY, LOCKED, IOERR, CANTOPEN (a network's disk), PROTOCOL.
+SQLITE_PASSES = {5, 6, 10, 14, 15}
+# https://www.postgresql.org/docs/current/errcodes-appendix.html: read-only, authorization, no such
+# database, no such table or right, a full disk.
+POSTGRESQL_STAYS = ("25", "28", "3D", "42", "53100")
+# https://dev.mysql.com/doc/mysql-errors/8.4/en/server-error-reference.html: the same.
+MYSQL_STAYS = {1021, 1044, 1045, 1049, 1114, 1142, 1146, 1290, 1836}
 
 
 class LostError(Exception):
@@ -232,8 +239,8 @@ class Book:
                     raise
                 if pause == 0.1:
                     tqdm.write(
-                        "search: the study's database does not answer; waiting for up to "
-                        f"{self._patience:g} s ({type(error.__cause__ or error).__name__}).",
+                        f"search: the study's database does not answer ({_first_line(error)}); "
+                        f"waiting for up to {self._patience:g} s.",
                         file=sys.stderr,
                     )
             time.sleep(pause)
@@ -276,14 +283,40 @@ def with_parameters(sampler: Any, axes: dict[str, Axis]) -> Any:
 
 
 def is_away(error: BaseException) -> bool:
-    """Whether this says that a database could not be reached, or dropped the connection."""
-    cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+    """Whether this says that a database could not be reached, or dropped the connection, and may
+    come back."""
+    cause = _of_database(error)
     try:
         from sqlalchemy import exc
     except ImportError:  # Optuna brings it
         return False
-    # The last says that an earlier query, whose error Optuna swallowed, has yet to be rolled back:
-    # it is now.
-    kinds = exc.OperationalError | exc.InterfaceError | exc.PendingRollbackError
-    away = isinstance(cause, kinds)
-    return away or (isinstance(cause, exc.DBAPIError) and cause.connection_invalidated)
+    # This says that an earlier query, whose error Optuna swallowed, has yet to be rolled back: it
+    # is now.
+    if isinstance(cause, exc.PendingRollbackError):
+        return True
+    if not isinstance(cause, exc.DBAPIError):
+        return False
+    kinds = exc.OperationalError | exc.InterfaceError
+    return (isinstance(cause, kinds) or cause.connection_invalidated) and not _stays(cause.orig)
+
+
+def _of_database(error: BaseException) -> BaseException:
+    """What Optuna wraps."""
+    return (error.__cause__ or error) if isinstance(error, StorageInternalError) else error
+
+
+def _stays(error: Any) -> bool:
+    """Whether a driver's error is there however long one waits: no such table, no permission, a
+    full disk. Drivers have no class of their own for these, only codes."""
+    if (code := getattr(error, "sqlite_errorcode", None)) is not None:
+        return code & 0xFF not in SQLITE_PASSES
+    state = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
+    if state is not None:
+        return state.startswith(POSTGRESQL_STAYS)
+    return bool(error.args) and error.args[0] in MYSQL_STAYS
+
+
+def _first_line(error: BaseException) -> str:
+    """Of the driver's own message, without the SQL."""
+    cause = _of_database(error)
+    return cause_of(getattr(cause, "orig", None) or cause)
