@@ -158,10 +158,9 @@ def _of_numbers(
 
     def param(value):
         number = _number(name, value)
-        if not is_float and number != int(number):
+        if not is_float and not float(number).is_integer():
             raise ValueError(
-                f"{name!r} must be a whole number, as its distribution {distribution} has it, got "
-                f"{value!r}. Give {int(number)}, say."
+                f"{name!r} must be a whole number, got {value!r}. Give one of {distribution}."
             )
         return number
 
