@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
-__all__ = ["from_optuna", "optimize", "to_optuna"]
+__all__ = ["from_optuna", "optimize", "to_optuna", "to_params", "to_point"]
 
 
 def optimize(
@@ -38,6 +38,8 @@ def optimize(
     every: int | Mapping[str, int] = 1,
     callback: Callable[[Report], Any] | None = None,
     callbacks: Sequence[Callable[[Study, FrozenTrial], Any]] = (),
+    catch: type[Exception] | Iterable[type[Exception]] = (),
+    attributes: Mapping[str, Objective] | None = None,
     steps: int | None = None,
     evaluate_every: int | None = None,
     keep_states: int | str = 1,
@@ -57,12 +59,16 @@ def optimize(
     Each trial has the user attributes `seeds`, `seconds` (from its being asked to its end, with
     what shared its rounds) and, for several seeds, `spread`, their standard deviation.
 
-    A trial that waits in the study (`enqueue_trial`, or one to be retried) comes first. With a
-    storage that has a heartbeat (`RDBStorage(url, heartbeat_interval=60, ...)`) this worker says
-    for all its trials that they are alive, and before it asks fails those of workers that are not;
-    with `heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback()` these are tried again,
-    from step 0 and with the same numbers. A database that is away is waited for, 5 minutes long.
-    What another worker took over meanwhile is not told a second time.
+    A trial that waits in the study (`enqueue_trial`, or one to be retried) comes first. It, and a
+    `PartialFixedSampler`, may give hyperparameters under our names (`result.best().point`) or under
+    the study's (`study.best_params`); a name that no axis has is refused.
+
+    With a storage that has a heartbeat (`RDBStorage(url, heartbeat_interval=60, ...)`) this worker
+    says for all its trials that they are alive, and before it asks fails those of workers that are
+    not; with `heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback()` these are tried
+    again, from step 0 and with the same numbers. A database that is away is waited for, 5 minutes
+    long; one that is wrong (no such table, read-only, full) ends the call at once. What another
+    worker took over meanwhile is not told a second time.
 
     Args:
       train: as for `sweep`, a function or a `Training`.
@@ -72,7 +78,8 @@ def optimize(
       space: for each hyperparameter a distribution, ours or Optuna's. Of `one_minus(d)` under the
         name "x" the study has d, under the name "1 - x". Numbers have the dtype of their
         distribution, whatever is asked: float32 (float64 under x64) where any may be a float, else
-        int32; static ones and all else is structure.
+        int32; static ones and all else is structure. Choices that no folder can hold, such as
+        functions, need a study in memory.
       n_trials: how many this call asks, at least 1.
       in_flight: how many are under way at once, at least 1; by default as many as fill a round of
         all devices, ⌈devices × batch_size / seeds⌉. More hide the time that a database takes, fewer
@@ -90,6 +97,13 @@ def optimize(
       callbacks: as for `study.optimize`: each is called with the study and the frozen trial after a
         trial is told, and may call `study.stop()`: then nothing more is asked, and what is under
         way goes on to its end.
+      catch: exceptions that fail one study trial and not the call, as in `study.optimize`: those of
+        the trial's values, of tracing and compiling its static group, of the objective and of
+        `attributes`. Its attribute `cause` says what was raised. Any other exception ends the call;
+        what was under way is told as failed, with the cause.
+      attributes: for each name a function of one trial's metrics to a number, or a metric's name,
+        as for `objective`. The study trial has the mean over its seeds as a user attribute before
+        it is told, so that a sampler's `constraints_func` can read it.
       steps: as for `sweep`, of a `Training`.
       evaluate_every: as for `sweep`, of a `Training`.
       keep_states: as for `sweep`, of a `Training`; where the study has several directions, 0 or
@@ -99,8 +113,9 @@ def optimize(
       A `SweepResult` with the trials that this call asked, in the order in which they were; those
       that were pruned have the status "stopped". With a `batch_size` of 1 each trial's numbers are
       bit for bit those of `jax.jit(train)`, or on a CPU, for at least 2 steps, of
-      `jax.jit(training.run)`. `best()` raises where the study has several directions:
-      `study.best_trials` has what no other beats.
+      `jax.jit(training.run)`. `feasible` says which keep the constraints of the study's sampler:
+      the others rank after them, for the kept states, too. `best()` raises where the study has
+      several directions: `study.best_trials` has what no other beats.
 
     Raises:
       ImportError: without Optuna, which the extra `search` installs.
@@ -109,7 +124,8 @@ def optimize(
         rather than curves. On the way, for a setting that waited in the study and has a NaN, say.
       RuntimeError: inside an objective or a callback of `study.optimize`.
       SweepInterrupted: on Ctrl-C; `.result` holds what was finished, which is told; what was under
-        way is told as failed. Any other exception on the way has that `.result`, too.
+        way is told as failed, with the attribute `cause`. Any other exception on the way has that
+        `.result`, too.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax, optuna, rmsprop_jax as rj
@@ -139,10 +155,59 @@ def optimize(
     loop = _with_optuna("optimize", "loop")
     asked = loop.Asked(
         n_trials, in_flight, seeds, objective, args, batch_size, devices, progress, every, callback,
-        callbacks, steps, evaluate_every, keep_states,
+        callbacks, catch, attributes, steps, evaluate_every, keep_states,
     )  # fmt: skip
     with own_settings("search.optimize"):
         return loop.optimize(train, study, space, asked, start)
+
+
+def to_params(
+    point: Mapping[str, Any], space: Mapping[str, Distribution | BaseDistribution]
+) -> dict[str, Any]:
+    """The study's parameters for a point: other names and values than ours where it has others.
+
+    The study has d for `one_minus(d)`, under the name "1 - x", and a label for a choice that a
+    database cannot hold.
+
+    Args:
+      point: some or all hyperparameters, `result.best().point` say.
+      space: as for `optimize`.
+
+    Raises:
+      ImportError: without Optuna, which the extra `search` installs.
+      ValueError: for a name that the space has not, or a value that is no number or none of the
+        choices.
+
+    Examples:
+      >>> import rmsprop_jax as rj
+      >>> space = {"decay": rj.one_minus(rj.log_uniform(0.001, 0.5)), "size": rj.choice([(1, 2)])}
+      >>> rj.search.to_params({"decay": 0.75, "size": (1, 2)}, space)
+      {'1 - decay': 0.25, 'size': '(1, 2)'}
+    """
+    return _with_optuna("to_params", "space").to_params(point, space)
+
+
+def to_point(
+    params: Mapping[str, Any], space: Mapping[str, Distribution | BaseDistribution]
+) -> dict[str, Any]:
+    """The point for a study's parameters, as `train` gets it; the inverse of `to_params`.
+
+    Args:
+      params: some or all, `study.best_params` say.
+      space: as for `optimize`.
+
+    Raises:
+      ImportError: without Optuna, which the extra `search` installs.
+      ValueError: for a name that the space has not, or a value that is no number or none of the
+        choices.
+
+    Examples:
+      >>> import rmsprop_jax as rj
+      >>> space = {"decay": rj.one_minus(rj.log_uniform(0.001, 0.5))}
+      >>> rj.search.to_point({"1 - decay": 0.25}, space)
+      {'decay': 0.75}
+    """
+    return _with_optuna("to_point", "space").to_point(params, space)
 
 
 def to_optuna(
@@ -152,6 +217,7 @@ def to_optuna(
 
     `uniform` and `log_uniform` end at the last number below `high`; `one_minus(d)` under the name
     "x" is d under the name "1 - x". Choices that a database cannot hold stand under their labels.
+    The dict remembers the space, so that `from_optuna` gives it back as it was.
 
     Args:
       space: for each hyperparameter a distribution, ours or Optuna's.
@@ -171,8 +237,9 @@ def to_optuna(
 def from_optuna(distributions: Mapping[str, BaseDistribution]) -> dict[str, Distribution]:
     """Optuna's distributions as ours, for `sample` and `population`; the inverse of `to_optuna`.
 
-    A float from low to high, both ends included, becomes one without its upper end; steps become a
-    `choice` of the values.
+    A float from low to high keeps both ends; steps become a `choice` of the values. What
+    `to_optuna` returned becomes the space that it was made of. A study's own distributions
+    (`study.trials[0].distributions`) do not tell what is static, nor what stands under a label.
 
     Args:
       distributions: of Optuna, under the names that they have in a study: of "1 - x" comes the
@@ -185,7 +252,7 @@ def from_optuna(distributions: Mapping[str, BaseDistribution]) -> dict[str, Dist
     Examples:
       >>> import optuna, rmsprop_jax as rj
       >>> rj.search.from_optuna({"x": optuna.distributions.FloatDistribution(0, 1)})
-      {'x': uniform(0, 1)}
+      {'x': uniform(0.0, 1.0000001)}
     """
     return _with_optuna("from_optuna", "space").from_optuna(distributions)
 

@@ -1,7 +1,10 @@
 """`sample` and its distributions."""
 
+import copy
+import pickle
 import warnings
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -175,3 +178,33 @@ def test_a_distribution_may_be_static():
 def test_one_minus_needs_numbers():
     with pytest.raises(ValueError, match="distribution of numbers, got choice"):
         rj.one_minus(rj.choice(["a"]))
+
+
+MAKE = {
+    "uniform": lambda: rj.uniform(0.5, 0.9999996),
+    "log_uniform": lambda: rj.log_uniform(1e-3, 1),
+    "one_minus": lambda: rj.one_minus(rj.log_uniform(1e-3, 0.5)),
+    "integers": lambda: rj.integers(np.int64(1), 3),
+    "static": lambda: rj.static(rj.integers(1, 3)),
+    "choice": lambda: rj.choice([1, True, (1, 2), None, "a", {"of": [1.0]}]),
+    "choice of others": lambda: rj.choice([1.0, True, (1, 2), None, "a", {"of": [1.0]}]),
+    "static choice": lambda: rj.choice(rj.static([1, 2])),
+    "arrays": lambda: rj.choice(rj.static([np.arange(3), jnp.arange(3)])),
+    "nearly uniform": lambda: rj.uniform(0.5, 1),
+}
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_distributions_are_compared_hashed_pickled_and_frozen(name):
+    one = MAKE[name]()
+    for other in (MAKE[name](), pickle.loads(pickle.dumps(one)), copy.deepcopy(one)):
+        assert other == one
+        assert hash(other) == hash(one)
+        assert repr(other) == repr(one)
+        assert len({str([x.quantile(u) for u in (0.0, 0.4, 0.99)]) for x in (one, other)}) == 1
+    others = [make() for key, make in MAKE.items() if key != name]
+    assert one not in others
+    assert repr(one) not in map(repr, others)
+    assert one != repr(one)
+    with pytest.raises(AttributeError):
+        one.is_static = True

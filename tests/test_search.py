@@ -1,14 +1,19 @@
 """Search beside Optuna's own loop over the same trainings, and what only search can do wrong."""
 
 import collections
+import contextlib
 import functools
 import itertools
+import pickle
 import signal
+import sqlite3
 import subprocess
 import sys
+import threading
 import time
 import warnings
 
+import hypothesis
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
@@ -33,6 +38,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning"),
     # Raised where a compiler's thread forks, not by us.
     pytest.mark.filterwarnings("ignore:os.fork"),
+    # Optuna 5 wants `Trial.set_constraint`, inside an objective.
+    pytest.mark.filterwarnings("ignore:`constraints_func` has been deprecated:FutureWarning"),
 ]
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -245,9 +252,9 @@ def value_of(hp, key):
 VALUES = {"rate": rj.uniform(0.0, 1.0), "wide": rj.choice([False, True])}
 
 
-def of_values(study, **options):
+def of_values(study, space=VALUES, **options):
     given = {"n_trials": 10, "progress": False}
-    return rj.search.optimize(value_of, study, VALUES, **given | options)
+    return rj.search.optimize(value_of, study, space, **given | options)
 
 
 def test_a_function_runs_whole_each_structure_compiled_once():
@@ -379,6 +386,49 @@ def test_callbacks_are_called_once_a_trial_and_may_stop_the_study():
         study.stop()  # the study is as it was
 
 
+@pytest.mark.parametrize("state", ["COMPLETE", "PRUNED", "FAIL"])
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, RuntimeError])
+def test_a_callback_that_raises_is_called_once_a_trial(state, kind):
+    """Also where the trial failed, of which it was told twice."""
+
+    def step(hp, state, key):
+        return state, {"loss": jnp.where(hp["x"] > 3, jnp.nan, hp["x"])}
+
+    calls = []
+
+    def fail(study, trial):
+        calls.append((trial.number, trial.state.name))
+        if trial.state.name == state:
+            raise kind("the callback's own")
+
+    pruner = optuna.pruners.ThresholdPruner(upper=1.5)
+    study = optuna.create_study(sampler=SAMPLERS["random"](), pruner=pruner)
+    ways = {"COMPLETE": 1.0, "PRUNED": 2.0, "FAIL": 3.5}
+    for x in sorted(ways.values(), key=lambda x: x == ways[state]):
+        study.enqueue_trial({"x": x})
+    with pytest.raises((rj.SweepInterrupted, RuntimeError)) as caught:
+        rj.search.optimize(
+            rj.Training(lambda hp, key: jnp.zeros(()), step), study, {"x": rj.uniform(0.0, 4.0)},
+            n_trials=4, steps=4, evaluate_every=2, callbacks=[fail], progress=False,
+        )  # fmt: skip
+    numbers = [number for number, _ in calls]
+    assert len(numbers) == len(set(numbers))
+    assert (2, state) in calls
+    assert not [trial for trial in study.trials if trial.state == TrialState.RUNNING]
+    status = {"COMPLETE": "finished", "PRUNED": "stopped", "FAIL": "failed"}[state]
+    assert caught.value.result.status[2] == status
+
+
+def test_where_all_are_pruned_the_error_says_so():
+    study = optuna.create_study(
+        sampler=SAMPLERS["random"](), pruner=optuna.pruners.ThresholdPruner(upper=-1.0)
+    )
+    result = search(study, n_trials=2)
+    assert set(result.status) == {"stopped"}
+    with pytest.raises(ValueError, match=r"all 2 trials were pruned.*study\.best_trial"):
+        result.best()
+
+
 def test_reports_of_rounds_and_waiting_trials():
     study, seen = optuna.create_study(sampler=SAMPLERS["random"]()), []
     study.enqueue_trial({"rate": 0.5, "wide": True})
@@ -401,10 +451,10 @@ def test_structures_that_fill_no_round_share_the_devices(monkeypatch):
         rounds.Structure, "run_whole",
         lambda self, live, *rest: (placed.append(live.first), whole(self, live, *rest))[1],
     )  # fmt: skip
-    for run in (search, of_values):
+    for run, name in ((search, "centered"), (of_values, "wide")):
         study = optuna.create_study(sampler=SAMPLERS["random"]())
         for flag in (False, True):
-            study.enqueue_trial({"centered": flag, "wide": flag})
+            study.enqueue_trial({name: flag})
         placed.clear()
         result = run(study, n_trials=2)
         assert set(placed) == {0, 1}
@@ -426,7 +476,7 @@ class StopError(Exception):
     pass
 
 
-@pytest.mark.parametrize("kind", [KeyboardInterrupt, StopError])
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, StopError, SystemExit])
 def test_an_interruption_tells_what_is_finished_and_fails_what_is_not(kind):
     study = optuna.create_study(sampler=SAMPLERS["random"](), pruner=optuna.pruners.NopPruner())
     rounds = []
@@ -436,7 +486,7 @@ def test_an_interruption_tells_what_is_finished_and_fails_what_is_not(kind):
         if sum(one.step == STEPS for one in report) and len(rounds) > 8:
             raise kind
 
-    raised = rj.SweepInterrupted if kind is KeyboardInterrupt else StopError
+    raised = rj.SweepInterrupted if kind is KeyboardInterrupt else kind
     with pytest.raises(raised) as caught:
         search(study, n_trials=40, in_flight=3, callback=interrupt)
     result = caught.value.result
@@ -446,6 +496,141 @@ def test_an_interruption_tells_what_is_finished_and_fails_what_is_not(kind):
     assert states[TrialState.FAIL] > 0
     told = [trial.value for trial in study.trials if trial.value is not None]
     assert set(told) == set(result.objective[result.status == "finished"])
+
+
+# A static group that does not work.
+
+
+def broken(where):
+    """A training that works with one of its static values."""
+
+    def train(hp, key):
+        if hp["kind"] == "bad" and where == "trace":
+            raise TypeError("no such kind\nsecond line")
+        x = hp["x"]
+        if hp["kind"] == "bad" and where == "compile":
+            x = jax.ffi.ffi_call("no_such_target", jax.ShapeDtypeStruct((), jnp.float32))(x)
+        return {"loss": x, "bad": jnp.float32(hp["kind"] == "bad")}
+
+    return train
+
+
+def judged(metrics):
+    if metrics["bad"]:
+        raise ZeroDivisionError("bad metrics")
+    return metrics["loss"]
+
+
+BROKEN = {
+    "trace": {"train": broken("trace"), "catch": TypeError},
+    "compile": {"train": broken("compile"), "catch": (ValueError, jax.errors.JaxRuntimeError)},
+    "objective": {"train": broken(""), "objective": judged, "catch": [ZeroDivisionError]},
+    "attribute": {"train": broken(""), "attributes": {"a": judged}, "catch": ArithmeticError},
+}
+KINDS = {"x": rj.uniform(0.0, 1.0), "kind": rj.choice(["good", "bad"])}
+
+
+def of_kinds(study, kinds, train, **options):
+    for i, kind in enumerate(kinds):
+        study.enqueue_trial({"kind": kind, "x": 0.5 / (i + 1)})
+    given = {"n_trials": len(kinds), "progress": False, "in_flight": 2}
+    return rj.search.optimize(train, study, KINDS, **given | options)
+
+
+@pytest.mark.parametrize("where", BROKEN)
+def test_what_is_caught_fails_one_study_trial(where, capsys):
+    study, told = optuna.create_study(sampler=SAMPLERS["random"]()), []
+    options = BROKEN[where] | {"callbacks": [lambda study, trial: told.append(trial.number)]}
+    result = of_kinds(study, ["good", "bad", "good", "bad", "good"], **options)
+    states = ["COMPLETE", "FAIL", "COMPLETE", "FAIL", "COMPLETE"]
+    assert [trial.state.name for trial in study.trials] == states
+    assert sorted(told) == [0, 1, 2, 3, 4]
+    assert result.best().point["x"] == pytest.approx(0.1)
+    assert (result.status == "finished").sum() == 3
+    for trial in study.trials:
+        assert ("cause" in trial.user_attrs) == (trial.state == TrialState.FAIL)
+    assert capsys.readouterr().err.count("search: study trial") == 2
+    if where == "trace":
+        assert "no such kind" in study.trials[1].user_attrs["cause"]
+        assert "second" not in study.trials[1].user_attrs["cause"]
+
+
+@pytest.mark.parametrize("where", BROKEN)
+def test_what_is_not_caught_ends_the_call_and_is_told_with_its_cause(where):
+    """A group that does not trace is found before anything is asked, where all are looked at."""
+    study = optuna.create_study(sampler=SAMPLERS["random"]())
+    options = BROKEN[where] | {"catch": (KeyError,)}
+    raised = TypeError if where == "trace" else (Exception,)
+    with pytest.raises(raised) as caught:
+        of_kinds(study, ["good", "bad", "good"], **options)
+    if where == "trace":
+        assert [trial.state for trial in study.trials] == [TrialState.WAITING] * 3
+    else:
+        first, second, third = study.trials
+        assert second.state == TrialState.FAIL
+        assert third.state == TrialState.WAITING
+        if where == "compile":  # the first was under way
+            assert first.state == TrialState.FAIL
+        for trial in study.trials:
+            if trial.state == TrialState.FAIL:
+                expected = f"{type(caught.value).__name__}: {str(caught.value).splitlines()[0]}"
+                assert trial.user_attrs["cause"] == expected
+        assert caught.value.result is not None
+    notes = "".join(caught.value.__notes__)
+    assert ("static hyperparameters {'kind': 'bad'}" in notes) == (where in ("trace", "compile"))
+
+
+@pytest.mark.parametrize("is_stepwise", [False, True])
+@pytest.mark.parametrize("where", ["trace", "compile"])
+def test_a_sweeps_error_names_the_static_group_it_is_of(where, is_stepwise):
+    train, options = broken(where), {}
+    if is_stepwise:
+        options = {"steps": 2}
+        run = broken(where)
+        train = rj.Training(lambda hp, key: 0.0, lambda hp, state, key: (state, run(hp, key)))
+    with pytest.raises((TypeError, ValueError, jax.errors.JaxRuntimeError)) as caught:
+        rj.sweep(train, rj.grid(x=[0.5], kind=["good", "bad"]), progress=False, **options)
+    notes = caught.value.__notes__
+    note = "This happened with the static hyperparameters {'kind': 'bad'}."
+    assert notes.count(note) == 1
+    assert "'good'" not in "".join(notes)
+
+
+def test_one_of_many_groups_is_caught_wherever_it_is():
+    def train(hp, key):
+        if hp["size"] < 250:
+            raise TypeError("too small")
+        return {"loss": hp["x"] + 0.0 * hp["size"]}
+
+    space = {"x": rj.uniform(0, 1), "size": rj.static(rj.integers(1, 500))}
+    study = optuna.create_study(sampler=SAMPLERS["random"]())
+    for size in (400, 3, 3, 300):
+        study.enqueue_trial({"size": size})
+    result = rj.search.optimize(
+        train, study, space, n_trials=4, progress=False, catch=TypeError, in_flight=1
+    )
+    assert [t.state.name for t in study.trials] == ["COMPLETE", "FAIL", "FAIL", "COMPLETE"]
+    assert [point["size"] for point in result.points] == [400, 300]
+    study.enqueue_trial({"size": np.inf})
+    with pytest.raises(ValueError, match="'size' must be a whole number, got inf"):
+        rj.search.optimize(train, study, space, n_trials=1, progress=False, catch=TypeError)
+    with pytest.raises(TypeError, match="too small"):
+        rj.search.optimize(train, study, space, n_trials=1, progress=False)
+
+
+def test_a_waiting_trial_that_cannot_be_is_caught():
+    study = optuna.create_study(sampler=SAMPLERS["random"]())
+    for asked in ({"rate": 0.5, "wide": "no"}, {"rat": 1.0}, {"rate": 0.25, "wide": True}):
+        study.enqueue_trial(asked)
+    result = of_values(study, n_trials=3, catch=ValueError)
+    assert [t.state.name for t in study.trials] == ["FAIL", "FAIL", "COMPLETE"]
+    assert list(result.points) == [{"rate": 0.25, "wide": True}]
+
+
+@pytest.mark.parametrize("catch", [3, "ValueError", (ValueError, int), KeyboardInterrupt])
+def test_catch_must_be_exceptions(catch):
+    with pytest.raises(ValueError, match="catch must be a class of exceptions"):
+        of_values(optuna.create_study(), catch=catch)
 
 
 def test_ctrl_c_from_the_keyboard_leaves_no_trial_running(sqlite, tmp_path):
@@ -542,6 +727,14 @@ def test_what_a_lost_connection_leaves_behind_is_waited_for_and_bad_data_is_not(
         exc.DBAPIError("SELECT 1", {}, Exception("gone"), connection_invalidated=True),
     ]
     bad = [exc.DataError("INSERT", {}, Exception("value too long")), ValueError("no"), KeyError(3)]
+    codes = [("57P01", True), ("08006", True), ("40001", True), ("53300", True), (None, True)]
+    codes += [("53100", False), ("28P01", False), ("3D000", False), ("25006", False)]
+    for state, is_away in codes:  # as psycopg has them
+        error = type("Of", (Exception,), {"sqlstate": state})("what it says")
+        (lost if is_away else bad).append(exc.OperationalError("SELECT 1", {}, error))
+    for code, is_away in [(2006, True), (1040, True), (1213, True), (1049, False), (1114, False)]:
+        error = Exception(code, "what MySQL says")
+        (lost if is_away else bad).append(exc.OperationalError("SELECT 1", {}, error))
     for errors, is_away in ((lost, True), (bad, False)):
         for error in errors:
             wrapped = optuna.exceptions.StorageInternalError("An exception is raised")
@@ -549,7 +742,61 @@ def test_what_a_lost_connection_leaves_behind_is_waited_for_and_bad_data_is_not(
             assert study_module.is_away(error) == study_module.is_away(wrapped) == is_away
 
 
-def test_a_database_that_stays_away_ends_the_search_with_what_is_finished(monkeypatch):
+WRONG = {
+    "no such table": "DROP TABLE trial_values",
+    "readonly database": "PRAGMA query_only = 1",
+    "disk is full": "PRAGMA max_page_count = 1",
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_a_database_that_is_wrong_is_not_waited_for(message, sqlite, capsys):
+    storage = sqlite()
+    study = optuna.create_study(storage=storage, sampler=SAMPLERS["random"]())
+
+    def spoil(study, trial):
+        if trial.number == 1:
+            with contextlib.closing(storage.engine.raw_connection()) as connection:
+                connection.cursor().execute(WRONG[message])
+                connection.commit()
+
+    start = time.monotonic()
+    with pytest.raises(optuna.exceptions.StorageInternalError) as caught:
+        of_values(
+            study, callbacks=[spoil], in_flight=1, n_trials=100,
+            attributes={f"{i}{'x' * 500}": "loss" for i in range(4)},  # a database grows by pages
+        )  # fmt: skip
+    assert time.monotonic() - start < 60
+    error = caught.value
+    assert message in f"{error} {error.__cause__}"
+    assert len(caught.value.result) >= 2
+    assert "does not answer" not in capsys.readouterr().err
+
+
+def test_a_database_that_is_locked_is_waited_for_and_the_cause_is_said(tmp_path, capsys):
+    file = tmp_path / "study.db"
+    storage = optuna.storages.RDBStorage(
+        f"sqlite:///{file}", engine_kwargs={"connect_args": {"timeout": 0.1}}
+    )
+    study = optuna.create_study(storage=storage, sampler=SAMPLERS["random"]())
+    other = sqlite3.connect(file, check_same_thread=False, isolation_level=None)
+
+    def lock(study, trial):
+        if trial.number == 1:
+            other.execute("BEGIN EXCLUSIVE")
+            threading.Timer(0.6, other.execute, ["ROLLBACK"]).start()
+
+    result = of_values(study, n_trials=4, in_flight=1, callbacks=[lock])
+    assert len(result) == 4
+    said = [line for line in capsys.readouterr().err.splitlines() if "does not answer" in line]
+    assert said
+    assert all("(OperationalError: database is locked); waiting" in line for line in said)
+    other.close()
+    storage.remove_session()
+    storage.engine.dispose()
+
+
+def test_a_database_that_stays_away_ends_the_search_with_what_is_finished(monkeypatch, capsys):
     monkeypatch.setattr(study_module, "PATIENCE", 0.3)
     study = optuna.create_study(sampler=SAMPLERS["random"]())
     from sqlalchemy.exc import OperationalError
@@ -563,6 +810,7 @@ def test_a_database_that_stays_away_ends_the_search_with_what_is_finished(monkey
 
     with pytest.raises(OperationalError) as caught:
         of_values(study, callbacks=[go], in_flight=1)
+    assert "no route to host" in capsys.readouterr().err
     assert "did not answer for 0.3 s" in "".join(caught.value.__notes__)
     assert len(caught.value.result) == 4
 
@@ -707,7 +955,7 @@ def test_a_distribution_and_optunas_have_the_same_values(low, factor, kind, x):
     value = axis.value(axis.suggest(trial))
     if kind != 2 and kind < 4:
         assert -1e-6 <= made.unit(value) <= 1 + 1e-6
-    if kind == 2 and made.arguments[0].quantile(0.0) < 1:
+    if kind == 2 and made.distribution.quantile(0.0) < 1:
         assert np.float32(value) < 1
     there = rj.search.to_optuna({"x": made})
     back = rj.search.from_optuna(there)
@@ -746,13 +994,12 @@ def test_optunas_distributions_as_ours():
 
 def test_choices_that_a_database_cannot_hold_stand_there_under_their_labels(sqlite):
     def train(hp, key):
-        width, act = hp["widths"][0], hp["act"]
-        return {"loss": act(hp["x"]) * width + (1.0 if hp["flag"] is True else 0.0)}
+        width = hp["widths"][0]
+        return {"loss": jnp.sin(hp["x"]) * width + (1.0 if hp["flag"] is True else 0.0)}
 
     space = {
         "x": rj.uniform(0, 1),
         "widths": rj.choice([(1, 2), (3, 4)]),
-        "act": rj.choice([jnp.sin, jnp.cos]),
         "flag": rj.static(rj.choice([1, True, "1"])),
     }
     study = optuna.create_study(storage=sqlite(), sampler=SAMPLERS["random"]())
@@ -761,15 +1008,400 @@ def test_choices_that_a_database_cannot_hold_stand_there_under_their_labels(sqli
         assert trial.params["widths"] == str(point["widths"])
         hp = {"x": jnp.float32(point["x"])}
         np.testing.assert_array_equal(trial.value, train(point | hp, None)["loss"])
+        assert rj.search.to_params(point, space) == trial.params
+        back = rj.search.to_point(trial.params, space)
+        assert back == point
+        assert type(back["flag"]) is type(point["flag"])
     kinds = {type(point["flag"]) for point in result.points}
     assert kinds == {int, bool, str}
-    with pytest.raises(ValueError, match="cannot be told apart"):
-        axes_of({"x": rj.choice([object.__new__(Same), object.__new__(Same)])})
 
 
 class Same:
     def __repr__(self):
         return "same"
+
+
+@pytest.mark.parametrize(
+    "choices", [[Same(), Same()], [1, True, "int 1"], ["(1,)", (1,), "str (1,)"]]
+)
+def test_choices_that_a_study_would_confuse_are_refused(choices):
+    with pytest.raises(ValueError, match="cannot be told apart"):
+        rj.search.to_optuna({"x": rj.choice(choices)})
+
+
+def test_labels_of_long_choices_are_short_and_differ():
+    """Once cut at 40 characters, and refused where these were alike."""
+    long = tuple(range(100, 200))
+    space = {
+        "x": rj.choice([long, (*long, 200), {"of": long}]),
+        "y": rj.static(rj.choice([1, True, 0.123451, 0.123452])),
+    }
+    found = rj.search.to_optuna(space)
+    labels = found["x"].choices
+    assert len(set(labels)) == 3
+    assert all(len(label) <= 40 for label in labels)
+    assert len(set(found["y"].choices)) == 4
+    for point in ({"x": long, "y": True}, {"x": (*long, 200), "y": 0.123452}):
+        assert rj.search.to_point(rj.search.to_params(point, space), space) == point
+
+
+class Activation:
+    """An object that a JSON file cannot hold."""
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite", "journal"])
+def test_functions_are_choices_of_a_study_in_memory_alone(kind, sqlite, tmp_path):
+    def train(hp, key):
+        act = hp["act"] if callable(hp["act"]) else jnp.abs
+        return {"loss": act(hp["x"])}
+
+    storage = None
+    if kind == "sqlite":
+        storage = sqlite()
+    elif kind == "journal":
+        backend = optuna.storages.journal.JournalFileBackend(str(tmp_path / "study.log"))
+        storage = optuna.storages.JournalStorage(backend)
+    spaces = [
+        {"x": rj.uniform(0, 1), "act": choice}
+        for choice in (
+            rj.choice([jnp.sin, jnp.cos]),
+            rj.choice([lambda x: x, lambda x: 2 * x]),
+            rj.choice([Activation(), "abs"]),
+        )
+    ]
+    for space in spaces:
+        study = optuna.create_study(storage=storage, sampler=SAMPLERS["random"]())
+        run = lambda study=study, space=space: rj.search.optimize(
+            train, study, space, n_trials=4, progress=False
+        )
+        if kind == "memory":
+            assert len(run()) == 4
+        else:
+            with pytest.raises(ValueError, match="'act' must be values that a study's storage can"):
+                run()
+            assert not study.trials
+
+
+# Constraints.
+
+
+def constrained(study, **options):
+    """The loss falls with the rate, and what is above 0.5 is not feasible."""
+
+    def step(hp, state, key):
+        state = state + 1.0
+        noise = 0.01 * jax.random.uniform(key)
+        return state, {"loss": 1.0 - hp["rate"] + noise, "size": hp["rate"] * state}
+
+    given = {
+        "n_trials": 8, "steps": 4, "evaluate_every": 2, "seeds": [3, 5], "progress": False,
+        "attributes": {"size": lambda metrics: metrics["size"][-1], "last": "loss"},
+    }  # fmt: skip
+    space = {"rate": rj.uniform(0.0, 1.0)}
+    training = rj.Training(lambda hp, key: jnp.float32(0.0), step)
+    return rj.search.optimize(training, study, space, **given | options)
+
+
+def at_most_two(trial):
+    return [trial.user_attrs["size"] - 2.0]
+
+
+def of_constraints(sampler="random", **options):
+    samplers = {
+        "tpe": lambda: optuna.samplers.TPESampler(
+            seed=1, n_startup_trials=3, constraints_func=at_most_two
+        ),
+        "nsga": lambda: optuna.samplers.NSGAIISampler(
+            seed=1, population_size=4, constraints_func=at_most_two
+        ),
+    }
+    return optuna.create_study(sampler=samplers[sampler](), **options)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga"])
+def test_infeasible_points_rank_after_feasible_ones(sampler, tmp_path):
+    study = of_constraints(sampler, pruner=optuna.pruners.NopPruner())
+    for rate in (0.9, 0.3, 0.45, 0.7):
+        study.enqueue_trial({"rate": rate})
+    result = constrained(study)
+    rates = np.array([point["rate"] for point in result.points])
+    np.testing.assert_array_equal(result.feasible, np.repeat(rates, 2) * 4 <= 2.0)
+    assert 0 < result.feasible.sum() < 16
+    best = result.best()
+    assert best.point["rate"] == rates[rates <= 0.5].max()
+    assert best.place == study.best_trial.number
+    assert best.objective == study.best_value
+    result.state(best)  # the only one that is kept
+    with pytest.raises(ValueError, match="was not kept"):
+        result.state({"rate": 0.9})
+    ranked = [record.point["rate"] for record in result.top(8)]
+    assert ranked == [*sorted(rates[rates <= 0.5])[::-1], *sorted(rates[rates > 0.5])[::-1]]
+    for trial, point in zip(study.trials, result.points, strict=True):
+        assert trial.user_attrs["size"] == pytest.approx(4 * point["rate"])
+        mine = result.metrics["loss"][result.point_index == trial.number, -1].astype(float)
+        assert trial.user_attrs["last"] == mine.mean() == trial.value
+    result.save(tmp_path / "found")
+    pickled = pickle.loads(pickle.dumps(result))
+    for other in (rj.SweepResult.load(tmp_path / "found"), pickled, result.rescored("loss")):
+        np.testing.assert_array_equal(other.feasible, result.feasible)
+        assert other.best().point == best.point
+    assert result.best(by="size", mode="max").point == best.point
+
+
+def test_constraints_of_pruned_trials_and_of_several_directions():
+    study = of_constraints("tpe", pruner=optuna.pruners.ThresholdPruner(upper=0.2))
+    for rate in (0.9, 0.6, 0.99):
+        study.enqueue_trial({"rate": rate})
+    result = constrained(study, n_trials=3)
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "PRUNED", "COMPLETE"]
+    assert study.trials[1].user_attrs["size"] == pytest.approx(1.2)  # where it was pruned
+    assert result.feasible.tolist() == [False] * 2 + [True] * 2 + [False] * 2
+    assert result.best().point == {"rate": 0.99}  # no feasible one has ended
+    study = of_constraints("nsga", directions=["minimize", "minimize"])
+    result = constrained(study, objective=("loss", "size"), n_trials=6)
+    assert [trial.number for trial in study.best_trials]
+    assert result.best(by="loss").place in {trial.number for trial in study.best_trials}
+
+
+@pytest.mark.skipif(not hasattr(optuna.Trial, "set_constraint"), reason="needs Optuna 5")
+def test_constraints_of_optuna_5_and_what_matters_among_feasible_points():
+    class Sampler(optuna.samplers.RandomSampler):
+        def after_trial(self, study, trial, state, values):
+            live = optuna.Trial(study, trial._trial_id)
+            live.set_constraint("rate", trial.params["rate"] - 0.5)
+            live.set_constraint("nothing", -1.0)
+
+    train = lambda hp, key: {"loss": 1.0 - hp["rate"] + jnp.float32(hp["wide"])}
+    study = optuna.create_study(sampler=Sampler())
+    for rate, wide in ((0.9, False), (0.4, False), (0.45, True)):
+        study.enqueue_trial({"rate": rate, "wide": wide})
+    result = rj.search.optimize(train, study, VALUES, n_trials=3, progress=False)
+    assert result.feasible.tolist() == [False, True, True]
+    assert result.best().place == study.best_trial.number == 1
+    assert result.sensitivity()["wide"] == pytest.approx(0.95)  # each value at its best: 1.55 − 0.6
+
+
+def test_all_of_a_sweep_is_feasible():
+    result = rj.sweep(value_of, rj.grid(rate=[0.1, 0.2], wide=[False]), seeds=2, progress=False)
+    assert result.feasible.tolist() == [True] * 4
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        (["size"], "attributes must be a dict"),
+        ({1: "size"}, "attributes must have strings as names"),
+        ({"seeds": "size"}, r"attributes must have other names.*\['seeds'\]"),
+        ({"size": "sizes"}, r"attributes\['size'\] must be what an objective may be.*'sizes'"),
+        ({"size": lambda metrics: metrics["loss"]}, "returned an array of shape"),
+    ],
+)
+def test_bad_attributes_are_refused_before_anything_is_asked(attributes, message):
+    study = optuna.create_study()
+    with pytest.raises(ValueError, match=message):
+        constrained(study, attributes=attributes)
+    assert not study.trials
+
+
+# Hyperparameters under our names.
+
+NAMED = {
+    "rate": rj.uniform(0.0, 1.0),
+    "decay": rj.one_minus(rj.log_uniform(1e-3, 0.5)),
+    "keep": rj.one_minus(rj.choice([0.1, 0.5])),
+    "sizes": rj.choice([(1, 2), (3, 4), None]),
+}
+
+
+def named(hp, key):
+    size = sum(hp["sizes"]) if hp["sizes"] else 0
+    return {"loss": hp["rate"] + 0.1 * hp["decay"] + 0.01 * hp["keep"] + size}
+
+
+def of_names(study, n_trials=1, space=NAMED, **options):
+    return rj.search.optimize(named, study, space, n_trials=n_trials, progress=False, **options)
+
+
+@pytest.mark.filterwarnings("error:Fixed parameter")  # 1 − 0.9 is in [0.1, ...], too
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"decay": 0.99},
+        {"decay": 0.999, "keep": 0.9, "rate": 0},
+        {"1 - decay": 0.25, "1 - keep": 0.5, "sizes": "(3, 4)"},
+        {"decay": np.float64(0.5000001), "sizes": (1, 2), "keep": 0.5},
+        {"rate": 0.5, "sizes": None},
+    ],
+)
+def test_what_is_enqueued_under_our_names_is_tried(kind, asked, sqlite):
+    storage = sqlite() if kind == "sqlite" else None
+    study = optuna.create_study(storage=storage, sampler=SAMPLERS["random"]())
+    plainly = {name: x.item() if isinstance(x, np.generic) else x for name, x in asked.items()}
+    study.enqueue_trial(plainly if kind == "sqlite" else asked)
+    result = of_names(study)
+    (point,), (trial,) = result.points, study.trials
+    for name, value in rj.search.to_point(plainly, NAMED).items():
+        assert point[name] == value
+    if "decay" in asked:
+        assert point["decay"] == asked["decay"]
+        assert trial.params["1 - decay"] == pytest.approx(1 - asked["decay"])
+    assert set(trial.params) == set(rj.search.to_optuna(NAMED))
+
+
+@pytest.mark.filterwarnings("error:Fixed parameter")
+def test_the_best_point_is_enqueued_as_it_is():
+    study = optuna.create_study(sampler=SAMPLERS["random"]())
+    best = of_names(study, 20).best()
+    for enqueued in (best.point, study.best_params, rj.search.to_params(best.point, NAMED)):
+        study.enqueue_trial(enqueued)
+    again = of_names(study, 3)
+    assert list(again.points) == [best.point] * 3
+    assert set(again.objective) == {best.objective}
+    assert rj.search.to_point(study.best_params, NAMED) == best.point
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_sampler_that_fixes_hyperparameters_does_so_under_our_names(nested):
+    fixed = {"decay": 0.99, "sizes": (3, 4)}
+    make = optuna.samplers.PartialFixedSampler
+    sampler = make(fixed, SAMPLERS["multivariate"]())
+    if nested:
+        sampler = make({"sizes": (3, 4)}, make({"decay": 0.99}, SAMPLERS["multivariate"]()))
+    study = optuna.create_study(sampler=sampler)
+    result = of_names(study, 6)
+    assert {(point["decay"], point["sizes"]) for point in result.points} == {(0.99, (3, 4))}
+    assert len({point["rate"] for point in result.points}) == 6
+    assert study.sampler is sampler
+    assert fixed == {"decay": 0.99, "sizes": (3, 4)}
+    # As Optuna has it, where names and values are its own.
+    other = optuna.create_study(
+        sampler=make(rj.search.to_params(fixed, NAMED), SAMPLERS["multivariate"]())
+    )
+    same = of_names(other, 6)
+    assert list(same.points) == list(result.points)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (
+            {"deacy": 0.99},
+            r"'deacy' must be a hyperparameter.*'decay' \('1 - decay' in the study\)",
+        ),
+        ({"rate": 0.5, "1 - rate": 0.5}, "'1 - rate' must be a hyperparameter"),
+        ({"decay": 0.99, "1 - decay": 0.01}, "'1 - decay' must be given once"),
+        ({"sizes": (1, 3)}, r"'sizes' must be one of the choices \[\(1, 2\), \(3, 4\), None\]"),
+        ({"decay": "high"}, "'decay' must be a number, got 'high'"),
+        ({"keep": 0.7}, "'keep' must be one of the choices"),
+    ],
+)
+def test_a_waiting_trial_that_fits_no_axis_is_refused_when_it_is_asked(asked, message):
+    study = optuna.create_study(sampler=SAMPLERS["random"]())
+    study.enqueue_trial(asked)
+    with pytest.raises(ValueError, match=f"study trial 0 waited in the study: .*{message}"):
+        of_names(study)
+    assert [trial.state.name for trial in study.trials] == ["FAIL"]
+    for translate in (rj.search.to_params, rj.search.to_point):
+        with pytest.raises(ValueError, match=message):
+            translate(asked, NAMED)
+    study.sampler = optuna.samplers.PartialFixedSampler(asked, SAMPLERS["random"]())
+    with pytest.raises(ValueError, match=f"PartialFixedSampler: {message}"):
+        of_names(study)
+    assert len(study.trials) == 1
+
+
+def test_a_trial_added_with_another_space_is_refused_and_one_tried_again_is_not():
+    study = optuna.create_study(sampler=SAMPLERS["random"]())
+    of_names(study)
+    (first,) = study.trials
+    retry = optuna.storages.RetryHeartbeatStaleTrialCallback()
+    retry(study, first)
+    assert of_names(study).points[0] == rj.search.to_point(first.params, NAMED)
+    study.add_trial(
+        optuna.create_trial(
+            state=TrialState.WAITING, params={"decay": 0.5},
+            distributions={"decay": FloatDistribution(0, 1)},
+        )
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="'decay' must be a parameter of this space"):
+        of_names(study)
+
+
+def test_an_int_is_not_cut_from_a_fraction():
+    space = {"n": rj.integers(1, 9), "m": rj.one_minus(rj.integers(-3, 0))}
+    train = lambda hp, key: {"loss": 1.0 * (hp["n"] + hp["m"])}
+    study = optuna.create_study(sampler=SAMPLERS["random"]())
+    for asked in ({"n": 3.0, "m": 2}, {"n": 4}):
+        study.enqueue_trial(asked)
+    result = rj.search.optimize(train, study, space, n_trials=2, progress=False)
+    assert result.points[0] == {"n": 3, "m": 2}
+    study.enqueue_trial({"n": 3.5})
+    with pytest.raises(ValueError, match=r"'n' must be a whole number.*got 3\.5"):
+        rj.search.optimize(train, study, space, n_trials=1, progress=False)
+
+
+SPACES = {
+    "floats": {"a": rj.uniform(0, 0.1), "b": rj.log_uniform(1e-5, 1e-1), "c": rj.uniform(-1, 1)},
+    "complements": {"decay": rj.one_minus(rj.log_uniform(1e-3, 0.5))},
+    "ints": {"n": rj.integers(1, 500)},
+}
+HELD_BY_OPTUNA_IN_PART = {
+    "static": {"n": rj.static(rj.integers(1, 500)), "m": rj.choice(rj.static([1, 2]))},
+    "choices": {"x": rj.choice([(1, 2), [3]]), "f": rj.choice([None, np.sin])},
+    "narrow": {"x": rj.uniform(0.1, 0.1 + 1e-12), "y": rj.uniform(0.1, 0.123456789)},
+    "both": {"x": rj.one_minus(rj.static(rj.choice([1, 2.5])))},
+}
+
+
+@pytest.mark.parametrize("name", [*SPACES, *HELD_BY_OPTUNA_IN_PART])
+def test_a_space_comes_back_from_optuna_as_it_was(name):
+    space = (SPACES | HELD_BY_OPTUNA_IN_PART)[name]
+    there = rj.search.to_optuna(space)
+    for _ in range(3):
+        back = rj.search.from_optuna(there)
+        assert back == space
+        there = rj.search.to_optuna(back)
+    if name in SPACES:  # as of a study's trial
+        assert rj.search.from_optuna(dict(there)) == space
+    assert rj.search.from_optuna(pickle.loads(pickle.dumps(there))) == space
+    for parameter in there:  # what was changed since counts
+        there[parameter] = CategoricalDistribution([2.5])
+    changed = rj.search.from_optuna(there)
+    assert list(changed) == list(space)
+    assert {distribution.quantile(0.5) for distribution in changed.values()} <= {2.5, -1.5}
+
+
+@given(
+    low=st.floats(-1e3, 1e3), width=st.floats(1e-9, 1e6), log=st.booleans(), turns=st.integers(1, 3)
+)
+@settings(max_examples=200, deadline=None)
+def test_optunas_floats_come_back_with_both_ends(low, width, log, turns):
+    low = abs(low) + 1e-9 if log else low
+    hypothesis.assume(low + width > low)
+    theirs = {"x": FloatDistribution(low, low + width, log=log)}
+    ours = theirs
+    for _ in range(turns):
+        space = rj.search.from_optuna(dict(ours))
+        ours = rj.search.to_optuna(space)
+    assert ours == theirs
+    (distribution,) = space.values()
+    assert low <= distribution.quantile(0.0) <= distribution.quantile(0.7) <= low + width
+    assert distribution.quantile(np.nextafter(1.0, 0.0)) == pytest.approx(low + width, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda space: rj.search.to_optuna(space),
+        lambda space: of_values(optuna.create_study(), space=space),
+        lambda space: rj.search.from_optuna({1: FloatDistribution(0, 1)}),
+        lambda space: rj.search.to_params({}, space),
+    ],
+)
+def test_a_name_that_is_no_string_is_refused(call):
+    with pytest.raises(ValueError, match="must have strings as names, got 1"):
+        call({"rate": rj.uniform(0, 1), 1: rj.one_minus(rj.uniform(0, 1))})
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "journal"])

@@ -4,17 +4,27 @@ import collections
 import contextlib
 import functools
 import math
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optuna
 from optuna.trial import TrialState
+from tqdm import tqdm
 
-from rmsprop_jax._search.space import Axis, axes_of, examples, static_names
-from rmsprop_jax._search.study import Book, LostError
+from rmsprop_jax._search.space import (
+    MOST_STRUCTURES,
+    Axis,
+    axes_of,
+    check_names,
+    check_storable,
+    examples,
+    static_names,
+)
+from rmsprop_jax._search.study import Book, LostError, cause_of, is_feasible
 from rmsprop_jax._sweep import compiling
 from rmsprop_jax._sweep.batched_keys import fitting_batch_size
 from rmsprop_jax._sweep.checks import (
@@ -22,6 +32,7 @@ from rmsprop_jax._sweep.checks import (
     check_args,
     check_callback,
     check_metrics,
+    check_same_metrics,
     checked_batch_size,
     checked_devices,
     checked_every,
@@ -52,6 +63,8 @@ from rmsprop_jax._sweep.sweep import SweepInterrupted
 from rmsprop_jax._sweep.tracing import Group, Traces, group_points, trace_train, trace_training
 from rmsprop_jax._sweep.training import Training
 
+OWN_ATTRIBUTES = {"seeds", "seconds", "spread", "cause"}
+"""That a study trial is given here."""
 WAVES = 8  # where an accelerator's memory alone would bound how many trials are asked at once
 
 
@@ -69,6 +82,8 @@ class Asked(NamedTuple):
     every: Any
     callback: Any
     callbacks: Any
+    catch: Any
+    attributes: Any
     steps: Any
     evaluate_every: Any
     keep_states: Any
@@ -86,15 +101,15 @@ class Flying(NamedTuple):
 
 def optimize(train: Any, study: Any, space: Any, asked: Asked, start: float) -> SweepResult:
     """See `rmsprop_jax.search.optimize`."""
-    search = Search(train, study, axes_of(space), asked, start)
+    search = Search(train, study, space, asked, start)
     with search.book.open(), search.ledger.bar(asked.progress):
         try:
             search.run()
         except KeyboardInterrupt as interrupt:
-            search.give_up()
+            search.give_up(interrupt)
             raise SweepInterrupted(search.result()) from interrupt
-        except Exception as error:
-            search.give_up()
+        except BaseException as error:
+            search.give_up(error)
             error.__dict__["result"] = search.result()
             error.add_note(f"What was finished is in this exception's .result: {error.result!r}")  # type: ignore[attr-defined]
             raise
@@ -104,13 +119,16 @@ def optimize(train: Any, study: Any, space: Any, asked: Asked, start: float) -> 
 class Search:
     """What one call of `optimize` runs."""
 
-    def __init__(self, train: Any, study: Any, axes: dict[str, Axis], asked: Asked, start: float):
+    def __init__(self, train: Any, study: Any, space: Any, asked: Asked, start: float):
         if not isinstance(study, optuna.Study):
             raise ValueError(
                 f"study must be an Optuna study, got {study!r}: optuna.create_study()."
             )
-        self._train, self._axes = train, axes
+        self._train, self._axes = train, (axes := axes_of(space))
+        if not isinstance(study._storage, optuna.storages.InMemoryStorage):
+            check_storable(space)
         self._count = count("n_trials", asked.n_trials)
+        self._catch, self._asks = _catch(asked.catch), 0
         self._in_flight = asked.in_flight
         if asked.in_flight is not None:
             self._in_flight = count("in_flight", asked.in_flight)
@@ -133,15 +151,15 @@ class Search:
             refuse_stages(asked)
 
         # What can be known before anything runs: all structures, where they are few.
-        self._structures: dict[Any, int] = {}
+        self._structures: dict[Any, int | Exception] = {}
         self._flights: dict[int, Flight] = {}
         self._rows: list[dict[str, Any]] = []
-        known, static = examples(axes), static_names(axes)
-        some = known or Points.of([{n: _any(a) for n, a in axes.items()}], static)
-        groups = group_points(some)
-        self._traces: list[Traces] = [self._trace(group, some) for group in groups]
+        known = examples(axes)
+        some = known or _some(axes, MOST_STRUCTURES if self._catch else 1)
+        groups, self._traces = self._traced(group_points(some), some, known is not None)
         if known is not None:
-            check_metrics(groups, self._traces, some)
+            check = check_metrics if len(groups) == len(self._structures) else check_same_metrics
+            check(groups, self._traces, some)
         stages = None
         if steps is not None:
             name = f"search by {type(study.sampler).__name__}, {type(study.pruner).__name__}"
@@ -152,9 +170,7 @@ class Search:
         every = checked_every(asked.every, metrics, first, stages)
         nothing = Fingerprint(groups, self._traces, self._args, needed=False)
         groups = [group._replace(indices=[]) for group in groups]
-        for i, group in enumerate(groups):
-            self._structures[self._key(group, some)] = i
-        self._runs: list[Structure | None] = [None for _ in groups]
+        self._runs: list[Structure | Exception | None] = [None for _ in groups]
         self._plan = Plan(Points.of([], ()), self._seeds, every, groups, metrics, nothing, stages)
         self._aims = [
             checked(objective, _mode(direction), self._plan)
@@ -187,13 +203,35 @@ class Search:
             self._plan, self.ledger, specs, keep, math.inf, None, False, self._processes
         )
         self.book = Book(study, axes, _callbacks(asked.callbacks))
+        self._attributes = _attributes(asked.attributes, self._plan)
         self._placed: Any = None
         self._flying: dict[int, Flying] = {}
+        self._causes: dict[int, str] = {}  # what was raised by an objective or an attribute
         self._held_up = 0.0
         if self._in_flight is not None:
             self._check_room()
 
     # Structures.
+
+    def _traced(
+        self, groups: Sequence[Group], points: Points, every: bool
+    ) -> tuple[list[Group], list[Traces]]:
+        """Those of the groups that trace, of which there must be one; every one, or the first."""
+        traced: list[tuple[Group, Traces]] = []
+        for group in groups:
+            if traced and not every:
+                break
+            key = self._key(group, points)
+            try:
+                traces = self._trace(group, points)
+            except self._catch as error:
+                self._structures[key] = error
+                continue
+            self._structures[key] = len(traced)
+            traced.append((group, traces))
+        if not traced:
+            raise next(x for x in self._structures.values() if isinstance(x, Exception))
+        return [group for group, _ in traced], [traces for _, traces in traced]
 
     def _trace(self, group: Group, points: Points) -> Traces:
         if self._is_stepwise:
@@ -210,22 +248,31 @@ class Search:
         (group,) = group_points(points)
         key = self._key(group, points)
         if key not in self._structures:
-            traces, plan = self._trace(group, points), self._plan
-            new = series(traces, plan.stages)
-            # The first trials' arrays are there already.
-            if new != plan.metrics[0]:
-                raise ValueError(
-                    f"the metrics of {group.structure} are {_said(new)}, those of "
-                    f"{plan.groups[0].structure} {_said(plan.metrics[0])}: return the same names, "
-                    "shapes and dtypes for all."
-                )
-            self._structures[key] = len(plan.groups)
-            self._traces.append(traces)
-            self._runs.append(None)
-            plan.groups.append(group._replace(indices=[]))
-            plan.metrics.append(new)
-            self._fit_batch_size(len(self._traces) - 1, stacklevel=10)
-        return self._structures[key]
+            try:
+                self._structures[key] = self._new_structure(group, points)
+            except Exception as error:  # for the next of its trials, where it is caught
+                self._structures[key] = error
+        found = self._structures[key]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def _new_structure(self, group: Group, points: Points) -> int:
+        traces, plan = self._trace(group, points), self._plan
+        new = series(traces, plan.stages)
+        # The first trials' arrays are there already.
+        if new != plan.metrics[0]:
+            raise ValueError(
+                f"the metrics of {group.structure} are {_said(new)}, those of "
+                f"{plan.groups[0].structure} {_said(plan.metrics[0])}: return the same names, "
+                "shapes and dtypes for all."
+            )
+        self._traces.append(traces)
+        self._runs.append(None)
+        plan.groups.append(group._replace(indices=[]))
+        plan.metrics.append(new)
+        self._fit_batch_size(len(self._traces) - 1, stacklevel=10)
+        return len(plan.groups) - 1
 
     def _fit_batch_size(self, i: int, stacklevel: int) -> None:
         """Before a trial of this structure is begun."""
@@ -235,23 +282,27 @@ class Search:
         )
 
     def _compiled(self, i: int) -> Structure:
-        run = self._runs[i]
-        if run is None:
+        if self._runs[i] is None:
             start = time.perf_counter()
-            if self._placed is None:
-                self._placed = self._processes.place(self._args)
-            pieces = Pieces(self._traces[i], self._plan, i)
-            jobs, auto = self._most_jobs(), self._batch_size
-            maker = compiling.Maker(pieces, self._placed, self._processes, auto, jobs)
-            programs = maker.finish(maker.make(maker.size))
-            run = Structure(pieces, programs, self._processes, self._placed)
-            self._runs[i] = run
+            try:
+                self._runs[i] = self._compile(i)
+            except Exception as error:  # for the next of its trials, where it is caught
+                self._runs[i] = error
             self._held_up += time.perf_counter() - start
-            if self._in_flight is None:
-                slots = self._processes.mesh.size * programs.layout.batch_size
-                self._in_flight = -(-slots // len(self._seeds))
-                self._check_room()
+        run = self._runs[i]
+        if isinstance(run, Exception):
+            raise run
+        assert run is not None
         return run
+
+    def _compile(self, i: int) -> Structure:
+        if self._placed is None:
+            self._placed = self._processes.place(self._args)
+        pieces = Pieces(self._traces[i], self._plan, i)
+        jobs, auto = self._most_jobs(), self._batch_size
+        maker = compiling.Maker(pieces, self._placed, self._processes, auto, jobs)
+        programs = maker.finish(maker.make(maker.size))
+        return Structure(pieces, programs, self._processes, self._placed)
 
     def _check_room(self) -> None:
         if self._is_stepwise:
@@ -280,10 +331,17 @@ class Search:
     def _ask(self, leaving: Sequence[int] = ()) -> None:
         """Have as many under way as there may be, in place of those that leave."""
         coming = []
-        while len(self._rows) < self._count and not self.book.is_stopped:
+        while self._asks < self._count and not self.book.is_stopped:
             if self._flying and len(self._flying) >= (self._in_flight or math.inf):
                 break
-            coming.append(self._ask_one())
+            if (flying := self._ask_one()) is None:
+                continue
+            coming.append(flying)
+            if self._in_flight is None:
+                layout = self._compiled(flying.structure).layout
+                slots = self._processes.mesh.size * layout.batch_size
+                self._in_flight = -(-slots // len(self._seeds))
+                self._check_room()
         if coming:
             points = Points.of(self._rows, static_names(self._axes))
             self._plan = self._plan._replace(points=points)
@@ -303,14 +361,24 @@ class Search:
             flight.seat(gone, self._plan.trials_of(new), self.ledger.numbers, first)
             taken += flight.loose
 
-    def _ask_one(self) -> Flying:
+    def _ask_one(self) -> Flying | None:
+        """A new trial; None where it failed as it was asked, traced or compiled, and this is
+        caught."""
         begun = time.perf_counter()
-        trial, point = self.book.ask()
+        trial = self.book.ask()
+        self._asks += 1
         try:
+            point = self.book.point(trial)
             structure = self._structure(point)
             self._compiled(structure)
-        except BaseException:
-            self.book.fail(trial)
+        except self._catch as error:
+            self._say_failed(trial, error)
+            with contextlib.suppress(LostError):
+                told = self.book.tell(trial, TrialState.FAIL, None, {"cause": cause_of(error)})
+                self.book.call_back(told)
+            return None
+        except BaseException as error:
+            self.book.fail(trial, cause_of(error))
             raise
         flying = Flying(len(self._rows), trial, structure, begun)
         self._rows.append(point)
@@ -375,8 +443,11 @@ class Search:
     ) -> Iterator[int]:
         structure, dispatched = started
         call = structure.fetch(dispatched)
-        self.ledger.record(call, self._held_up)
-        self._held_up = 0.0
+        held_up, self._held_up = self._held_up, 0.0
+        try:
+            self.ledger.record(call, held_up)
+        except self._catch:  # of the objective, which raised for one or more of them
+            self._judge_each(call.live.trials)
         self.ledger.show()
         if self._callback is not None:
             self._callback(self.ledger.report(call.live.trials))
@@ -384,6 +455,26 @@ class Search:
             missing[number] -= 1
             if not missing[number]:
                 yield number
+
+    def _judge_each(self, trials: np.ndarray) -> None:
+        """The objective of each trial of the study; those for which it raises fail."""
+        numbers = trials // len(self._seeds)
+        for number in np.unique(numbers).tolist():
+            try:
+                self.ledger.judge(trials[numbers == number])
+            except self._catch as error:
+                self._fail(self._flying[number], error)
+
+    def _fail(self, flying: Flying, error: Exception) -> None:
+        """What is computed of a trial's metrics raised: its objective is NaN."""
+        self.ledger.fail(self._plan.trials_of([flying.number]))
+        self._causes[flying.number] = cause_of(error)
+        self._say_failed(flying.trial, error)
+
+    @staticmethod
+    def _say_failed(trial: optuna.Trial, error: Exception) -> None:
+        text = f"search: study trial {trial.number} failed: {cause_of(error)}"
+        tqdm.write(text, file=sys.stderr)
 
     def _decide(self, flying: Flying) -> bool:
         """Report a trial and ask, or tell how it ended; whether it goes on."""
@@ -398,40 +489,52 @@ class Search:
             goes_on = is_whole and not is_over
             if goes_on and not (self._prunes and self.book.prunes(flying.trial)):
                 return True
-            self._tell(flying, values, is_over)
-        del self._flying[flying.number]
-        if not is_over:
+        if not is_over:  # before it is told: a callback may raise
             why = STOPPED if is_whole else FAILED
             self.ledger.stop(Decided(step, {flying.number: why}, {}, []))
             self.ledger.show()
+        with contextlib.suppress(LostError):
+            self._tell(flying, values, is_over)
+        del self._flying[flying.number]
         return False
 
     def _tell(self, flying: Flying, values: np.ndarray, is_over: bool) -> None:
+        """Say how a trial ended, with its attributes, which the sampler's constraints may read."""
+        trials = self._plan.trials_of([flying.number])
+        known = self.ledger.trials.take(trials)
+        mean = lambda aim: float(aim.values(self._plan, known).mean())
         seconds = round(time.perf_counter() - flying.begun, 3)
         attributes: dict[str, Any] = {"seeds": list(self._seeds), "seconds": seconds}
+        try:
+            attributes |= {name: mean(aim) for name, aim in self._attributes.items()}
+        except self._catch as error:
+            self._fail(flying, error)
+            values = self.ledger.judged(trials)
+        if flying.number in self._causes:
+            attributes["cause"] = self._causes[flying.number]
+        state, means = TrialState.PRUNED, None
         if not np.isfinite(values).all():
-            self.book.tell(flying.trial, TrialState.FAIL, None, attributes)
-            return
-        if len(values) > 1:
+            state = TrialState.FAIL
+        elif len(values) > 1:
             attributes["spread"] = float(values.std(ddof=1))
-        if not is_over:
-            self.book.tell(flying.trial, TrialState.PRUNED, None, attributes)
-            return
-        known = self.ledger.trials.take(self._plan.trials_of([flying.number]))
-        means = [float(aim.values(self._plan, known).mean()) for aim in self._aims]
-        self.book.tell(flying.trial, TrialState.COMPLETE, means, attributes)
+        if state != TrialState.FAIL and is_over:
+            state, means = TrialState.COMPLETE, list(map(mean, self._aims))
+        told = self.book.tell(flying.trial, state, means, attributes)
+        if told is not None:
+            self.ledger.trials.feasible[trials] = is_feasible(told)
+        self.book.call_back(told)
 
-    def give_up(self) -> None:
-        """Tell what is finished, and that the rest has failed."""
+    def give_up(self, error: BaseException) -> None:
+        """Tell what is finished, and that the rest has failed, and why."""
         self.book.hurry()
         for flying in self._flying.values():
             trials = self._plan.trials_of([flying.number])
             is_over = len(self._plan.points) > flying.number and self.ledger.finished[trials].all()
-            if is_over:
+            values = self.ledger.judged(trials)
+            if is_over and np.isfinite(values).all():
                 with contextlib.suppress(Exception):  # there is an error already
-                    self._tell(flying, self.ledger.judged(trials), True)
-            else:
-                self.book.fail(flying.trial)
+                    self._tell(flying, values, True)
+            self.book.fail(flying.trial, cause_of(error))  # what is not told
 
     # What is there.
 
@@ -455,11 +558,17 @@ class Search:
         return self.ledger.result(final, retrainer=retrainer, kept=kept)
 
 
-def _any(axis: Axis) -> Any:
-    """A value of an axis, where its structures are too many."""
-    if axis.examples:
-        return axis.examples[0]
-    return axis.value(axis.distribution.low)  # type: ignore[attr-defined]
+def _some(axes: Mapping[str, Axis], count: int) -> Points:
+    """Points of some structures, where these are too many."""
+
+    def value(axis: Axis, i: int) -> Any:
+        if axis.examples:
+            return axis.examples[i % len(axis.examples)]
+        bounds: Any = axis.distribution
+        return axis.value(bounds.low + (bounds.high - bounds.low) * i // count)
+
+    rows = [{name: value(axis, i) for name, axis in axes.items()} for i in range(count)]
+    return Points.of(rows, static_names(axes))
 
 
 def _said(metrics: Any) -> str:
@@ -478,6 +587,41 @@ def _objectives(objective: Any, study: optuna.Study) -> tuple[Any, ...]:
             f"{len(several)}: {objective!r}. Give a tuple of as many metrics, or functions."
         )
     return tuple(several)
+
+
+def _catch(catch: Any) -> tuple[type[Exception], ...]:
+    kinds = tuple(catch) if isinstance(catch, Iterable) else (catch,)
+    if not all(isinstance(kind, type) and issubclass(kind, Exception) for kind in kinds):
+        raise ValueError(
+            f"catch must be a class of exceptions, or a tuple of some, got {catch!r}. Write "
+            "catch=(ValueError,)."
+        )
+    return kinds
+
+
+def _attributes(attributes: Any, plan: Plan) -> dict[str, Aim]:
+    """What each study trial is given besides its values; tried on zeros, as an objective is."""
+    attributes = {} if attributes is None else attributes
+    if not isinstance(attributes, Mapping):
+        raise ValueError(
+            f"attributes must be a dict of functions of one trial's metrics, got {attributes!r}. "
+            "Write attributes={'norm': lambda metrics: metrics['norm'][-1]}."
+        )
+    check_names("attributes", attributes)
+    if clash := sorted(OWN_ATTRIBUTES & attributes.keys()):
+        raise ValueError(
+            f"attributes must have other names than those that search gives, got {clash}. Rename "
+            "these."
+        )
+    aims = {}
+    for name, function in attributes.items():
+        try:
+            aims[name] = checked(function, "min", plan)
+        except ValueError as error:
+            raise ValueError(
+                f"attributes[{name!r}] must be what an objective may be: {error}"
+            ) from error
+    return aims
 
 
 def _refuse_pruner(pruner: Any) -> None:

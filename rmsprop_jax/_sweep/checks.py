@@ -157,6 +157,17 @@ def checked_every(
 
 def check_metrics(groups: list[Group], traces: list[Traces], points: Points) -> None:
     """All groups must return the same metrics, and read, together, every axis."""
+    check_same_metrics(groups, traces, points)
+    read = set().union(*(names for one in traces for names in one.reads.values()))
+    if unread := [name for name in points.names if name not in read]:
+        raise ValueError(
+            f"train never reads the axis {', '.join(map(repr, unread))}: it would repeat the same "
+            "trials. Read it from hp, or leave it out."
+        )
+
+
+def check_same_metrics(groups: list[Group], traces: list[Traces], points: Points) -> None:
+    """All groups must return the same metrics."""
     first = traces[0].metrics | traces[0].evaluations
     for group, one in zip(groups, traces, strict=True):
         mine = one.metrics | one.evaluations
@@ -178,12 +189,6 @@ def check_metrics(groups: list[Group], traces: list[Traces], points: Points) -> 
                 )
     if traces[0].state is not None and (clash := {"status", "reached"} & {*first, *points.names}):
         raise ValueError(f"{sorted(clash)}: a training's results have columns of that name.")
-    read = set().union(*(names for one in traces for names in one.reads.values()))
-    if unread := [name for name in points.names if name not in read]:
-        raise ValueError(
-            f"train never reads the axis {', '.join(map(repr, unread))}: it would repeat the same "
-            "trials. Read it from hp, or leave it out."
-        )
 
 
 def warn(traces: list[Traces], seeds: tuple[int, ...], stacklevel: int) -> None:

@@ -11,6 +11,7 @@ import jax
 from rmsprop_jax._sweep.pieces import Pieces
 from rmsprop_jax._sweep.processes import Processes
 from rmsprop_jax._sweep.program import Layout, Program
+from rmsprop_jax._sweep.tracing import naming
 
 
 class Programs(NamedTuple):
@@ -75,14 +76,16 @@ class Maker:
         """The programs for so many jobs in a batch, lowered."""
         layout = self.layout(size)
         program = lambda piece: Program(piece, self._args, layout, self._processes)
-        each = self.pieces.each()
-        return Programs(layout, **{name: program(piece) for name, piece in each.items()})
+        with naming(self.pieces.plan.groups[self.pieces.group]):
+            each = {name: program(piece) for name, piece in self.pieces.each().items()}
+        return Programs(layout, **each)
 
     def finish(self, programs: Programs) -> Programs:
         """These compiled, or those of the largest batch that fits the memory."""
-        if self.memory is None:
-            return programs.compile()
-        return largest(self.make, self.most, self.memory, programs)
+        with naming(self._pieces.group):
+            if self.memory is None:
+                return programs.compile()
+            return largest(self.make, self.most, self.memory, programs)
 
 
 def compiled_ahead(makers: Sequence[Maker]) -> Generator[tuple[Programs, float]]:

@@ -220,7 +220,7 @@ class Keeper:
         table = self._ledger.final()
         open_ = ~np.all(self._ledger.ended.reshape(table.shape), axis=1)
         counts = np.isfinite(table).any(1) & ~open_
-        order = ranked(table, self._ledger.mode)
+        order = ranked(table, self._ledger.mode, self._ledger.feasible())
         closed = order[counts[order]]
         return set(closed[: int(self._keep)].tolist()) | set(np.flatnonzero(open_).tolist())
 

@@ -83,7 +83,7 @@ class Ledger:
         self._until = np.where(self.trials.stopped > 0, self.trials.reached, self._end)
         self._since, self._tracing = start, time.perf_counter() - start
         self._pending = np.zeros(2)  # seconds that no written round has yet
-        self._judge(np.flatnonzero(self.finished))
+        self.judge(np.flatnonzero(self.finished))
         self._bar: Any = None
 
     def extend(self, plan: Plan) -> None:
@@ -159,7 +159,7 @@ class Ledger:
         known.reached[trials], known.asked[trials] = call.stop, self._end
         if not self._plan.stages:
             self.commit(trials)
-        self._judge(trials)
+        self.judge(trials)
 
     def _columns(self, name: str, start: int, stop: int) -> slice:
         """Of the kept steps those in (start, stop]."""
@@ -195,13 +195,18 @@ class Ledger:
 
     # What is looked for.
 
-    def _judge(self, trials: np.ndarray) -> None:
+    def judge(self, trials: np.ndarray) -> None:
+        """Compute the objective of these trials where they stand."""
         known = self.trials
         if isinstance(self._aim.objective, str):  # where the newest value counts, copy no series
             known = known._replace(metrics=known.metrics | known.newest)
         for part in known.parts(trials):
             self._objective[part] = self._aim.values(self._plan, known.take(part))
             self._judged[part] = known.reached[part]
+
+    def fail(self, trials: np.ndarray) -> None:
+        """The objective of these trials could not be computed: it is NaN."""
+        self._objective[trials], self._judged[trials] = np.nan, self.trials.reached[trials]
 
     def table(self, boundary: int, arrived: set[int]) -> Table:
         """All points as they stand after this step, for a scheduler; ValueError where trials of
@@ -224,6 +229,10 @@ class Ledger:
         finish, or failed."""
         values = np.where(self.finished & np.isfinite(self._objective), self._objective, np.nan)
         return values.reshape(-1, self._seeds)
+
+    def feasible(self) -> np.ndarray:
+        """bool array, shape (points,): whether each keeps the constraints of a study's sampler."""
+        return np.all(self.trials.feasible.reshape(-1, self._seeds), axis=1)
 
     def point(self, trial: int) -> dict[str, Any]:
         """A trial's hyperparameters, as they are now."""
@@ -294,7 +303,7 @@ class Ledger:
         seen = self._judged > 0
         failed = int((seen & ~np.isfinite(self._objective)).sum())
         pick = np.fmin if self.mode == "min" else np.fmax
-        whole = self._objective[seen & np.isfinite(self._objective)]
+        whole = self._objective[seen & np.isfinite(self._objective) & self.trials.feasible]
         best = pick.reduce(whole, initial=np.nan)
         text = f"failed {failed}, best {'none' if np.isnan(best) else f'{best:.4g}'}"
         if not self._plan.stages:
@@ -333,7 +342,7 @@ class Ledger:
         """
         late = np.flatnonzero((self.trials.reached > 0) & (self._judged != self.trials.reached))
         with contextlib.suppress(Exception, KeyboardInterrupt):  # Ctrl-C came in between
-            self._judge(late)
+            self.judge(late)
         rows = np.flatnonzero(self.trials.reached > 0)
         # All is a view, no copy.
         every = slice(None) if len(rows) == len(self.trials.number) else rows

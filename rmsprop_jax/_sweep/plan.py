@@ -152,6 +152,9 @@ class Trials(NamedTuple):
     stopped: np.ndarray
     """int array: 0, or why a scheduler ended it: `STOPPED` for a worse objective, `FAILED` where a
     seed of its point had failed."""
+    feasible: np.ndarray
+    """bool array: whether it keeps the constraints of a study's sampler; True where there are
+    none."""
     seconds: np.ndarray
     """(2,): compiling, and the rest."""
 
@@ -165,6 +168,7 @@ class Trials(NamedTuple):
             self.reached[rows],
             self.asked[rows],
             self.stopped[rows],
+            self.feasible[rows],
             self.seconds,
         )
 
@@ -190,5 +194,6 @@ def no_trials(plan: Plan, count: int) -> Trials:
         np.zeros(count, np.int64),
         np.zeros(count, np.int64),
         np.zeros(count, np.int8),
+        np.ones(count, bool),
         np.zeros(2),
     )

@@ -80,6 +80,8 @@ class SweepResult:
       status: array of text, shape (trials,): "finished", "stopped" by a scheduler, "failed" (the
         objective is not finite; or a scheduler ended the point of which a seed had failed), and
         "unfinished", after an interruption.
+      feasible: bool array, shape (trials,): False where a constraint of the study's sampler is
+        violated, for all seeds of the point; True of a sweep.
       reached: int array, shape (trials,): the steps that each trial has behind it; 1 of a function.
       history: for each trial its lineage, a list of (from step, donor's trial or None, numbers);
         one entry, where no scheduler changed it.
@@ -115,7 +117,7 @@ class SweepResult:
         self.rungs = plan.stages.rungs if plan.stages else ()
         self.steps = {name: plan.steps(name) for name in self.metrics if plan.has_steps(name)}
         self.objective = aim.values(plan, trials) if objective is None else objective
-        self.failed = ~np.isfinite(self.objective)
+        self.failed, self.feasible = ~np.isfinite(self.objective), trials.feasible
         self.status = self._status()
         self.history = lineages(plan, trials.number, decided)
         self.compile_seconds, self.run_seconds = map(float, trials.seconds)
@@ -440,6 +442,12 @@ class SweepResult:
         table[self.point_index, self.seed_index] = np.where(whole, self.objective, np.nan)
         return table
 
+    def _feasible_points(self) -> np.ndarray:
+        """bool array, shape (points,)."""
+        feasible = np.ones(len(self.points), bool)
+        feasible[self.point_index[~self.feasible]] = False
+        return feasible
+
     def means(self) -> np.ndarray:
         """Each point's mean objective over the seeds that did not fail, float64 of shape (points,);
         NaN where none finished."""
@@ -448,15 +456,16 @@ class SweepResult:
     def best(self, *, by: Objective | None = None, mode: str | None = None) -> Record:
         """The point with the best mean objective over the seeds.
 
-        A point with a failed or unfinished seed ranks after all whole ones. Of many points the
-        best is in part the luckiest: its own objective is an optimistic estimate.
+        A point with a failed or unfinished seed ranks after all whole ones, and one that is not
+        `feasible` after all that are. Of many points the best is in part the luckiest: its own
+        objective is an optimistic estimate.
 
         Args:
           by: another objective, a metric's name or a function of the metrics.
           mode: "min" or "max"; by default the sweep's.
 
         Raises:
-          ValueError: where every trial failed, or none finished.
+          ValueError: where every trial failed or was pruned, or none finished.
         """
         return self.top(1, by=by, mode=mode)[0]
 
@@ -471,7 +480,7 @@ class SweepResult:
           mode: "min" or "max"; by default the sweep's.
 
         Raises:
-          ValueError: where every trial failed, or none finished.
+          ValueError: where every trial failed or was pruned, or none finished.
         """
         if by is not None:
             return self.rescored(by, mode).top(n)
@@ -479,10 +488,17 @@ class SweepResult:
             raise ValueError(f"mode={mode!r} without by: name the objective that it is for.")
         table, ranked = self.by_point(), self.ranked()
         if not len(ranked):
-            failed = int((self.status == "failed").sum())
+            count = {name: int((self.status == name).sum()) for name in ("failed", "stopped")}
+            if count["stopped"] == len(self) > 0:
+                raise ValueError(
+                    f"no best point: all {len(self)} trials were pruned. What other calls on the "
+                    "study completed is there: study.best_trial."
+                )
             raise ValueError(
-                f"no best point: of {len(self)} trials {failed} failed (their objective is not "
-                "finite), and none finished." + " Try smaller learning rates." * (failed > 0)
+                f"no best point: of {len(self)} trials {count['failed']} failed (their objective "
+                f"is not finite), {count['stopped']} were pruned, and none finished."
+                + " Try smaller learning rates."
+                * (count["failed"] > 0)
             )
         keys = tuple(map(key_of, self.seeds))
         return [
@@ -497,8 +513,8 @@ class SweepResult:
         ]
 
     def ranked(self) -> np.ndarray:
-        """The points with a finite objective, best first, those with a failed seed last: int array
-        of places in `points`.
+        """The points with a finite objective, best first, those with a failed seed last, and after
+        them those that are not feasible: int array of places in `points`.
 
         Raises:
           ValueError: for several objectives.
@@ -510,7 +526,7 @@ class SweepResult:
                 "by one."
             )
         table = self.by_point()
-        order = ranked(table, self.mode)
+        order = ranked(table, self.mode, self._feasible_points())
         return order[np.isfinite(table[order]).any(1)]
 
     def compare(self, a: Record | dict[str, Any], b: Record | dict[str, Any]) -> Comparison:
@@ -563,17 +579,18 @@ class SweepResult:
             )
 
     def best_of(self, groups: list[Level]) -> tuple[np.ndarray, np.ndarray]:
-        """The best point of each group and its mean objective; −1 and NaN where none finished."""
-        means = self.means()
+        """The best point of each group and its mean objective; −1 and NaN where none finished. One
+        that is not feasible is best only where no feasible one finished."""
+        means, feasible = self.means(), self._feasible_points()
         pick = np.nanargmin if self.mode == "min" else np.nanargmax
-        best = np.array(
-            [
-                level.points[pick(means[level.points])]
-                if np.isfinite(means[level.points]).any()
-                else -1
-                for level in groups
-            ]
-        )
+
+        def best_among(points):
+            finished = points[np.isfinite(means[points])]
+            if feasible[finished].any():
+                finished = finished[feasible[finished]]
+            return finished[pick(means[finished])] if len(finished) else -1
+
+        best = np.array([best_among(level.points) for level in groups])
         return best, np.where(best >= 0, means[best], np.nan)
 
     def _repr_html_(self) -> str:

@@ -1,40 +1,53 @@
 """Settings drawn from distributions: `sample`, and what it draws from."""
 
+import abc
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from rmsprop_jax._sweep.points import Points, static
-from rmsprop_jax._sweep.values import is_number
+from rmsprop_jax._sweep.values import identity, is_number
 
 METHODS = ("sobol", "latin_hypercube", "random")
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Distribution:
-    """How one hyperparameter is drawn; `uniform` and its neighbours make it."""
+class Distribution(abc.ABC):
+    """How one hyperparameter is drawn; `uniform` and its neighbours make it.
 
-    text: str
-    """What it prints."""
-    quantile: Callable[[float], Any]
-    """From u in [0, 1) to a value."""
-    unit: Callable[[Any], float]
-    """From a value to its u, about; beyond [0, 1] for one outside of the range."""
-    nudge: float = 0.1
-    """A step in u from a value to another near it: a factor of 1.25 where it is logarithmic."""
-    is_static: bool = False
+    Distributions with equal bounds or values are equal; all can be hashed and pickled (a `choice`
+    where its values can).
+    """
+
+    is_static: bool = dataclasses.field(default=False, kw_only=True)
     """Whether its values are structure, by `static`."""
-    is_numeric: bool = True
-    """Whether all its values are numbers, bools being none."""
-    kind: str = ""
-    """The function that made it."""
-    arguments: tuple[Any, ...] = ()
-    """What it is made of: the least and the largest value; the values; or the distribution of
-    1 − x."""
+
+    @abc.abstractmethod
+    def quantile(self, u: float) -> Any:
+        """From u in [0, 1) to a value."""
+
+    @abc.abstractmethod
+    def unit(self, value: Any) -> float:
+        """From a value to its u, about; beyond [0, 1] for one outside of the range."""
+
+    @property
+    def nudge(self) -> float:
+        """A step in u from a value to another near it: a factor of 1.25 where it is logarithmic."""
+        return 0.1
+
+    @property
+    def is_numeric(self) -> bool:
+        """Whether all its values are numbers, bools being none."""
+        return True
+
+    @property
+    @abc.abstractmethod
+    def text(self) -> str:
+        """As it was written, without `static`."""
 
     def __repr__(self) -> str:
         return f"static({self.text})" if self.is_static else self.text
@@ -42,6 +55,145 @@ class Distribution:
     def as_static(self) -> "Distribution":
         """The same, its values structure."""
         return dataclasses.replace(self, is_static=True)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Uniform(Distribution):
+    """Of `uniform`."""
+
+    low: float
+    high: float
+    last: float
+    """The largest value."""
+
+    def quantile(self, u: float) -> float:
+        # Not low + (high − low) u: the difference may be infinite.
+        return min(max(self.low * (1 - u) + self.high * u, self.low), self.last)
+
+    def unit(self, value: float) -> float:
+        low, high = self.low / 2, self.high / 2
+        return (value / 2 - low) / (high - low)
+
+    @property
+    def text(self) -> str:
+        return f"uniform({_ends(self)})"
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class LogUniform(Distribution):
+    """Of `log_uniform`."""
+
+    low: float
+    high: float
+    last: float
+    """The largest value."""
+
+    @property
+    def _logs(self) -> tuple[float, float]:
+        return math.log(self.low), math.log(self.high)
+
+    def quantile(self, u: float) -> float:
+        low, high = self._logs
+        return min(max(math.exp(low * (1 - u) + high * u), self.low), self.last)
+
+    def unit(self, value: float) -> float:
+        low, high = self._logs
+        return (math.log(max(value, 5e-324)) - low) / (high - low)
+
+    @property
+    def nudge(self) -> float:
+        low, high = self._logs
+        return min(math.log(1.25) / (high - low), 0.5)
+
+    @property
+    def text(self) -> str:
+        return f"log_uniform({_ends(self)})"
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class OneMinus(Distribution):
+    """Of `one_minus`."""
+
+    distribution: Distribution
+    """The distribution of 1 − x."""
+
+    def quantile(self, u: float) -> float:
+        return less_from_one(self.distribution.quantile(u))
+
+    def unit(self, value: float) -> float:
+        return self.distribution.unit(1 - value)
+
+    @property
+    def nudge(self) -> float:
+        return self.distribution.nudge
+
+    @property
+    def text(self) -> str:
+        return f"one_minus({self.distribution.text})"
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Integers(Distribution):
+    """Of `integers`."""
+
+    low: int
+    high: int
+    """The largest value."""
+
+    @property
+    def count(self) -> int:
+        """How many values it has."""
+        return self.high - self.low + 1
+
+    def quantile(self, u: float) -> int:
+        return self.low + min(int(u * self.count), self.count - 1)
+
+    def unit(self, value: float) -> float:
+        return (value - self.low + 0.5) / self.count
+
+    @property
+    def nudge(self) -> float:
+        return max(0.1, 1 / self.count)
+
+    @property
+    def text(self) -> str:
+        return f"integers({self.low}, {self.high})"
+
+
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
+class Choice(Distribution):
+    """Of `choice`. Its values are compared by type and content, as points are."""
+
+    values: tuple[Any, ...]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Choice) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    @property
+    def _key(self) -> Hashable:
+        return self.is_static, identity(self.values)
+
+    def quantile(self, u: float) -> Any:
+        return self.values[int(u * len(self.values))]
+
+    def unit(self, value: float) -> float:
+        near = min(range(len(self.values)), key=lambda i: abs(self.values[i] - value))
+        return (near + 0.5) / len(self.values)
+
+    @property
+    def nudge(self) -> float:
+        return 1 / len(self.values)
+
+    @property
+    def is_numeric(self) -> bool:
+        return all(map(is_number, self.values))
+
+    @property
+    def text(self) -> str:
+        return f"choice({list(self.values)})"
 
 
 def uniform(low: float, high: float) -> Distribution:
@@ -55,12 +207,7 @@ def uniform(low: float, high: float) -> Distribution:
       ValueError: unless low < high, both finite.
     """
     low, high = _bounds("uniform", low, high)
-    last = _below(low, high)
-    # Not low + (high − low) u: the difference may be infinite.
-    draw = lambda u: min(max(low * (1 - u) + high * u, low), last)
-    unit = lambda x: (x / 2 - low / 2) / (high / 2 - low / 2)
-    text = f"uniform({low:g}, {high:g})"
-    return Distribution(text, draw, unit, kind="uniform", arguments=(low, last))
+    return Uniform(low, high, _below(low, high))
 
 
 def log_uniform(low: float, high: float) -> Distribution:
@@ -78,12 +225,25 @@ def log_uniform(low: float, high: float) -> Distribution:
     low, high = _bounds("log_uniform", low, high)
     if low <= 0:
         raise ValueError(f"log_uniform needs low > 0, got {low}: zero has no logarithm.")
-    logs, last = (math.log(low), math.log(high)), _below(low, high)
-    draw = lambda u: min(max(math.exp(logs[0] * (1 - u) + logs[1] * u), low), last)
-    unit = lambda x: (math.log(max(x, 5e-324)) - logs[0]) / (logs[1] - logs[0])
-    nudge = min(math.log(1.25) / (logs[1] - logs[0]), 0.5)
-    text = f"log_uniform({low:g}, {high:g})"
-    return Distribution(text, draw, unit, nudge, kind="log_uniform", arguments=(low, last))
+    return LogUniform(low, high, _below(low, high))
+
+
+def up_to(low: float, last: float, *, is_log: bool) -> Distribution:
+    """Any number in [low, last], both ends included, as Optuna has it.
+
+    Raises:
+      ValueError: as of `uniform` and `log_uniform`.
+    """
+    above = np.float32(last)
+    if above <= last:
+        above = np.nextafter(above, np.float32(np.inf))
+    # What was written where this comes from `uniform`: the shortest number that float32 takes for
+    # the first one above `last`.
+    high = float(str(above))
+    if _below(low, high) != last:
+        high = float(np.nextafter(last, np.inf))
+    made = log_uniform(low, high) if is_log else uniform(low, high)
+    return dataclasses.replace(made, last=float(last))
 
 
 def one_minus(distribution: Distribution) -> Distribution:
@@ -107,15 +267,7 @@ def one_minus(distribution: Distribution) -> Distribution:
             f"one_minus needs a distribution of numbers, got {distribution!r}: "
             "one_minus(log_uniform(1e-3, 1e-1))."
         )
-
-    return dataclasses.replace(
-        distribution,
-        text=f"one_minus({distribution.text})",
-        quantile=lambda u: less_from_one(distribution.quantile(u)),
-        unit=lambda x: distribution.unit(1 - x),
-        kind="one_minus",
-        arguments=(distribution,),
-    )
+    return OneMinus(distribution, is_static=distribution.is_static)
 
 
 def less_from_one(x: float) -> float:
@@ -138,12 +290,7 @@ def integers(low: int, high: int) -> Distribution:
             raise ValueError(f"integers needs whole numbers, got {name}={value!r}.")
     if low > high:
         raise ValueError(f"integers needs low ≤ high, got {low} and {high}.")
-    low, count = int(low), int(high) - int(low) + 1
-    draw = lambda u: low + min(int(u * count), count - 1)
-    unit = lambda x: (x - low + 0.5) / count
-    text, nudge = f"integers({low}, {high})", max(0.1, 1 / count)
-    arguments = low, low + count - 1
-    return Distribution(text, draw, unit, nudge, kind="integers", arguments=arguments)
+    return Integers(int(low), int(high))
 
 
 def choice(values: Sequence[Any]) -> Distribution:
@@ -160,16 +307,7 @@ def choice(values: Sequence[Any]) -> Distribution:
         values = np.asarray(values).tolist()
     if not isinstance(values, list | tuple | range) or not len(values):
         raise ValueError(f"choice needs a list or tuple of at least one value, got {values!r}.")
-    kept, marked = list(values), isinstance(values, static)
-
-    def unit(x):
-        near = min(range(len(kept)), key=lambda i: abs(kept[i] - x))
-        return (near + 0.5) / len(kept)
-
-    draw = lambda u: kept[int(u * len(kept))]
-    is_numeric = all(map(is_number, kept))
-    text, nudge = f"choice({kept})", 1 / len(kept)
-    return Distribution(text, draw, unit, nudge, marked, is_numeric, "choice", tuple(kept))
+    return Choice(tuple(values), is_static=isinstance(values, static))
 
 
 def sample(
@@ -261,6 +399,12 @@ def _unit_cube(n: int, dimensions: int, seed: int, method: str) -> np.ndarray:
     else:  # the whole power of 2, of which the first n
         unit = qmc.Sobol(dimensions, rng=seed).random_base2((n - 1).bit_length())[:n]
     return np.minimum(unit, np.nextafter(1.0, 0.0))
+
+
+def _ends(distribution: Uniform | LogUniform) -> str:
+    """Its bounds, and its largest value where they do not say it."""
+    low, high, last = distribution.low, distribution.high, distribution.last
+    return f"{low!r}, {high!r}" + (f", last={last!r}" if last != _below(low, high) else "")
 
 
 def _bounds(name: str, low: Any, high: Any) -> tuple[float, float]:

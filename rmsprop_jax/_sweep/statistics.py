@@ -52,11 +52,13 @@ def means(table: np.ndarray) -> np.ndarray:
     return np.divide(sums, count, out=np.full(len(table), np.nan), where=count > 0)
 
 
-def ranked(table: np.ndarray, mode: str) -> np.ndarray:
+def ranked(table: np.ndarray, mode: str, feasible: np.ndarray | None = None) -> np.ndarray:
     """The rows of (points, seeds), best mean first; those with a seed that is not finite after all
-    whole ones, those with none that is last; of equal ones the lower number first."""
+    whole ones, those with none that is last; of equal ones the lower number first. Rows that are
+    not feasible come after all others."""
     best_first = means(table) if mode == "min" else -means(table)
-    return np.lexsort((best_first, ~np.isfinite(table).all(1)))
+    feasible = np.ones(len(table), bool) if feasible is None else feasible
+    return np.lexsort((best_first, ~np.isfinite(table).all(1), ~feasible))
 
 
 def mean_spread_interval(values: np.ndarray) -> tuple[float, float, tuple[float, float]]:

@@ -292,6 +292,8 @@ class Store:
             arrays |= {"steps_completed": trials.reached, "steps_asked": trials.asked}
             arrays |= {"pruned": trials.stopped}
             arrays |= {"newest " + name: x for name, x in trials.newest.items()}
+        if not trials.feasible.all():  # only a search has constraints
+            arrays["feasible"] = trials.feasible
         self._write_arrays(f"round-{self._next:06d}.npz", arrays)
         self._next += 1
 
@@ -578,6 +580,9 @@ def _read_rounds(
         else:
             trials.asked[mine] = 1
         trials.reached[mine] = np.maximum(trials.reached[mine], of(np.array(stops)))
+        if "feasible" in stored:
+            stored.check("feasible", np.bool_, (len(number),))
+            trials.feasible[mine] = of(stored["feasible"])
         stored.check("seconds", np.float64, (2,))
         trials.seconds[:] += stored["seconds"]
 

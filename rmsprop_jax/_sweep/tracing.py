@@ -1,5 +1,6 @@
 """A training under an abstract trace: the points that share one, and what a sweep refuses."""
 
+import contextlib
 import inspect
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -43,6 +44,18 @@ def group_points(points: Points) -> list[Group]:
             groups[key] = Group(structure, {name: dtypes[name] for name in traced}, [])
         groups[key].indices.append(i)
     return list(groups.values())
+
+
+@contextlib.contextmanager
+def naming(group: Group) -> Iterator[None]:
+    """Note on an error that comes of one structure which it is."""
+    try:
+        yield
+    except Exception as error:
+        note = f"This happened with the static hyperparameters {group.structure}."
+        if group.structure and note not in getattr(error, "__notes__", ()):
+            error.add_note(note)
+        raise
 
 
 class _Recorded(dict):
@@ -239,12 +252,13 @@ def trace_train(
             _check_names("train", list(metrics))
         return metrics
 
-    try:
-        metrics = tracer.trace("train", call)
-    except Exception as error:
-        _refuse_jitted(train, "train", group, error)
-        raise
-    checked = check_metrics("train", metrics, points, scalars=False)
+    with naming(group):
+        try:
+            metrics = tracer.trace("train", call)
+        except Exception as error:
+            _refuse_jitted(train, "train", group, error)
+            raise
+        checked = check_metrics("train", metrics, points, scalars=False)
     return Traces(tracer.pieces, checked, {}, None, tracer.reads, tracer.reads_key)
 
 
@@ -289,25 +303,26 @@ def trace_training(
         return check_metrics("evaluate", metrics, points, scalars=True)
 
     number = jax.ShapeDtypeStruct((), np.int32)
-    try:
-        tracer.trace("init", init)
-        spec = found[0]
-        _, metrics = tracer.trace("step", step, list(spec.data), number, *given)
-        evaluations = {}
-        if of_state is not None:
-            evaluations = tracer.trace("evaluate", evaluate, list(spec.data), number)
-    except jax.errors.UnexpectedTracerError as error:
-        raise ValueError(
-            "a state holds a traced value that is not among its leaves, and does not outlive its "
-            f"trace: {REMEDY}."
-        ) from error
-    except Exception as error:
-        for name in ("init", "step", "evaluate"):
-            _refuse_jitted(getattr(training, name), name, group, error)
-        raise
-    if clash := metrics.keys() & evaluations.keys():
-        raise ValueError(f"step and evaluate both return {sorted(clash)}: rename those of one.")
-    _check_names("step and evaluate", [*metrics, *evaluations])
+    with naming(group):
+        try:
+            tracer.trace("init", init)
+            spec = found[0]
+            _, metrics = tracer.trace("step", step, list(spec.data), number, *given)
+            evaluations = {}
+            if of_state is not None:
+                evaluations = tracer.trace("evaluate", evaluate, list(spec.data), number)
+        except jax.errors.UnexpectedTracerError as error:
+            raise ValueError(
+                "a state holds a traced value that is not among its leaves, and does not outlive "
+                f"its trace: {REMEDY}."
+            ) from error
+        except Exception as error:
+            for name in ("init", "step", "evaluate"):
+                _refuse_jitted(getattr(training, name), name, group, error)
+            raise
+        if clash := metrics.keys() & evaluations.keys():
+            raise ValueError(f"step and evaluate both return {sorted(clash)}: rename those of one.")
+        _check_names("step and evaluate", [*metrics, *evaluations])
     return Traces(tracer.pieces, metrics, evaluations, spec, tracer.reads, tracer.reads_key)
 
 
