@@ -426,7 +426,7 @@ class StopError(Exception):
     pass
 
 
-@pytest.mark.parametrize("kind", [KeyboardInterrupt, StopError])
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, StopError, SystemExit])
 def test_an_interruption_tells_what_is_finished_and_fails_what_is_not(kind):
     study = optuna.create_study(sampler=SAMPLERS["random"](), pruner=optuna.pruners.NopPruner())
     rounds = []
@@ -436,7 +436,7 @@ def test_an_interruption_tells_what_is_finished_and_fails_what_is_not(kind):
         if sum(one.step == STEPS for one in report) and len(rounds) > 8:
             raise kind
 
-    raised = rj.SweepInterrupted if kind is KeyboardInterrupt else StopError
+    raised = rj.SweepInterrupted if kind is KeyboardInterrupt else kind
     with pytest.raises(raised) as caught:
         search(study, n_trials=40, in_flight=3, callback=interrupt)
     result = caught.value.result

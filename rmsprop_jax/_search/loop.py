@@ -91,7 +91,7 @@ def optimize(train: Any, study: Any, space: Any, asked: Asked, start: float) -> 
         except KeyboardInterrupt as interrupt:
             search.give_up()
             raise SweepInterrupted(search.result()) from interrupt
-        except Exception as error:
+        except BaseException as error:  # SystemExit, too, as a handler of SIGTERM raises it
             search.give_up()
             error.__dict__["result"] = search.result()
             error.add_note(f"What was finished is in this exception's .result: {error.result!r}")  # type: ignore[attr-defined]

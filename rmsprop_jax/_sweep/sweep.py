@@ -316,7 +316,7 @@ def _sweep(train: Any, points: Any, asked: Options, start: float) -> SweepResult
                         keeper.resume()
         except KeyboardInterrupt as interrupt:
             raise SweepInterrupted(result()) from interrupt
-        except Exception as error:
+        except BaseException as error:  # SystemExit, too, as a handler of SIGTERM raises it
             error.__dict__["result"] = result()
             error.add_note(f"What was finished is in this exception's .result: {result()!r}")
             raise
