@@ -109,7 +109,8 @@ def optimize(
         rather than curves. On the way, for a setting that waited in the study and has a NaN, say.
       RuntimeError: inside an objective or a callback of `study.optimize`.
       SweepInterrupted: on Ctrl-C; `.result` holds what was finished, which is told; what was under
-        way is told as failed. Any other exception on the way has that `.result`, too.
+        way is told as failed. Any other exception on the way has that `.result`, too, as has the
+        `SystemExit` of a signal handler.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax, optuna, rmsprop_jax as rj

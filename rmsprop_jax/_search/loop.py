@@ -177,7 +177,7 @@ class Search:
             say_idle_cores(self._processes)
 
         room = no_trials(self._plan, self._count * len(self._seeds))
-        self.ledger = Ledger(self._plan, aim, room, None, start)
+        self.ledger = Ledger(self._plan, aim, room, None, start, self._processes)
         specs = [one.state for one in self._traces if one.state is not None]
         self._keeper = Keeper(
             self._plan, self.ledger, specs, keep, math.inf, None, False, self._processes

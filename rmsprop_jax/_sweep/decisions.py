@@ -62,7 +62,7 @@ class Decisions:
     ):
         self._scheduler, self._plan, self._of_init_only = scheduler, plan, of_init_only
         self._write, self._processes = write, processes
-        self.known = [Decided.decode(one) for one in processes.tell_json(list(known))]
+        self.known = [Decided.decode(one) for one in processes.tell("decisions", list(known))]
 
     def at(
         self, boundary: int, table: Callable[[], Table], before: Callable[[Decided], None]
@@ -82,7 +82,7 @@ class Decisions:
             seen = table()
             return self._checked(boundary, seen, self._scheduler.decide(boundary, seen)).encode()
 
-        encoded = self._processes.tell_json(self._processes.on_first(ask))
+        encoded = self._processes.tell("a decision", self._processes.on_first(ask))
         decided, write = Decided.decode(encoded), self._write
         before(decided)
         self._processes.on_first(lambda: write and write(encoded))

@@ -56,7 +56,7 @@ class Keeper:
         self._stored: dict[int, tuple[int, str]] = {}
         if specs:
             known = store.states() if store else {}
-            told = processes.tell_json({str(t): list(x) for t, x in known.items()})
+            told = processes.tell("checkpoints", {str(t): list(x) for t, x in known.items()})
             self._stored = {int(t): (x[0], x[1]) for t, x in told.items()}
             self.resume()
 
@@ -110,7 +110,8 @@ class Keeper:
     def files(self) -> dict[int, Path]:
         """Where kept states lie on disk, or will, for the processes that see it."""
         files = {} if self._store is None else self._store.final_files()
-        told = self._processes.tell_json({str(trial): str(file) for trial, file in files.items()})
+        names = {str(trial): str(file) for trial, file in files.items()}
+        told = self._processes.tell("files of kept states", names)
         return {int(trial): Path(file) for trial, file in told.items()}
 
     # Of unfinished trials.
@@ -137,7 +138,7 @@ class Keeper:
         if not self._on_disk:
             return False
         due = time.monotonic() - self._last >= self._seconds
-        return bool(self._processes.from_first(np.asarray(due)))
+        return self._processes.tell("whether a checkpoint is due", bool(due))
 
     def checkpoint(self, under_way: Sequence[tuple[np.ndarray, int, States]]) -> None:
         """Write the states of these trials, with their metrics; then what was older is deleted."""

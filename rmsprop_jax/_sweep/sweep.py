@@ -3,13 +3,13 @@
 import contextlib
 import os
 import time
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from rmsprop_jax._sweep.agreement import described, refuse_disagreement
 from rmsprop_jax._sweep.batches import Batches
 from rmsprop_jax._sweep.checks import (
     check_args,
@@ -38,7 +38,7 @@ from rmsprop_jax._sweep.engine import (
 from rmsprop_jax._sweep.fingerprint import Fingerprint
 from rmsprop_jax._sweep.keeping import Keeper
 from rmsprop_jax._sweep.ledger import Ledger, Report
-from rmsprop_jax._sweep.objective import Objective, checked
+from rmsprop_jax._sweep.objective import Aim, Objective, checked
 from rmsprop_jax._sweep.pieces import Pieces
 from rmsprop_jax._sweep.plan import Plan, Stages, Trials, no_trials
 from rmsprop_jax._sweep.points import Points
@@ -120,8 +120,9 @@ def sweep(
         processes). A last batch that is not full runs its last trial again in the lanes that are
         left.
       devices: by default all, of every process after `jax.distributed.initialize()`; then every
-        process makes the same call and gets the same result, and process 0 writes and draws. On
-        CPU, give JAX one device a core before its first use:
+        process makes the same call and gets the same result. Process 0 writes, draws, asks the
+        scheduler, and evaluates the objective; an exception on one process ends all. On CPU, give
+        JAX one device a core before its first use:
         `jax.config.update("jax_num_cpu_devices", os.cpu_count())`.
       path: a folder for what is finished. The same call goes on where an earlier one was stopped
         or killed, on any number of devices and with any `batch_size`; with more points or seeds,
@@ -134,7 +135,7 @@ def sweep(
       every: of a metric with one value a step, keep each `every`-th step and the last, to save
         memory. Those are the metrics as long as the objective, or else the longest; a dict from
         metrics to numbers says it for each. A function as `objective` gets what is kept.
-      callback: `callback(report)` on process 0 after each round of trials, with a tuple of
+      callback: `callback(report)` on process 0 alone after each round of trials, with a tuple of
         `TrialReport`: number, point, seed, step, and the newest value of each metric. An exception
         in it stops the sweep on every process, with what is finished kept.
       steps: of a `Training`, as all that follow: how many each trial runs. With a folder in which
@@ -170,11 +171,15 @@ def sweep(
         shape or a bool, linear algebra that can hang this jaxlib on a CPU, a state that changes its
         structure, shapes or dtypes or whose leaves are no arrays, states that need more memory or
         disk than is free, or a `path` that holds another sweep, one by another JAX, or is damaged.
-        On the way, for a scheduler's answer that cannot be followed, or a batch of another shape.
-      RuntimeError: where another process writes to `path`.
+        Before anything runs, too, where several processes pass different arguments; only
+        `progress` may differ, and `callback` may be missing on others than process 0. On the way,
+        for a scheduler's answer that cannot be followed, a batch of another shape, or one that
+        differs between processes.
+      RuntimeError: where another process writes to `path`, or another of the processes that sweep
+        together left by an exception, which the message quotes.
       OSError: where `path` cannot be written.
       SweepInterrupted: on Ctrl-C; `.result` holds the trials that were finished. Any other
-        exception on the way has that `.result`, too.
+        exception on the way has that `.result`, too, as has the `SystemExit` of a signal handler.
 
     Warns:
       UserWarning: for several seeds of a `train` that never reads its key, and for a program so
@@ -201,7 +206,9 @@ def sweep(
         evaluate_every, scheduler, keep_states, batches, checkpoint_seconds,
     )  # fmt: skip
     with own_settings("sweep"):
-        return _sweep(train, points, options, start)
+        processes = Processes(checked_devices(devices))
+        with processes.together("sweep"):
+            return _sweep(train, points, options, processes, start)
 
 
 class Options(NamedTuple):
@@ -225,7 +232,9 @@ class Options(NamedTuple):
     checkpoint_seconds: Any
 
 
-def _sweep(train: Any, points: Any, asked: Options, start: float) -> SweepResult:
+def _sweep(
+    train: Any, points: Any, asked: Options, processes: Processes, start: float
+) -> SweepResult:
     if not isinstance(points, Points):
         points = Points(points)
     if not len(points):
@@ -236,7 +245,6 @@ def _sweep(train: Any, points: Any, asked: Options, start: float) -> SweepResult
     check_args(args)
     batch_size = checked_batch_size(asked.batch_size)
     check_callback(asked.callback)
-    processes = Processes(checked_devices(asked.devices))
     groups = group_points(points)
     with contextlib.ExitStack() as stack:
         batches = None
@@ -259,18 +267,20 @@ def _sweep(train: Any, points: Any, asked: Options, start: float) -> SweepResult
         _check_scheduler(asked.scheduler, groups, traces)
         metrics = [series(one, stages) for one in traces]
         every = checked_every(asked.every, metrics, asked.objective, stages)
-        fingerprint = Fingerprint(groups, traces, args, needed=asked.path is not None)
+        is_hashed = asked.path is not None or processes.count > 1
+        fingerprint = Fingerprint(groups, traces, args, needed=is_hashed)
         plan = Plan(points, seeds, every, groups, metrics, fingerprint, stages)
         aim = checked(asked.objective, asked.mode, plan)
         keep = checked_keep_states(asked.keep_states, len(points)) if stages else 0
         warn(traces, seeds, stacklevel=4)
-        digest = lambda: _digest(plan, aim.name, aim.mode, batch_size, asked.path, keep)
-        processes.refuse_different("points, seeds or options", digest)
+        if processes.count > 1:
+            given = _decisive(plan, aim, batch_size, keep, batches, processes, asked)
+            refuse_disagreement(processes, given)
         if asked.progress and processes.first and asked.devices is None:
             say_idle_cores(processes)
 
         store, stored = _open(processes, plan, (aim.name, aim.mode), asked.path, stack)
-        ledger = Ledger(plan, aim, stored, store.write if store else None, start)
+        ledger = Ledger(plan, aim, stored, store.write if store else None, start, processes)
         specs = [one.state for one in traces if one.state is not None]
         known = store.decisions if store else []
         decisions = None
@@ -446,16 +456,40 @@ def _open(
     store = processes.on_first(
         lambda: stack.enter_context(contextlib.closing(Store(path, plan, aim)))
     )
-    stored = store.finished if store else no_trials(plan, 0)
-    count = int(processes.from_first(np.asarray(len(stored.number))))
-    if not processes.first:
-        stored = no_trials(plan, count)
+    stored = store.finished if store else None
+    count = processes.tell("stored trials", len(stored.number) if stored else 0)
+    stored = stored or no_trials(plan, count)
     return store, jax.tree.map(processes.from_first, stored)
 
 
-def _digest(plan: Plan, *options: Any) -> int:
-    """Of what all processes must have alike; objects in an axis count by their type."""
-    plain = lambda x: x if isinstance(x, int | float | str) else type(x).__name__
-    rows = [[(name, plain(x)) for name, x in point.items()] for point in plan.points]
-    said = (rows, plan.seeds, plan.every, plan.metrics, list(map(str, options)))
-    return zlib.crc32(repr(said).encode())
+def _decisive(
+    plan: Plan,
+    aim: Aim,
+    batch_size: int | str,
+    keep: int | str,
+    batches: Batches | None,
+    processes: Processes,
+    asked: Options,
+) -> dict[str, Any]:
+    """For each argument on which the processes must agree what decides it."""
+    hashed, stages = plan.fingerprint, plan.stages
+    metrics = {name: str(plan.dtype(name)) for name in sorted(plan.metrics[0])}
+    return {
+        "train": [hashed.programs, hashed.constants, metrics, jax.__version__],
+        "points": [described(list(plan.points)), sorted(plan.points.static)],
+        "seeds": plan.seeds,
+        "objective": aim.name if isinstance(aim.objective, str) else f"function {aim.name}",
+        "mode": aim.mode,
+        "args": hashed.args,
+        "batch_size": batch_size,
+        "devices": [device.id for device in processes.mesh.devices.tolist()],
+        "path": asked.path and os.fspath(asked.path),
+        "every": plan.every,
+        "steps": stages and stages.steps,
+        "evaluate_every": stages and stages.evaluate_every,
+        "scheduler": stages and [stages.scheduler, *stages.rungs],
+        "keep_states": keep,
+        "batches": batches and [batches.shapes, batches.checksum],
+        "checkpoint_seconds": float(asked.checkpoint_seconds) if stages else None,
+        "callback": asked.callback is not None,
+    }
