@@ -172,7 +172,8 @@ def test_processes_that_differ_get_one_error_before_anything_runs(name, came_to)
 def test_an_exception_on_one_process_ends_the_other(name, came_to):
     own, others = sorted(came_to[name], key=lambda one: "left sweep" in one["says"])
     culprit = came_to[name].index(own)
-    said = f"process {culprit} left sweep with {own['error']}: {own['says']}"
+    text = own["says"].encode(errors="backslashreplace").decode()
+    said = f"process {culprit} left sweep with {own['error']}: {text}"
     assert others["says"].startswith(said)
     assert others["error"] == "OtherProcessError"
     assert max(own["seconds"], others["seconds"]) < 60

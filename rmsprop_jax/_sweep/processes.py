@@ -32,6 +32,8 @@ LATE = 0.5  # seconds for which the leader's answer may be on its way
 POLL = 0.5  # seconds between two looks at whether another process has left
 PATIENCE = 60.0  # seconds for which a process that left still takes part in what has begun
 
+LONGEST_ERROR = 2_000  # characters of an exception that the other processes quote
+
 LEFT, MEETINGS = "rmsprop_jax/left/", "rmsprop_jax/meetings/"  # keys of the coordination service
 STOP = "stop"
 
@@ -92,8 +94,9 @@ class Processes:
     def _leave(self, error: BaseException) -> None:
         """Tell the others, unless they told this process; then do what they count on."""
         if not isinstance(error, OtherProcessError):
-            with contextlib.suppress(jax.errors.JaxRuntimeError):  # there is an error already
-                text = f"{type(error).__name__}: {error}"[:2000]
+            with contextlib.suppress(Exception):  # there is an error already
+                text = f"{type(error).__name__}: {error}"[:LONGEST_ERROR]
+                text = text.encode(errors="backslashreplace").decode()  # half a surrogate pair
                 coordination.write(f"{LEFT}{self._call}/{jax.process_index()}", text)
         if self._taking_part is not None:
             self._taking_part.join(GRACE)

@@ -308,6 +308,7 @@ EXCEPTIONS = {
     "trace on 1": lambda i: untraced(i, 1),
     "an argument": lambda i: steps(steps=(20, -1)[i]),
     "batches raise": lambda i: in_batches(i, 1, OSError("the disk is away")),
+    "batches raise, without a text": lambda i: in_batches(i, 0, RuntimeError("\ud800")),
     "exit in batches": lambda i: in_batches(i, 1, SystemExit(7)),
     "SIGINT on 0": lambda i: signalled(i, 0, signal.SIGINT),
     "SIGINT on 1": lambda i: signalled(i, 1, signal.SIGINT),
