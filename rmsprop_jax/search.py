@@ -125,7 +125,7 @@ def optimize(
       RuntimeError: inside an objective or a callback of `study.optimize`.
       SweepInterrupted: on Ctrl-C; `.result` holds what was finished, which is told; what was under
         way is told as failed, with the attribute `cause`. Any other exception on the way has that
-        `.result`, too.
+        `.result`, too, as has the `SystemExit` of a signal handler.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax, optuna, rmsprop_jax as rj

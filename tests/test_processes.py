@@ -1,5 +1,7 @@
 """The same call in two processes of one JAX cluster."""
 
+import inspect
+import json
 import socket
 import subprocess
 import sys
@@ -8,6 +10,7 @@ import time
 import pytest
 
 import rmsprop_jax as rj
+from rmsprop_jax._sweep import agreement
 from tests.support import cluster, killed
 from tests.support.trainings import plain
 from tests.test_store import contents, same, undisturbed
@@ -86,13 +89,23 @@ def test_trainings_in_two_processes_give_what_one_gives(tmp_path):
     assert "stopped" in one["halving"].status
 
 
-def test_data_that_fails_on_one_process_stops_the_other(tmp_path):
-    first, second = processes = start("fed_apart", tmp_path)
+@pytest.mark.parametrize(
+    ("problem", "culprit", "says"),
+    [
+        ("fed_apart", 1, "left sweep with OSError: the disk is away"),
+        ("ends_early", 1, "ended, and sweep needs every process"),
+        pytest.param("interrupted", 0, "left sweep with SweepInterrupted", marks=pytest.mark.slow),
+    ],
+)
+def test_both_processes_end_where_one_leaves(problem, culprit, says, tmp_path):
+    begin = time.monotonic()
+    processes = start(problem, tmp_path)
     said = words(processes)
-    assert first.returncode
-    assert second.returncode
-    assert "the disk is away" in said[1]
-    assert (rj.SweepResult.load(tmp_path / "folder").reached == 10).all()
+    assert time.monotonic() - begin < 60
+    assert all(process.returncode == 1 for process in processes), said
+    assert f"process {culprit} {says}" in said[1 - culprit]
+    if problem == "fed_apart":
+        assert (rj.SweepResult.load(tmp_path / "folder").reached == 10).all()
 
 
 @pytest.mark.parametrize(
@@ -126,12 +139,61 @@ def test_one_killed_ends_the_other_and_the_folder_resumes(problem, victim, tmp_p
 def test_what_stops_the_first_process_stops_all(tmp_path):
     first, second = words(start("refused", tmp_path))
     assert "no sweep's folder" in first
-    assert "process 0 refused to go on" in second
+    assert "process 0 left sweep with ValueError" in second
+    assert "no sweep's folder" in second
 
 
-def test_processes_that_ask_for_different_points_are_refused(tmp_path):
-    for said in words(start("different", tmp_path)):
-        assert "different points, seeds or options" in said
+@pytest.fixture(scope="module")
+def came_to(tmp_path_factory):
+    """What calls that differ between two processes came to: name -> for each process."""
+    folder = tmp_path_factory.mktemp("differences")
+    processes = start("differences", folder)
+    said = words(processes)
+    assert [process.returncode for process in processes] == [0, 0], said
+    each = [json.loads((folder / f"came_to{i}.json").read_text()) for i in range(2)]
+    return {name: (each[0][name], each[1][name]) for name in each[0]}
+
+
+def names_of(cases):
+    return pytest.mark.parametrize("name", cases)
+
+
+@names_of(cluster.DIFFERENCES)
+def test_processes_that_differ_get_one_error_before_anything_runs(name, came_to):
+    first, second = came_to[name]
+    assert first["error"] == second["error"] == "ValueError"
+    assert first["says"] == second["says"]
+    assert first["says"].startswith(name.split(",")[0])
+    if name != "batches, later":
+        assert first["reached"] is second["reached"] is None
+
+
+@names_of(cluster.EXCEPTIONS)
+def test_an_exception_on_one_process_ends_the_other(name, came_to):
+    own, others = sorted(came_to[name], key=lambda one: "left sweep" in one["says"])
+    culprit = came_to[name].index(own)
+    text = own["says"].encode(errors="backslashreplace").decode()
+    said = f"process {culprit} left sweep with {own['error']}: {text}"
+    assert others["says"].startswith(said)
+    assert others["error"] == "OtherProcessError"
+    assert max(own["seconds"], others["seconds"]) < 60
+    if "trace" in name or "zeros" in name or "argument" in name:  # nothing ran
+        assert own["reached"] is others["reached"] is None
+    else:
+        assert own["reached"] == others["reached"]
+        assert max(own["reached"]) > 0
+
+
+@names_of(cluster.WORK)
+def test_what_counts_on_process_0_only_may_differ(name, came_to):
+    first, second = came_to[name]
+    assert first["error"] is second["error"] is None
+    assert first["objective"] == second["objective"]
+
+
+def test_each_argument_says_whether_processes_must_agree():
+    """Those that must are compared in the tests above. A search runs on one process."""
+    assert set(agreement.ARGUMENTS) == set(inspect.signature(rj.sweep).parameters)
 
 
 def test_processes_may_sweep_apart(tmp_path):

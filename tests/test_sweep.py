@@ -6,6 +6,7 @@ import copy
 import math
 import operator
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -309,6 +310,21 @@ def test_ctrl_c_keeps_what_is_finished():
     for trial, point in enumerate(result.point_index):
         assert result.objective[trial] == whole.objective[point]
     assert len(result.to_dataframe()) == len(result)
+
+
+def test_an_exit_of_the_handler_of_a_signal_keeps_what_is_finished():
+    """A cluster's SIGTERM, say."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+    callback = lambda report: report[0].number == 2 and os.kill(os.getpid(), signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as caught:
+            rj.sweep(
+                make_train(), POINTS, devices=jax.devices()[:1], callback=callback, progress=False
+            )
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert caught.value.code == 7
+    assert caught.value.result.point_index.tolist() == [0, 2]  # of the first static group
 
 
 def test_the_bar_counts(capsys):

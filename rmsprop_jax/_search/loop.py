@@ -108,7 +108,7 @@ def optimize(train: Any, study: Any, space: Any, asked: Asked, start: float) -> 
         except KeyboardInterrupt as interrupt:
             search.give_up(interrupt)
             raise SweepInterrupted(search.result()) from interrupt
-        except BaseException as error:
+        except BaseException as error:  # SystemExit, too, as a handler of SIGTERM raises it
             search.give_up(error)
             error.__dict__["result"] = search.result()
             error.add_note(f"What was finished is in this exception's .result: {error.result!r}")  # type: ignore[attr-defined]
@@ -197,7 +197,7 @@ class Search:
             say_idle_cores(self._processes)
 
         room = no_trials(self._plan, self._count * len(self._seeds))
-        self.ledger = Ledger(self._plan, aim, room, None, start)
+        self.ledger = Ledger(self._plan, aim, room, None, start, self._processes)
         specs = [one.state for one in self._traces if one.state is not None]
         self._keeper = Keeper(
             self._plan, self.ledger, specs, keep, math.inf, None, False, self._processes

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from rmsprop_jax._sweep.plan import Stages
-from rmsprop_jax._sweep.processes import Processes
+from rmsprop_jax._sweep.processes import Processes, checksum
 from rmsprop_jax._sweep.values import refuse_dtype
 
 Source = Callable[[int], Any]
@@ -26,6 +26,11 @@ class Batches:
       source: from a step, counted from 1, to a batch, a pytree of arrays.
       processes: where they are placed.
       first: the step that is asked for first, to know the shapes.
+
+    Attributes:
+      one: the first batch, abstract.
+      shapes: of its arrays and their dtypes, in words.
+      checksum: of its contents.
     """
 
     def __init__(self, source: Source, processes: Processes, first: int):
@@ -33,10 +38,12 @@ class Batches:
             raise ValueError(f"batches must be a function from a step to a batch, got {source!r}.")
         self._source, self._processes = source, processes
         self._first: tuple[int, Any, list[Any]] | None = None
-        one = processes.on_each(lambda: self._checked(first, source(first)))
-        self._asked = {first: one}
+        self._asked = {first: self._checked(first, source(first))}
         abstract = lambda x: jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype))
         self.one = jax.tree.map(abstract, self._asked[first])
+        leaves = jax.tree.leaves_with_path(self.one)
+        self.shapes = [f"{jax.tree_util.keystr(k)}{x.dtype}{list(x.shape)}" for k, x in leaves]
+        self.checksum = checksum(self._asked[first])
         self._next: tuple[tuple[int, int], concurrent.futures.Future] | None = None
         self._placed: tuple[tuple[int, int], Any] | None = None
         self._stages: Stages | None = None
@@ -50,10 +57,11 @@ class Batches:
         as long as the longest segment."""
         assert self._stages is not None
         if self._placed is None or self._placed[0] != (start, stop):
-            ready = lambda: self._stacked(start, stop)
             if self._next is not None and self._next[0] == (start, stop):
-                ready = self._next[1].result
-            stacked = self._processes.on_each(ready)
+                stacked = self._next[1].result()
+            else:
+                stacked = self._stacked(start, stop)
+            self._processes.refuse_different(f"batches({start + 1}) to batches({stop})", stacked)
             self._placed = (start, stop), self._processes.place(stacked)
         return self._placed[1]
 

@@ -82,7 +82,7 @@ class Maker:
 
     def finish(self, programs: Programs) -> Programs:
         """These compiled, or those of the largest batch that fits the memory."""
-        with naming(self._pieces.group):
+        with naming(self.pieces.plan.groups[self.pieces.group]):
             if self.memory is None:
                 return programs.compile()
             return largest(self.make, self.most, self.memory, programs)

@@ -66,7 +66,7 @@ class Decisions:
         self._scheduler, self._plan, self._objective = scheduler, plan, objective
         self._of_init_only = of_init_only
         self._write, self._processes, self._has_warned = write, processes, False
-        self.known = [Decided.decode(one) for one in processes.tell_json(list(known))]
+        self.known = [Decided.decode(one) for one in processes.tell("decisions", list(known))]
 
     def at(
         self, boundary: int, table: Callable[[], Table], before: Callable[[Decided], None]
@@ -93,7 +93,7 @@ class Decisions:
                 )
             return self._checked(boundary, seen, self._scheduler.decide(boundary, seen)).encode()
 
-        encoded = self._processes.tell_json(self._processes.on_first(ask))
+        encoded = self._processes.tell("a decision", self._processes.on_first(ask))
         decided, write = Decided.decode(encoded), self._write
         before(decided)
         self._processes.on_first(lambda: write and write(encoded))

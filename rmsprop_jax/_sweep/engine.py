@@ -32,9 +32,8 @@ class Run(NamedTuple):
         """Enter what a call gave, and show it."""
         self.ledger.record(call, compile_seconds)
         self.ledger.show()
-        callback, trials = self.callback, call.live.trials
-        if callback is not None:
-            self.processes.on_first(lambda: callback(self.ledger.report(trials)))
+        if self.callback is not None and self.processes.first:
+            self.callback(self.ledger.report(call.live.trials))
 
 
 def functions(run: Run, structures: Structures) -> None:

@@ -58,7 +58,7 @@ class Keeper:
         self._stored: dict[int, tuple[int, str]] = {}
         if specs:
             known = store.states() if store else {}
-            told = processes.tell_json({str(t): list(x) for t, x in known.items()})
+            told = processes.tell("checkpoints", {str(t): list(x) for t, x in known.items()})
             self._stored = {int(t): (x[0], x[1]) for t, x in told.items()}
             self.resume()
 
@@ -136,7 +136,7 @@ class Keeper:
         files = {} if self._store is None else self._store.final_files()
         sweep = "" if self._store is None else self._store.sweep
         plain = {str(trial): str(file) for trial, file in files.items()}
-        told, sweep = self._processes.tell_json([plain, sweep])
+        told, sweep = self._processes.tell("files of kept states", [plain, sweep])
         return {int(trial): Path(file) for trial, file in told.items()}, sweep
 
     # Of unfinished trials.
@@ -163,7 +163,7 @@ class Keeper:
         if not self._on_disk:
             return False
         due = time.monotonic() - self._last >= self._seconds
-        return bool(self._processes.from_first(np.asarray(due)))
+        return self._processes.tell("whether a checkpoint is due", bool(due))
 
     def checkpoint(self, under_way: Sequence[tuple[np.ndarray, int, States]]) -> None:
         """Write the states of these trials, with their metrics; then what was older is deleted."""

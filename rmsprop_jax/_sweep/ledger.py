@@ -11,6 +11,7 @@ from tqdm import tqdm
 from rmsprop_jax._sweep.decisions import Decided
 from rmsprop_jax._sweep.objective import Aim
 from rmsprop_jax._sweep.plan import Plan, Trials, no_trials
+from rmsprop_jax._sweep.processes import Processes
 from rmsprop_jax._sweep.results import SweepResult
 from rmsprop_jax._sweep.rounds import Call
 from rmsprop_jax._sweep.schedulers import Table
@@ -52,6 +53,7 @@ class Ledger:
         than the plan has trials there is room for points to come (`extend`).
       write: writes trials, or None.
       start: when the sweep began, by `time.perf_counter`; until now it traced.
+      processes: of which the leader evaluates an objective.
 
     Attributes:
       trials: of all, in the order of the points, then the seeds.
@@ -66,8 +68,10 @@ class Ledger:
         stored: Trials,
         write: Callable[[Trials, dict[str, slice], int], None] | None,
         start: float,
+        processes: Processes,
     ):
         self._plan, self._aim, self._write, self.mode = plan, aim, write, aim.mode
+        self._processes = processes
         self._steps = {name: plan.steps(name) for name in filter(plan.has_steps, plan.metrics[0])}
         known = stored if len(stored.number) else no_trials(plan, plan.trials)
         own = lambda x: np.require(x, requirements="W")  # what another process told is read-only
@@ -196,7 +200,16 @@ class Ledger:
     # What is looked for.
 
     def judge(self, trials: np.ndarray) -> None:
-        """Compute the objective of these trials where they stand."""
+        """Evaluate the objective of these trials where they stand, once for all processes."""
+        if self._processes.count == 1 or isinstance(self._aim.objective, str):
+            self._evaluate(trials)
+            return
+        if self._processes.first:
+            self._evaluate(trials)
+        self._objective[trials] = self._processes.from_first(self._objective[trials])
+        self._judged[trials] = self.trials.reached[trials]
+
+    def _evaluate(self, trials: np.ndarray) -> None:
         known = self.trials
         if isinstance(self._aim.objective, str):  # where the newest value counts, copy no series
             known = known._replace(metrics=known.metrics | known.newest)
@@ -342,7 +355,7 @@ class Ledger:
         """
         late = np.flatnonzero((self.trials.reached > 0) & (self._judged != self.trials.reached))
         with contextlib.suppress(Exception, KeyboardInterrupt):  # Ctrl-C came in between
-            self.judge(late)
+            self._evaluate(late)  # here, since other processes may have left
         rows = np.flatnonzero(self.trials.reached > 0)
         # All is a view, no copy.
         every = slice(None) if len(rows) == len(self.trials.number) else rows

@@ -117,7 +117,7 @@ class Structure:
         self._timed += 1
         if self._batches < self.layout.capacity and FIRST_CALLS <= self._timed < TIMED_CALLS:
             fit = min(int(ROUND_SECONDS / self._fastest), self.layout.capacity)
-            fit = int(self._processes.from_first(np.asarray(fit)))
+            fit = self._processes.tell("batches of a round", fit)
             self._batches = max(self._batches, fit)
 
     def run_whole(self, live: Live, numbers: dict[str, np.ndarray]) -> Dispatched:

@@ -3,14 +3,13 @@
 import contextlib
 import os
 import time
-import warnings
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from rmsprop_jax._sweep.agreement import described, refuse_disagreement
 from rmsprop_jax._sweep.batched_keys import fitting_batch_size
 from rmsprop_jax._sweep.batches import Batches
 from rmsprop_jax._sweep.checks import (
@@ -27,6 +26,7 @@ from rmsprop_jax._sweep.checks import (
     say_idle_cores,
     series,
     warn,
+    warn_caller,
 )
 from rmsprop_jax._sweep.compiling import Maker, compiled_ahead
 from rmsprop_jax._sweep.decisions import Decisions
@@ -40,7 +40,7 @@ from rmsprop_jax._sweep.engine import (
 from rmsprop_jax._sweep.fingerprint import Fingerprint
 from rmsprop_jax._sweep.keeping import Keeper
 from rmsprop_jax._sweep.ledger import Ledger, Report
-from rmsprop_jax._sweep.objective import Objective, checked
+from rmsprop_jax._sweep.objective import Aim, Objective, checked
 from rmsprop_jax._sweep.pieces import Pieces
 from rmsprop_jax._sweep.plan import Plan, Stages, Trials, no_trials
 from rmsprop_jax._sweep.points import Points
@@ -127,8 +127,9 @@ def sweep(
         `vmap` changes, and a larger number is refused. A last batch that is not full runs its last
         trial again in the lanes that are left.
       devices: by default all, of every process after `jax.distributed.initialize()`; then every
-        process makes the same call and gets the same result, and process 0 writes and draws. On
-        CPU, give JAX one device a core before its first use:
+        process makes the same call and gets the same result. Process 0 writes, draws, asks the
+        scheduler, and evaluates the objective; an exception on one process ends all. On CPU, give
+        JAX one device a core before its first use:
         `jax.config.update("jax_num_cpu_devices", os.cpu_count())`.
       path: a folder for what is finished. The same call goes on where an earlier one was stopped
         or killed, on any number of devices and with any `batch_size`; with more points or seeds,
@@ -141,7 +142,7 @@ def sweep(
       every: of a metric with one value a step, keep each `every`-th step and the last, to save
         memory. Those are the metrics as long as the objective, or else the longest; a dict from
         metrics to numbers says it for each. A function as `objective` gets what is kept.
-      callback: `callback(report)` on process 0 after each round of trials, with a tuple of
+      callback: `callback(report)` on process 0 alone after each round of trials, with a tuple of
         `TrialReport`: number, point, seed, step, and the newest value of each metric. An exception
         in it stops the sweep on every process, with what is finished kept.
       steps: of a `Training`, as all that follow: how many each trial runs. With a folder in which
@@ -180,11 +181,16 @@ def sweep(
         numbers a `batch_size` above 1 would change, a state that changes its structure, shapes or
         dtypes or whose leaves are no arrays, states that need more memory or disk than is free, or
         a `path` that holds another sweep, one by another JAX, or is damaged.
-        On the way, for a scheduler's answer that cannot be followed, or a batch of another shape.
-      RuntimeError: where another process writes to `path`.
+        Before anything runs, too, where several processes pass different arguments; only
+        `progress` may differ, and `callback` may be missing on others than process 0. On the way,
+        for a scheduler's answer that cannot be followed, a batch of another shape, or one that
+        differs between processes.
+      RuntimeError: where another process writes to `path`, where that folder was moved or deleted
+        on the way, or where another of the processes that sweep together left by an exception,
+        which the message quotes.
       OSError: where `path` cannot be written.
       SweepInterrupted: on Ctrl-C; `.result` holds the trials that were finished. Any other
-        exception on the way has that `.result`, too.
+        exception on the way has that `.result`, too, as has the `SystemExit` of a signal handler.
 
     Warns:
       UserWarning: for several seeds of a `train` that never reads its key, for a program so long
@@ -213,7 +219,9 @@ def sweep(
         evaluate_every, scheduler, keep_states, batches, checkpoint_seconds,
     )  # fmt: skip
     with own_settings("sweep"):
-        return _sweep(train, points, options, start)
+        processes = Processes(checked_devices(devices))
+        with processes.together("sweep"):
+            return _sweep(train, points, options, processes, start)
 
 
 class Options(NamedTuple):
@@ -237,7 +245,9 @@ class Options(NamedTuple):
     checkpoint_seconds: Any
 
 
-def _sweep(train: Any, points: Any, asked: Options, start: float) -> SweepResult:
+def _sweep(
+    train: Any, points: Any, asked: Options, processes: Processes, start: float
+) -> SweepResult:
     if not isinstance(points, Points):
         points = Points(points)
     if not len(points):
@@ -248,7 +258,6 @@ def _sweep(train: Any, points: Any, asked: Options, start: float) -> SweepResult
     check_args(args)
     batch_size = checked_batch_size(asked.batch_size)
     check_callback(asked.callback)
-    processes = Processes(checked_devices(asked.devices))
     groups = group_points(points)
     with contextlib.ExitStack() as stack:
         batches = None
@@ -270,13 +279,15 @@ def _sweep(train: Any, points: Any, asked: Options, start: float) -> SweepResult
         _check_scheduler(asked.scheduler, groups, traces)
         metrics = [series(one, stages) for one in traces]
         every = checked_every(asked.every, metrics, asked.objective, stages)
-        fingerprint = Fingerprint(groups, traces, args, needed=asked.path is not None)
+        is_hashed = asked.path is not None or processes.count > 1
+        fingerprint = Fingerprint(groups, traces, args, needed=is_hashed)
         plan = Plan(points, seeds, every, groups, metrics, fingerprint, stages)
         aim = checked(asked.objective, asked.mode, plan)
         keep = checked_keep_states(asked.keep_states, len(points)) if stages else 0
         warn(traces, seeds, stacklevel=4)
-        digest = lambda: _digest(plan, aim.name, aim.mode, batch_size, asked.path, keep)
-        processes.refuse_different("points, seeds or options", digest)
+        if processes.count > 1:
+            given = _decisive(plan, aim, batch_size, keep, batches, processes, asked)
+            refuse_disagreement(processes, given)
         if asked.progress and processes.first and asked.devices is None:
             say_idle_cores(processes)
 
@@ -284,7 +295,7 @@ def _sweep(train: Any, points: Any, asked: Options, start: float) -> SweepResult
         pieces = [Pieces(one, plan, i, batch) for i, one in enumerate(traces)]
         batch_size = fitting_batch_size(batch_size, pieces, args, processes, stacklevel=4)
         store, stored = _open(processes, plan, aim.noted, asked.path, stack)
-        ledger = Ledger(plan, aim, stored, store.write if store else None, start)
+        ledger = Ledger(plan, aim, stored, store.write if store else None, start, processes)
         specs = [one.state for one in traces if one.state is not None]
         known = store.decisions if store else []
         decisions = None
@@ -335,7 +346,7 @@ def _sweep(train: Any, points: Any, asked: Options, start: float) -> SweepResult
             processes.on_first(lambda: _tidy(store, keeper))
         except KeyboardInterrupt as interrupt:
             raise SweepInterrupted(result()) from interrupt
-        except Exception as error:
+        except BaseException as error:  # SystemExit, too, as a handler of SIGTERM raises it
             error.__dict__["result"] = result()
             error.add_note(f"What was finished is in this exception's .result: {result()!r}")
             raise
@@ -423,11 +434,10 @@ def _settings_of(asked: Options) -> dict[str, Any] | None:
         return None
     settings, is_all = settings_of(scheduler)
     if asked.path is not None and not is_all:
-        warnings.warn(
+        warn_caller(
             f"the settings of the scheduler {scheduler!r} cannot be compared, so that a later call "
             "with this path may go on with other settings, unnoticed: make it a dataclass of "
-            "numbers and strings, or give it a method fingerprint() -> str.",
-            stacklevel=5,
+            "numbers and strings, or give it a method fingerprint() -> str."
         )
     return settings
 
@@ -477,16 +487,40 @@ def _open(
     store = processes.on_first(
         lambda: stack.enter_context(contextlib.closing(Store(path, plan, aim)))
     )
-    stored = store.finished if store else no_trials(plan, 0)
-    count = int(processes.from_first(np.asarray(len(stored.number))))
-    if not processes.first:
-        stored = no_trials(plan, count)
+    stored = store.finished if store else None
+    count = processes.tell("stored trials", len(stored.number) if stored else 0)
+    stored = stored or no_trials(plan, count)
     return store, jax.tree.map(processes.from_first, stored)
 
 
-def _digest(plan: Plan, *options: Any) -> int:
-    """Of what all processes must have alike; objects in an axis count by their type."""
-    plain = lambda x: x if isinstance(x, int | float | str) else type(x).__name__
-    rows = [[(name, plain(x)) for name, x in point.items()] for point in plan.points]
-    said = (rows, plan.seeds, plan.every, plan.metrics, list(map(str, options)))
-    return zlib.crc32(repr(said).encode())
+def _decisive(
+    plan: Plan,
+    aim: Aim,
+    batch_size: int | str,
+    keep: int | str,
+    batches: Batches | None,
+    processes: Processes,
+    asked: Options,
+) -> dict[str, Any]:
+    """For each argument on which the processes must agree what decides it."""
+    hashed, stages = plan.fingerprint, plan.stages
+    metrics = {name: str(plan.dtype(name)) for name in sorted(plan.metrics[0])}
+    return {
+        "train": [hashed.programs, hashed.constants, metrics, jax.__version__],
+        "points": [described(list(plan.points)), sorted(plan.points.static)],
+        "seeds": plan.seeds,
+        "objective": aim.name if isinstance(aim.objective, str) else f"function {aim.name}",
+        "mode": aim.mode,
+        "args": hashed.args,
+        "batch_size": batch_size,
+        "devices": [device.id for device in processes.mesh.devices.tolist()],
+        "path": asked.path and os.fspath(asked.path),
+        "every": plan.every,
+        "steps": stages and stages.steps,
+        "evaluate_every": stages and stages.evaluate_every,
+        "scheduler": stages and [stages.scheduler, *stages.rungs],
+        "keep_states": keep,
+        "batches": batches and [batches.shapes, batches.checksum],
+        "checkpoint_seconds": float(asked.checkpoint_seconds) if stages else None,
+        "callback": asked.callback is not None,
+    }

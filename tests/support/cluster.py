@@ -4,7 +4,12 @@
 a folder, or None, and gives a result, or some by name.
 """
 
+import json
+import os
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
 import jax
@@ -13,6 +18,7 @@ import numpy as np
 import pytest
 
 import rmsprop_jax as rj
+from rmsprop_jax._sweep import coordination
 from tests.support import killed
 
 
@@ -67,7 +73,7 @@ def kinds(path):
     found = {name: run(name) for name in ways}
     found["in memory"] = run("population", path=None, keep_states="all")
     for name in ("stopped plain", "stopped population") if path else ():
-        said = ("enough", "process 0 refused to go on")[jax.process_index()]
+        said = "enough"  # on both: the other process says what happened on the first
         stopped(said, lambda name=name: run(name, callback=enough))
         found[name] = run(name)
     return found | {"fed": fed(path)}
@@ -141,12 +147,6 @@ def refused(path):
     return tiny(path)
 
 
-def different(path):
-    return rj.sweep(
-        lambda hp, key: {"loss": hp["x"]}, rj.grid(x=[1.0, 2.0 + jax.process_index()]), path=path
-    )
-
-
 def apart(path):
     """Each process sweeps by itself, on its own devices."""
     result = rj.sweep(
@@ -158,8 +158,229 @@ def apart(path):
     return result
 
 
+# What may differ between two processes: name -> a call of sweep, from the process' index.
+
+POINTS = [{"x": 1.0}, {"x": 2.0}]
+
+
+def function(i=0, points=POINTS, scale=1.0, train=None, **options):
+    shift = np.float32(scale)  # closed over
+    train = train or (lambda hp, key: {"loss": hp["x"] + shift * jnp.arange(3.0)})
+    return rj.sweep(train, points, **{"progress": False} | options)
+
+
+def steps(i=0, **options):
+    step = lambda hp, s, key, *batch: (s + hp["x"], {"loss": s})
+    training = rj.Training(lambda hp, key: 0.0, step)
+    return rj.sweep(training, POINTS, **{"steps": 20, "progress": False} | options)
+
+
+def with_args(i, args):
+    return function(train=lambda hp, key, data: {"loss": hp["x"] * data.sum()}, args=args)
+
+
+class Own:
+    """A scheduler of the user's own, which never stops anybody."""
+
+    def __init__(self, rungs):
+        self.rungs = rungs
+
+    def boundaries(self, steps):
+        return self.rungs
+
+    def decide(self, boundary, table):
+        return None
+
+
+def reseeded(i):
+    """The first batch is alike; the others are drawn by a generator without a seed."""
+    own = np.random.default_rng(i)
+    return steps(batches=lambda t: np.float32(1.0 if t == 1 else own.random()))
+
+
+def with_objective(i, objective):
+    assert function(objective=objective).best().objective == 4.0
+    return function(objective=objective)
+
+
+def in_x64(i):
+    with jax.enable_x64(bool(i)):
+        return function()
+
+
+def searched(devices):
+    import optuna  # slow, and only for this one
+
+    train = lambda hp, key: {"loss": hp["x"]}
+    space = {"x": rj.uniform(0.0, 1.0)}
+    study = optuna.create_study()
+    return rj.search.optimize(train, study, space, n_trials=2, devices=devices, progress=False)
+
+
+DIFFERENCES = {
+    "points": lambda i: function(points=[{"x": 1.0}, {"x": 2.0 + i}]),
+    "seeds": lambda i: steps(seeds=[i]),
+    "mode": lambda i: function(mode=("min", "max")[i]),
+    "objective": lambda i: function(objective=("loss", lambda metrics: metrics["loss"][0])[i]),
+    "train": lambda i: function(train=lambda hp, key: {"loss": hp["x"] * (i + 1)}),
+    "train, closed over": lambda i: function(scale=1.0 + i),
+    "train, x64": in_x64,
+    "args": lambda i: with_args(i, (np.float32([1.0, i]),)),
+    "args, shapes": lambda i: with_args(i, (np.zeros(2 + i, np.float32),)),
+    "points, static": lambda i: function(
+        points=rj.grid(x=[1.0, 2.0], unit=rj.static([len, (min, max)[i]])),
+        train=lambda hp, key: {"loss": hp["x"] * (hp["unit"] is not None)},
+    ),
+    "steps": lambda i: steps(steps=20 + i),
+    "evaluate_every": lambda i: steps(evaluate_every=5 + i),
+    "scheduler": lambda i: steps(evaluate_every=5, scheduler=(rj.halving(2, 5), None)[i]),
+    "scheduler, another": lambda i: steps(evaluate_every=5, scheduler=rj.halving(2 + i, 10)),
+    "scheduler, rungs": lambda i: steps(evaluate_every=5, scheduler=Own([(5, 10)[i]])),
+    "checkpoint_seconds": lambda i: steps(checkpoint_seconds=i),
+    "devices": lambda i: function(devices=jax.devices()[:: (1, -1)[i]]),
+    "devices, of a search": lambda i: searched(jax.devices()),
+    "keep_states": lambda i: steps(keep_states=i),
+    "batch_size": lambda i: function(batch_size=1 + i),
+    "every": lambda i: function(every=1 + i),
+    "batches": lambda i: steps(batches=(None, lambda t: np.float32(t))[i]),
+    "batches, shapes": lambda i: steps(batches=lambda t: np.zeros(1 + i, np.float32)),
+    "batches, first": lambda i: steps(batches=lambda t: np.float32(t + i)),
+    "batches, later": reseeded,
+    "callback, on process 1": lambda i: function(callback=(None, print)[i]),
+    "path": lambda i: function(path=f"/tmp/never_made_{i}"),
+}
+
+
+def raises(i, culprit, error):
+    if i == culprit:
+        raise error
+
+
+def fails_late(i, culprit, error):
+    """An objective that raises once its sweep runs, on one process."""
+
+    def objective(metrics):
+        if metrics["loss"].any():
+            raises(i, culprit, error)
+        return metrics["loss"][0]
+
+    return function(objective=objective)
+
+
+def signalled(i, culprit, number, **options):
+    """A signal comes to one process while it waits for the other, which takes its time."""
+
+    def batches(t):
+        if t == 12:
+            if i == culprit:
+                threading.Timer(0.5, os.kill, (os.getpid(), number)).start()
+            else:
+                time.sleep(1.5)
+        return np.float32(t)
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    return steps(batches=batches, evaluate_every=2)
+
+
+def untraced(i, culprit):
+    def train(hp, key):
+        raises(i, culprit, RuntimeError("not traced"))
+        return {"loss": hp["x"]}
+
+    return function(train=train)
+
+
+def in_batches(i, culprit, error):
+    return steps(batches=lambda t: raises(i, culprit if t == 12 else None, error) or np.float32(t))
+
+
+EXCEPTIONS = {
+    "callback raises": lambda i: steps(
+        callback=(lambda _: raises(i, 0, RuntimeError("enough")), None)[i]
+    ),
+    "callback exits": lambda i: steps(callback=lambda _: sys.exit(7)),
+    "objective raises": lambda i: fails_late(i, 0, ValueError("no number")),
+    "objective on zeros": lambda i: function(
+        objective=lambda metrics: raises(i, 1, KeyError("absent")) or 0.0
+    ),
+    "trace on 0": lambda i: untraced(i, 0),
+    "trace on 1": lambda i: untraced(i, 1),
+    "an argument": lambda i: steps(steps=(20, -1)[i]),
+    "batches raise": lambda i: in_batches(i, 1, OSError("the disk is away")),
+    "batches raise, without a text": lambda i: in_batches(i, 0, RuntimeError("\ud800")),
+    "exit in batches": lambda i: in_batches(i, 1, SystemExit(7)),
+    "SIGINT on 0": lambda i: signalled(i, 0, signal.SIGINT),
+    "SIGINT on 1": lambda i: signalled(i, 1, signal.SIGINT),
+    "SIGTERM on 0": lambda i: signalled(i, 0, signal.SIGTERM),
+    "SIGTERM on 1": lambda i: signalled(i, 1, signal.SIGTERM),
+}
+
+
+def canary(i):
+    """What the sweep uses of JAX's private names."""
+    assert coordination.is_connected()
+    coordination.write(f"canary/{i}", f"from {i}")
+    assert coordination.read(f"canary/{1 - i}", 10) == f"from {1 - i}"
+    assert coordination.read("canary/2", 0.1) is None
+    assert coordination.listed("canary/") == {"canary/0": "from 0", "canary/1": "from 1"}
+    function()  # so that both have read
+    if i == 0:
+        coordination.delete("canary/")
+    function()
+    assert coordination.listed("canary/") == {}
+    return function()
+
+
+WORK = {
+    "JAX's coordination service": canary,
+    "search, each its own": lambda i: searched(None) and function(),
+    "callback, on process 0": lambda i: function(callback=(lambda report: None, None)[i]),
+    "progress": lambda i: function(progress=bool(i)),
+    "another lambda": lambda i: with_objective(
+        i, (lambda m: m["loss"][-1] + 1, lambda m: -m["loss"][0])[i]
+    ),
+}
+
+
+def differences(path):
+    """One call after another that differs between the processes, and what each came to."""
+    i, came_to = jax.process_index(), {}
+    for name, call in (DIFFERENCES | EXCEPTIONS | WORK).items():
+        begin, error = time.monotonic(), None
+        try:
+            result = call(i)
+        except BaseException as raised:
+            result, error = getattr(raised, "result", None), raised
+        came_to[name] = {
+            "error": error and type(error).__name__,
+            "says": str(error),
+            "reached": None if result is None else result.reached.tolist(),
+            "objective": None if result is None else result.objective.tolist(),
+            "seconds": time.monotonic() - begin,
+        }
+        Path(f"{Path(path).parent}/came_to{i}.json").write_text(json.dumps(came_to))
+    return steps()  # the processes are as ready as before
+
+
+def ends_early(path):
+    """Process 1 ends without its call, as process 0 waits for it."""
+    if jax.process_index() == 1:
+        raise ValueError("no data")
+    return steps()
+
+
+def interrupted(path):
+    """Ctrl-C on process 0 alone, while it waits for process 1."""
+    return signalled(jax.process_index(), 0, signal.SIGINT)
+
+
 PROBLEMS = {
-    f.__name__: f for f in (tiny, lstm, long, members, kinds, fed_apart, refused, different, apart)
+    f.__name__: f
+    for f in [
+        *(tiny, lstm, long, members, kinds, fed_apart, refused, apart),
+        *(differences, ends_early, interrupted),
+    ]
 }
 
 if __name__ == "__main__":
