@@ -1,10 +1,19 @@
-"""Fixtures that switch JAX's settings around a test."""
+"""Fixtures that switch JAX's settings around a test, and in how many processes the tests run."""
+
+import os
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 2)  # before JAX is first used: the sweep is tested on two
+
+
+def pytest_xdist_auto_num_workers(config):
+    """Whole runs use the cores. Parts of the tests, and those of an accelerator, which one process
+    takes for itself, run in this process."""
+    is_whole = config.args == config.getini("testpaths") and not config.option.keyword
+    return min(os.cpu_count() or 1, 4) if is_whole and "gpu" not in config.option.markexpr else 0
 
 
 @pytest.fixture

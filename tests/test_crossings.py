@@ -134,7 +134,8 @@ def test_updates_are_those_of_the_equations(x64, stored, dtype, form):
     got = np.asarray(updates.astype("complex128"))
     assert np.isfinite(got).all()
     scale = np.abs(want).max(axis=0)
-    assert (np.abs(got - want) <= error_of(stored, dtype, form) * scale).all()
+    least = float(jnp.finfo(dtype).smallest_subnormal)  # float16's tiny steps are its last digits
+    assert (np.abs(got - want) <= error_of(stored, dtype, form) * scale + least).all()
 
 
 @cells()

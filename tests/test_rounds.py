@@ -114,7 +114,8 @@ class Recorded(rounds.Structure):
 
     def __init__(self, plan, log, processes, capacity=1, seconds=lambda live: None):
         programs = compiling.Programs(program.Layout(1, capacity, 1))
-        super().__init__(plan, 0, programs, processes, ())
+        pieces = types.SimpleNamespace(plan=plan, group=0, traces=types.SimpleNamespace(state=None))
+        super().__init__(pieces, programs, processes, ())
         self.log, self._seconds = log, seconds
 
     def run_whole(self, live, numbers):

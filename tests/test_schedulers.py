@@ -581,9 +581,9 @@ def test_bad_schedulers_are_refused(case):
         call()
 
 
-def test_schedulers_are_told_apart_by_what_they_print():
+def test_schedulers_print_their_settings_in_full():
     assert repr(rj.halving()) == "halving(eta=3, first=None)"
-    assert "log_uniform(0.001, 1)" in repr(PBT)
+    assert "log_uniform(0.001, 1.0)" in repr(PBT)
     assert repr(PBT) == repr(dataclasses.replace(PBT))
 
 

@@ -24,7 +24,7 @@ SAME = {
     "args": "other args",
     "metrics": "other metrics",
 }
-DEPTH = 100  # of lists and dicts in each other
+DEPTH = 300  # of lists and dicts in each other; a value takes two for each of its own
 LAST_STEP = 2**53
 
 

@@ -36,7 +36,8 @@ def checked_seeds(seeds: Any) -> tuple[int, ...]:
     listed = [int(seed) for seed in listed]
     for seed in listed:
         if not -(2**63) <= seed < 2**63:
-            raise ValueError(f"seeds must fit 64 bits, got one of {seed.bit_length()} bits.")
+            said = seed if seed.bit_length() < 100 else f"one of {seed.bit_length()} bits"
+            raise ValueError(f"seeds must fit 64 bits, got {said}.")
     keys: dict[bytes, int] = {}
     for seed in listed:
         data = np.asarray(jax.random.key_data(key_of(seed))).tobytes()
