@@ -1571,7 +1571,7 @@ def test_workers_wait_for_a_server_that_is_started_again(server, study, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("again", range(10))
+@pytest.mark.parametrize("again", range(4))
 def test_a_killed_workers_trials_are_found_and_tried_again(server, study, tmp_path, again):
     kill_one(server, study, tmp_path)
 

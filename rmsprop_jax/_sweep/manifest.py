@@ -129,6 +129,9 @@ def _check(manifest: dict[str, Any]) -> None:
     for name, metric in manifest["metrics"].items():
         fits = len(metric) == 2 and type(metric[0]) is str and metric[1] in (0, 1)
         _require(fits and not np.dtype(metric[0]).hasobject, f"metric {name!r}", metric)
+    ((kind, name),) = manifest["objective"].items()
+    known = name in manifest["metrics"] if kind == "metric" else kind in ("function", "several")
+    _require(known, "objective", manifest["objective"])
     series = {name for name, (_, rank) in manifest["metrics"].items() if rank}
     _require(set(manifest["record_every"]) <= series, "record_every", manifest["record_every"])
     for lengths in manifest["lengths"].values():

@@ -103,7 +103,8 @@ class Folder:
     """A folder that is read: its manifest, and which of its files count.
 
     A file counts that the manifest's owner wrote, and of earlier owners each that was there when
-    this one began: a writer that lost the folder to another changes nothing.
+    this one began: a writer that lost the folder to another changes nothing. A decision counts
+    whoever wrote it: it follows from what it was decided on, and may have been put back.
 
     Args:
       path: the folder, which has a manifest.
@@ -138,9 +139,9 @@ class Folder:
         for name in self.listing.names("decision"):
             with damaged(self.path / name, DECISION):
                 header, decided = read_json(self.path / name, self.header.sweep)
-                if self.counts(name, header):
-                    Decided.decode(decided)
-                    found.append(decided)
+                self.counts(name, header)
+                Decided.decode(decided)
+                found.append(decided)
         return found
 
 
