@@ -187,10 +187,24 @@ class Book:
         self._patience = 0.0
 
     def fail(self, trial: optuna.Trial, cause: str) -> None:
-        """In an emergency: an error in it is kept silent."""
+        """In an emergency: an error in it is kept silent.
+
+        An interrupt may have left the connection within a transaction: it is made anew.
+        """
         self.hurry()
-        with contextlib.suppress(Exception):
-            self.call_back(self.tell(trial, TrialState.FAIL, None, {"cause": cause}))
+        for attributes in ({"cause": cause}, {"cause": cause}, None):
+            try:
+                told = self.tell(trial, TrialState.FAIL, None, attributes)
+            except LostError:
+                return
+            except Exception:
+                with contextlib.suppress(Exception):
+                    self._storage.remove_session()
+                time.sleep(0.1)
+                continue
+            with contextlib.suppress(Exception):
+                self.call_back(told)
+            return
 
     # Signs of life.
 
