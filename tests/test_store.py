@@ -19,6 +19,7 @@ import pytest
 import rmsprop_jax as rj
 from rmsprop_jax._sweep import store
 from tests.support import killed
+from tests.support.folders import contents
 from tests.support.trainings import plain
 
 X = rj.grid(x=[1.0, 2.0, 3.0])
@@ -49,10 +50,6 @@ def same(a, b):
     np.testing.assert_array_equal(a.reached, b.reached)
     np.testing.assert_array_equal(a.status, b.status)
     assert a.history == b.history
-
-
-def contents(path):
-    return {file.name: file.read_bytes() for file in path.iterdir() if file.name != ".lock"}
 
 
 @functools.cache

@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from rmsprop_jax._sweep.fingerprint import hash_of_arrays
 from rmsprop_jax._sweep.processes import Processes
-from rmsprop_jax._sweep.values import is_key
 
 LONGEST = 60  # characters of a value that an error shows; a longer one is compared by its hash
 
@@ -72,13 +72,8 @@ def described(value: Any) -> Any:
         return value
     if isinstance(value, float | complex | bytes):
         return [kind, repr(value)]
-    if is_key(value):
-        impl, data = str(jax.random.key_impl(value)), np.asarray(jax.random.key_data(value))
-        return [kind, impl, described(data)]
     if isinstance(value, np.ndarray | np.generic | jax.Array) and value.dtype != object:
-        array = np.ascontiguousarray(value)
-        digest = hashlib.sha256(array.reshape(-1).view(np.uint8).data).hexdigest()
-        return [kind, str(array.dtype), list(np.shape(value)), digest]
+        return [kind, hash_of_arrays(value)]
     if isinstance(value, Mapping):
         return [kind, *sorted(([described(k), described(x)] for k, x in value.items()), key=str)]
     if isinstance(value, tuple | list):

@@ -173,9 +173,9 @@ class Arrays(Mapping[str, np.ndarray]):
     def __len__(self) -> int:
         return len(self.specs)
 
-    def column(self, name: str, dtype: Any = np.int64) -> list[int]:
-        """A short array of this dtype and rank 1, as a list."""
-        self.check(name, dtype, (None,))
+    def column(self, name: str) -> list[int]:
+        """An array of int64 of rank 1, as a list."""
+        self.check(name, np.int64, (None,))
         return self[name].tolist()
 
     def check(self, name: str, dtype: Any, shape: tuple[int | None, ...]) -> None:

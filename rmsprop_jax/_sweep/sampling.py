@@ -58,13 +58,18 @@ class Distribution(abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Uniform(Distribution):
-    """Of `uniform`."""
+class _Reals(Distribution):
+    """The numbers of [low, high)."""
 
     low: float
     high: float
     last: float
     """The largest value."""
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Uniform(_Reals):
+    """Of `uniform`."""
 
     def quantile(self, u: float) -> float:
         # Not low + (high − low) u: the difference may be infinite.
@@ -80,13 +85,8 @@ class Uniform(Distribution):
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class LogUniform(Distribution):
+class LogUniform(_Reals):
     """Of `log_uniform`."""
-
-    low: float
-    high: float
-    last: float
-    """The largest value."""
 
     @property
     def _logs(self) -> tuple[float, float]:

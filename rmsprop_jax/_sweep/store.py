@@ -76,27 +76,25 @@ class Listing:
         """Of a kind, in order."""
         return [name for name in self._names if NAMES[kind].fullmatch(name)]
 
-    def all(self) -> list[str]:
-        return [name for kind in NAMES for name in self.names(kind)]
-
     def next(self, kind: str) -> int:
         """A number that no file of this kind has; not their count, since one may be moved away."""
         return max((int(name[len(kind) + 1 : -4]) for name in self.names(kind)), default=-1) + 1
 
-    def foreign(self) -> list[str]:
-        """Those of others; not what a killed writer left over."""
-        return [name for name in self._names if name != LOCK and not is_ours(name.lstrip("."))]
+    def written(self) -> list[str]:
+        """All but the lock, and what a killed writer left over."""
+        return [name for name in self._names if name != LOCK and not _is_left_over(name)]
 
     def left_over(self) -> list[Path]:
         """What a killed writer left over."""
-        found = [x for x in self._names if x[:1] == "." and x[-4:] == ".tmp" and is_ours(x[1:-4])]
-        return [self.path / name for name in found if (self.path / name).is_file()]
+        files = (self.path / name for name in self._names if _is_left_over(name))
+        return [file for file in files if file.is_file()]
 
 
-def is_ours(name: str) -> bool:
-    """Whether this library can have written a file of this name."""
-    name = name.removesuffix(".tmp")
-    return name == MANIFEST or any(kind.fullmatch(name) for kind in NAMES.values())
+def _is_left_over(name: str) -> bool:
+    """Whether a file has the name of one of the library's that was not written to its end."""
+    own = name.removeprefix(".").removesuffix(".tmp")
+    is_own = own == MANIFEST or any(kind.fullmatch(own) for kind in NAMES.values())
+    return is_own and name == f".{own}.tmp"
 
 
 class Folder:
@@ -197,11 +195,12 @@ class Store:
         self.finished, self.decisions = no_trials(self._plan, 0), []
         self._manifest, self._header = asked, Header(secrets.token_hex(16), 1)
         self._files: list[str] = []
+        self._heads: dict[str, list[tuple[int, int]]] = {}  # of the files of states
         if (self._path / MANIFEST).exists():
             self._folder = folder = Folder(self._path, listing)
             self._manifest = extended(asked, folder.manifest, self._plan.points, self._path)
             self._header = Header(folder.header.sweep, folder.header.owner + 1)
-        elif found := listing.foreign() + listing.all():
+        elif found := listing.written():
             raise ValueError(
                 f"{self._path} has files ({found[0]}, say) but no {MANIFEST}, so it is no sweep's "
                 "folder: give another path, of a new folder or an empty one."
@@ -214,13 +213,15 @@ class Store:
             folder = self._folder
             self.finished, rounds = _read_rounds(folder, self._plan, self._places, every=True)
             self.decisions = folder.decisions()
-            self._files = rounds + listing.names("decision")
-            self._files += [
-                name
-                for kind in ("states", "final")
-                for name in folder.each(kind, STATE, lambda stored: None)
-            ]
+            for kind in ("states", "final"):
+                self._heads |= folder.each(kind, STATE, self._head)
+            self._files = [*rounds, *listing.names("decision"), *self._heads]
             self._check_rest(asked, folder)
+
+    def _head(self, stored: Arrays) -> list[tuple[int, int]]:
+        """Of a file of states: each trial, and its step."""
+        trials = self._trials_at(stored.column("point"), stored.column("seed"))
+        return list(zip(trials, stored.column("step"), strict=True))
 
     def _check_rest(self, asked: dict[str, Any], folder: Folder) -> None:
         """ValueError where what is left to run cannot go on as it is asked for."""
@@ -230,8 +231,8 @@ class Store:
             return
         if asked["training"]["steps"] > training["steps"]:
             ended = known.number[(known.reached > 0) & (known.reached >= known.asked)]
-            kept = set(folder.listing.names("final"))
-            missing = sum(self._final_name(trial) not in kept for trial in ended.tolist())
+            kept, files = set(folder.listing.names("final")), self.final_files()
+            missing = sum(files[trial].name not in kept for trial in ended.tolist())
             if missing:
                 raise ValueError(
                     f"{self._path} holds a sweep with fewer steps, and not the state of each "
@@ -319,21 +320,13 @@ class Store:
         """For each trial with a state to go on from the step that it is of, and its file: the
         newest whose metrics are on disk, too (a last state is there before them). With a scheduler
         nobody goes on from a last state."""
-        if self._folder is None:
-            return {}
         reached = dict(zip(self.finished.number.tolist(), self.finished.reached, strict=True))
         decides = self._plan.stages is not None and bool(self._plan.stages.scheduler)
         found: dict[int, tuple[int, str]] = {}
-
-        def head(stored: Arrays) -> list[tuple[int, int]]:
-            trials = self._trials_at(stored.column("point"), stored.column("seed"))
-            return list(zip(trials, stored.column("step"), strict=True))
-
-        for kind in ("states", "final") if not decides else ("states",):
-            for name, trials in self._folder.each(kind, STATE, head).items():
-                for trial, step in trials:
-                    if found.get(trial, (-1, ""))[0] < step <= reached.get(trial, -1):
-                        found[trial] = step, name
+        for name, trials in self._heads.items():
+            for trial, step in [] if decides and name.startswith("final-") else trials:
+                if found.get(trial, (-1, ""))[0] < step <= reached.get(trial, -1):
+                    found[trial] = step, name
         return found
 
     def write_states(
