@@ -51,7 +51,7 @@ def main(argv=None):
             points,
             steps=steps,
             evaluate_every=-(-steps // 9),  # the rungs of --halving are among these
-            scheduler=rj.halving(eta=3) if args.halving else None,
+            scheduler=rj.SuccessiveHalving(reduction_factor=3) if args.halving else None,
             objective="validation",
             args=(text, validation),
             path=folder,
@@ -64,7 +64,7 @@ def main(argv=None):
     csv = args.output / "trials.csv"
     table = result.to_dataframe()
     table.to_csv(csv, index=False)
-    ranked = table[table.status == "finished"].sort_values("objective")
+    ranked = table[table.status == "complete"].sort_values("objective")
     print("\n    learning rate  decay  centered  validation loss (nats a character)")
     for i, (_, trial) in enumerate(ranked.iterrows(), start=1):
         if i <= 10 or i == len(ranked):
@@ -103,7 +103,7 @@ def main(argv=None):
     import matplotlib.pyplot as plt
 
     plt.rc("font", size=11)  # so that a legend, which is "small", has 9 points
-    ends = result.objective[result.status == "finished"]
+    ends = result.objective[result.status == "complete"]
     limits = (ends.min(), ends.max()) if len(ends) > 1 else None  # the same colours in both
     _, axes = plt.subplots(2, figsize=(5.5, 6.5), layout="constrained", height_ratios=[4, 3])
     rj.plots.heatmap(result, "learning_rate", "decay", limits=limits, ax=axes[0])

@@ -63,7 +63,7 @@ def steps_of(study, of_running=0):
 
 def most_points(budget, steps):
     """As many as halving can begin with: the steps of each rung, times who comes there."""
-    rungs = [0, *rj.halving(ETA).boundaries(steps), steps]
+    rungs = [0, *rj.SuccessiveHalving(ETA).rungs(steps), steps]
 
     def cost(n):
         lengths = map(operator.sub, rungs[1:], rungs)
@@ -105,7 +105,7 @@ def main(argv=None):
             mine = jax.devices()[args.worker % len(jax.devices()) :: args.workers]
             rj.search.optimize(
                 training, study, SPACE, n_trials=budget // every, seeds=[run],
-                callbacks=[enough], devices=mine, **options,
+                study_callbacks=[enough], devices=mine, **options,
             )  # fmt: skip
         return study
 
@@ -129,7 +129,7 @@ def main(argv=None):
     for other in others:
         if other.wait():
             raise SystemExit(f"a worker ended with {other.returncode}")
-    halving, count = rj.halving(ETA), most_points(budget, steps)
+    halving, count = rj.SuccessiveHalving(ETA), most_points(budget, steps)
     draw = lambda n, run: rj.sample(SPACE, n, seed=run, method="random")
     results = {
         "random": [sweep("random", run, draw(whole, run)) for run in range(RUNS)],
@@ -157,7 +157,7 @@ def main(argv=None):
         rows.append(("TPE", run, len(study.trials), spent, study.best_value, tested(point, run)))
     for name, each in results.items():
         for run, result in enumerate(each):
-            best, spent = result.best(), int(result.reached.sum())
+            best, spent = result.best(), int(result.steps_completed.sum())
             found = best.objective, tested(best.point, run)
             rows.append((name, run, len(result), spent, *found))
     print("\nsearch    run  trials   steps  validation   test  (nats a character)")
@@ -224,10 +224,10 @@ def so_far(study):
 
 def best_by_steps(result):
     """Of a sweep's trials in their order; of halving, all end together."""
-    values = np.where(result.status == "finished", result.objective, np.inf)
+    values = np.where(result.status == "complete", result.objective, np.inf)
     if result.rungs:
-        return np.array([result.reached.sum()]), np.array([values.min()])
-    return np.cumsum(result.reached), np.minimum.accumulate(values)
+        return np.array([result.steps_completed.sum()]), np.array([values.min()])
+    return np.cumsum(result.steps_completed), np.minimum.accumulate(values)
 
 
 if __name__ == "__main__":

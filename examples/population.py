@@ -44,7 +44,7 @@ def main(argv=None):
     found = {"fixed": [], "population": []}
     for seed in range(runs):
         found["fixed"].append(sweep("fixed", seed))
-        scheduler = rj.population(SPACE, every=every, seed=seed)
+        scheduler = rj.PopulationBasedTraining(SPACE, perturbation_interval=every, seed=seed)
         found["population"].append(sweep("population", seed, scheduler))
 
     score = jax.jit(evaluate, static_argnums=0)

@@ -58,12 +58,12 @@ def main(argv=None):
     )
     print("\nThe best again, on seeds of their own (validation loss, nats a character):")
     for record in final.top():
-        low, high = record.interval
+        low, high = record.ci95
         setting = ", ".join(f"{name} {value}" for name, value in record.point.items())
         print(f"  {record.objective:.3f}  95% {low:.3f} … {high:.3f}  {setting}")
     best, second = final.top(2)
     lead = final.compare(second, best)
-    low, high = lead.interval
+    low, high = lead.ci95
     print(
         f"The first leads the second by {lead.difference:.3f} nats (95% {low:.3f} … {high:.3f}, "
         f"p = {lead.p_value:.2g}, paired over {lead.seeds} seeds)."

@@ -5,7 +5,7 @@ from rmsprop_jax._optimizer.rmsprop import ScaleByRmsState, rmsprop, scale_by_rm
 from rmsprop_jax._optimizer.stochastic_rounding import StochasticRoundingState, stochastic_rounding
 from rmsprop_jax._sweep.ledger import TrialReport
 from rmsprop_jax._sweep.points import Points, grid, static
-from rmsprop_jax._sweep.results import Record, SweepResult
+from rmsprop_jax._sweep.results import PointResult, SweepResult
 from rmsprop_jax._sweep.sampling import (
     Distribution,
     choice,
@@ -16,7 +16,13 @@ from rmsprop_jax._sweep.sampling import (
     sample,
     uniform,
 )
-from rmsprop_jax._sweep.schedulers import Decision, Scheduler, Table, halving, population
+from rmsprop_jax._sweep.schedulers import (
+    Decision,
+    PopulationBasedTraining,
+    Scheduler,
+    SchedulerView,
+    SuccessiveHalving,
+)
 from rmsprop_jax._sweep.statistics import Comparison
 from rmsprop_jax._sweep.sweep import SweepInterrupted, sweep
 from rmsprop_jax._sweep.training import Training
@@ -27,25 +33,25 @@ __all__ = [
     "Comparison",
     "Decision",
     "Distribution",
+    "PointResult",
     "Points",
-    "Record",
+    "PopulationBasedTraining",
     "ScaleByRmsState",
     "Scheduler",
+    "SchedulerView",
     "StochasticRoundingState",
+    "SuccessiveHalving",
     "SweepInterrupted",
     "SweepResult",
-    "Table",
     "Training",
     "TrialReport",
     "__version__",
     "choice",
     "grid",
-    "halving",
     "integers",
     "log_uniform",
     "one_minus",
     "plots",
-    "population",
     "presets",
     "rmsprop",
     "rmsprop_space",

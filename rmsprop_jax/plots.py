@@ -28,7 +28,7 @@ COLORS = {
 """A colour for each optimiser, the same in every picture; Okabe and Ito's, which the colour-blind
 tell apart."""
 BEST, GREY, PALE, FAINT = "#d62728", "0.6", "0.75", "0.85"
-WAYS = ("finished", "stopped", "unfinished", "failed")
+WAYS = ("complete", "pruned", "unfinished", "failed")
 MOST_RUNGS = 50  # more would be one grey field
 
 
@@ -78,12 +78,12 @@ def heatmap(
     for (i, row), (j, column) in itertools.product(enumerate(rows), enumerate(columns)):
         points = np.intersect1d(row.points, column.points)
         here = means[points][np.isfinite(means[points])]
-        on_the_way = points[np.isin(standing[points], ["stopped", "unfinished"])]
+        on_the_way = points[np.isin(standing[points], ["pruned", "unfinished"])]
         if len(here):
             cells[i, j] = sign * (here.min() if reduce == "best" else here.mean())
         elif len(on_the_way):
-            step = result.reached[np.isin(result.point_index, on_the_way)].max()
-            is_stopped = (standing[on_the_way] == "stopped").all()
+            step = result.steps_completed[np.isin(result.point_index, on_the_way)].max()
+            is_stopped = (standing[on_the_way] == "pruned").all()
             axes.text(
                 j, i, f"{'stopped' if is_stopped else 'so far'}\nat {step}", ha="center",
                 va="center", color="0.4", fontsize=8 if len(columns) <= 6 else 6,
@@ -182,12 +182,12 @@ def curves(
                 band = lines.min(0), lines.max(0)
                 axes.fill_between(at, *band, color=BEST, alpha=0.2, lw=0, label=label)
         ends[way].append((point, at[-1], mean[-1]))
-    for way, said, face in ("stopped", "stopped early", GREY), ("unfinished", "not finished", "w"):
+    for way, said, face in ("pruned", "stopped early", GREY), ("unfinished", "not finished", "w"):
         if ends[way]:
             points, x, y = zip(*ends[way], strict=True)
             label = f"{said} ({len(set(points))} of {len(result.points)} points)"
             axes.plot(x, y, "o", ms=4, color=GREY, mfc=face, label=label)
-    rungs = [rung for rung in result.rungs if rung <= result.reached.max(initial=0)]
+    rungs = [rung for rung in result.rungs if rung <= result.steps_completed.max(initial=0)]
     for rung in rungs if len(rungs) <= MOST_RUNGS else ():
         label = "the scheduler decides" if rung == rungs[0] else None
         axes.axvline(rung, color=FAINT, lw=0.8, zorder=0.9, label=label)
@@ -309,7 +309,7 @@ def sensitivity(result: "SweepResult", name: str, *, ax: "Axes | None" = None) -
     for i, (way, look) in enumerate(
         {
             "failed": {"marker": "x", "color": "#d55e00", "label": "every seed failed"},
-            "stopped": {"marker": "o", "ms": 4, "color": GREY, "label": "stopped early"},
+            "pruned": {"marker": "o", "ms": 4, "color": GREY, "label": "stopped early"},
             "unfinished": {
                 "marker": "o",
                 "ms": 4,
@@ -514,7 +514,7 @@ class _Outcomes(NamedTuple):
 
 def _outcomes(result: "SweepResult", among: Any = True) -> _Outcomes:
     """What these points came to."""
-    ranked, values, way = result.ranked(), result.means(), "finished"
+    ranked, values, way = result.ranked(), result.means(), "complete"
     if not len(ranked):
         counts = (result.status == "unfinished") & ~result.failed
         points, way = result.point_index[counts], "unfinished"
@@ -543,8 +543,10 @@ def _lines(
     at = result.steps[metric]
     at = at[: kept_values(result._plan, known.take([first]))[metric][0]]
     lines = known.metrics[metric][trials, : len(at)].astype(float)
-    if not len(at) or at[-1] < known.reached[first]:  # not kept, but known: where they stand
-        at = np.append(at, known.reached[first])
+    if (
+        not len(at) or at[-1] < known.steps_completed[first]
+    ):  # not kept, but known: where they stand
+        at = np.append(at, known.steps_completed[first])
         lines = np.c_[lines, known.newest[metric][trials].astype(float)]
     lines[~np.isfinite(lines)] = np.nan
     width = min(smooth, len(at))
@@ -570,8 +572,8 @@ def _stretches(
     for point in np.intersect1d(result.point_index, np.flatnonzero(has)).tolist():
         row = result._furthest(point)
         # After an interruption a member may not have gone on since it copied.
-        history = [x for x in result.history[row] if x[0] < result.reached[row]]
-        stops = [*(start for start, *_ in history[1:]), int(result.reached[row])]
+        history = [x for x in result.history[row] if x[0] < result.steps_completed[row]]
+        stops = [*(start for start, *_ in history[1:]), int(result.steps_completed[row])]
         for (start, donor, numbers), stop in zip(history, stops, strict=True):
             y = numbers[name]
             cuts = [start, *(at for at in result.rungs if start < at < stop), stop]
@@ -596,7 +598,7 @@ def _alike(result: "SweepResult") -> list[tuple[tuple[str, int, int], list[int]]
     seeds of a point that are alike in these, and each failed trial by itself; the failed last."""
     found: dict[tuple[Any, ...], list[int]] = {}
     ways = np.where(result.failed, "failed", result.status)
-    for trial, key in enumerate(zip(ways, result.point_index, result.reached, strict=True)):
+    for trial, key in enumerate(zip(ways, result.point_index, result.steps_completed, strict=True)):
         found.setdefault((*key, trial if key[0] == "failed" else -1), []).append(trial)
     return sorted(((key[:3], x) for key, x in found.items()), key=lambda x: WAYS.index(x[0][0]))
 

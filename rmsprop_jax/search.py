@@ -28,16 +28,16 @@ def optimize(
     space: Mapping[str, Distribution | BaseDistribution],
     *,
     n_trials: int,
-    in_flight: int | None = None,
+    max_concurrent_trials: int | None = None,
     seeds: int | Iterable[int] = 1,
     objective: Objective | Sequence[Objective] = "loss",
     args: tuple[Any, ...] = (),
     batch_size: int | str = "auto",
     devices: Sequence[Any] | None = None,
     progress: bool = True,
-    every: int | Mapping[str, int] = 1,
+    record_every: int | Mapping[str, int] = 1,
     callback: Callable[[Report], Any] | None = None,
-    callbacks: Sequence[Callable[[Study, FrozenTrial], Any]] = (),
+    study_callbacks: Sequence[Callable[[Study, FrozenTrial], Any]] = (),
     catch: type[Exception] | Iterable[type[Exception]] = (),
     attributes: Mapping[str, Objective] | None = None,
     steps: int | None = None,
@@ -57,7 +57,7 @@ def optimize(
     together. One seed whose objective is not finite fails the trial (`TrialState.FAIL`). With a
     function `train`, or a study with several directions, nothing is reported and nothing pruned.
     Each trial has the user attributes `seeds`, `seconds` (from its being asked to its end, with
-    what shared its rounds) and, for several seeds, `spread`, their standard deviation.
+    what shared its rounds) and, for several seeds, `std`, their standard deviation.
 
     A trial that waits in the study (`enqueue_trial`, or one to be retried) comes first. It, and a
     `PartialFixedSampler`, may give hyperparameters under our names (`result.best().point`) or under
@@ -81,10 +81,10 @@ def optimize(
         int32; static ones and all else is structure. Choices that no folder can hold, such as
         functions, need a study in memory.
       n_trials: how many this call asks, at least 1.
-      in_flight: how many are under way at once, at least 1; by default as many as fill a round of
-        all devices, ⌈devices × batch_size / seeds⌉. More hide the time that a database takes, fewer
-        let the sampler know more: it has the results of all but those under way. An accelerator's
-        "auto" batch is at most an eighth of the trials.
+      max_concurrent_trials: how many are under way at once, at least 1; by default as many as fill
+        a round of all devices, ⌈devices × batch_size / seeds⌉. More hide the time that a database
+        takes, fewer let the sampler know more: it has the results of all but those under way. An
+        accelerator's "auto" batch is at most an eighth of the trials.
       seeds: as for `sweep`: a count n, or the seeds; every trial gets the same keys.
       objective: a metric's name, or a function of one trial's metrics; a tuple of as many for a
         study with several directions.
@@ -92,11 +92,11 @@ def optimize(
       batch_size: as for `sweep`.
       devices: by default all of this process.
       progress: draw a bar.
-      every: as for `sweep`.
+      record_every: as for `sweep`.
       callback: as for `sweep`: `callback(report)` after each round.
-      callbacks: as for `study.optimize`: each is called with the study and the frozen trial after a
-        trial is told, and may call `study.stop()`: then nothing more is asked, and what is under
-        way goes on to its end.
+      study_callbacks: as for `study.optimize`: each is called with the study and the frozen trial
+        after a trial is told, and may call `study.stop()`: then nothing more is asked, and what is
+        under way goes on to its end.
       catch: exceptions that fail one study trial and not the call, as in `study.optimize`: those of
         the trial's values, of tracing and compiling its static group, of the objective and of
         `attributes`. Its attribute `cause` says what was raised. Any other exception ends the call;
@@ -111,7 +111,7 @@ def optimize(
 
     Returns:
       A `SweepResult` with the trials that this call asked, in the order in which they were; those
-      that were pruned have the status "stopped". With a `batch_size` of 1 each trial's numbers are
+      that were pruned have the status "pruned". With a `batch_size` of 1 each trial's numbers are
       bit for bit those of `jax.jit(train)`, or on a CPU, for at least 2 steps, of
       `jax.jit(training.run)`. `feasible` says which keep the constraints of the study's sampler:
       the others rank after them, for the kept states, too. `best()` raises where the study has
@@ -154,8 +154,9 @@ def optimize(
     start = time.perf_counter()
     loop = _with_optuna("optimize", "loop")
     asked = loop.Asked(
-        n_trials, in_flight, seeds, objective, args, batch_size, devices, progress, every, callback,
-        callbacks, catch, attributes, steps, evaluate_every, keep_states,
+        n_trials, max_concurrent_trials, seeds, objective, args, batch_size, devices, progress,
+        record_every, callback, study_callbacks, catch, attributes, steps, evaluate_every,
+        keep_states,
     )  # fmt: skip
     with own_settings("search.optimize"):
         return loop.optimize(train, study, space, asked, start)

@@ -160,7 +160,7 @@ def test_run_takes_stacked_batches_too(expected):
 
 
 def test_with_halving_and_a_resume(tmp_path):
-    options = {"scheduler": rj.halving(2, 5), "path": tmp_path, "checkpoint_seconds": 0}
+    options = {"scheduler": rj.SuccessiveHalving(2, 5), "path": tmp_path, "checkpoint_seconds": 0}
     source = Source()
 
     def stop(report):
@@ -173,7 +173,7 @@ def test_with_halving_and_a_resume(tmp_path):
     again = sweep(source, **options)
     assert max(collections.Counter(source.asked).values()) == 1
     assert min(set(source.asked) - {1}) > 5  # the first is asked for its shape
-    whole = sweep(batch, scheduler=rj.halving(2, 5))
+    whole = sweep(batch, scheduler=rj.SuccessiveHalving(2, 5))
     np.testing.assert_array_equal(again.metrics["loss"], whole.metrics["loss"])
     assert again.status.tolist() == whole.status.tolist()
 
@@ -204,7 +204,7 @@ def test_a_batch_that_changes_is_refused_and_what_is_finished_kept(case):
     source, message = WRONG[case]
     with pytest.raises(ValueError, match=message) as caught:
         sweep(source)
-    assert set(caught.value.result.reached) == {10}
+    assert set(caught.value.result.steps_completed) == {10}
     whole = sweep(batch)
     if case == "dtype":
         return
@@ -221,7 +221,7 @@ def test_batches_that_raise_keep_what_is_finished(tmp_path):
     asked = []
     with pytest.raises(OSError, match="the disk is away") as caught:
         sweep(source, path=tmp_path, checkpoint_seconds=0)
-    assert set(caught.value.result.reached) == {15}
+    assert set(caught.value.result.steps_completed) == {15}
     again = sweep(source, path=tmp_path, checkpoint_seconds=0)
     np.testing.assert_array_equal(again.metrics["loss"], sweep(batch).metrics["loss"])
 

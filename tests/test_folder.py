@@ -87,8 +87,8 @@ def test_best_compares_trials_of_equal_steps(tmp_path):
     with pytest.raises(rj.SweepInterrupted):
         steps(tmp_path, steps=20, callback=stop_at(2), checkpoint_seconds=0)
     result = rj.SweepResult.load(tmp_path)
-    assert result.status.tolist() == ["unfinished", "finished", "finished"]
-    assert result.reached.tolist() == [15, 10, 10]
+    assert result.status.tolist() == ["unfinished", "complete", "complete"]
+    assert result.steps_completed.tolist() == [15, 10, 10]
     assert result.best().point == {"x": 2.0}
     assert result.by_point()[1:].tolist() == whole.by_point()[1:].tolist()
     same(steps(tmp_path, steps=20), steps(None, steps=20))
@@ -98,7 +98,7 @@ def test_best_compares_trials_of_equal_steps(tmp_path):
     with pytest.raises(rj.SweepInterrupted) as caught:
         steps(folder, steps=20, callback=stop_at(3))
     loaded = rj.SweepResult.load(folder)
-    assert loaded.reached.tolist() == [20, 10, 10]
+    assert loaded.steps_completed.tolist() == [20, 10, 10]
     for result in (caught.value.result, loaded):
         assert np.isfinite(result.by_point()).ravel().tolist() == [True, False, False]
         assert result.best(mode="max", by="loss").point == {"x": 1.0}
@@ -114,7 +114,7 @@ class Mine:
     k: float
     pick: object = min
 
-    def decide(self, boundary, view):
+    def decide(self, step, view):
         return None
 
 
@@ -122,10 +122,10 @@ class Plain:
     def __init__(self, k, rungs=(5,)):
         self.k, self._rungs = k, list(rungs)
 
-    def boundaries(self, steps):
+    def rungs(self, steps):
         return self._rungs
 
-    def decide(self, boundary, view):
+    def decide(self, step, view):
         return None
 
 
@@ -135,7 +135,7 @@ class Said(Plain):
 
 
 def population(high):
-    return rj.population({"x": rj.uniform(0.5, high)}, every=5)
+    return rj.PopulationBasedTraining({"x": rj.uniform(0.5, high)}, perturbation_interval=5)
 
 
 FOUR = rj.grid(x=[1.0, 2.0, 3.0, 4.0])
@@ -149,12 +149,12 @@ RULES = {
     "small": (
         population(0.9999996),
         population(1.0),
-        r"another scheduler \(population with another space\)",
+        r"another scheduler \(PopulationBasedTraining with another space\)",
     ),
     "said": (Said(1), Said(2), r"another scheduler: .*k=1.* there, .*k=2.* here"),
     "class": (Said(1), Mine(1), "another scheduler: .*Said.*Mine"),
-    "rungs": (Said(1), Said(1, (5, 7)), r"boundaries of its scheduler: \[5\] there, \[5, 7\] here"),
-    "numpy": (rj.halving(np.int64(2), 5), rj.halving(2, np.int32(5)), None),
+    "rungs": (Said(1), Said(1, (5, 7)), r"rungs of its scheduler: \[5\] there, \[5, 7\] here"),
+    "numpy": (rj.SuccessiveHalving(np.int64(2), 5), rj.SuccessiveHalving(2, np.int32(5)), None),
     "equal": (Mine(np.float32(0.5), np.arange(3)), Mine(0.5, np.arange(3)), None),
 }
 
@@ -190,7 +190,7 @@ def test_a_scheduler_whose_settings_cannot_be_compared_says_so(tmp_path):
 
 def test_a_scheduler_decides_by_one_objective_and_mode(tmp_path):
     """Another is refused while trials are left, and reads the same when none is."""
-    given = {"scheduler": rj.halving(2, 5), "checkpoint_seconds": 0}
+    given = {"scheduler": rj.SuccessiveHalving(2, 5), "checkpoint_seconds": 0}
     with pytest.raises(rj.SweepInterrupted):
         steps(tmp_path, FOUR, **given, callback=stop_at(5))
     before = contents(tmp_path)
@@ -356,7 +356,7 @@ def tampered(tmp_path_factory):
     folder = tmp_path_factory.mktemp("all") / "run"
     with pytest.raises(rj.SweepInterrupted):
         steps(
-            folder, FOUR, steps=30, scheduler=rj.halving(2, 5), checkpoint_seconds=0,
+            folder, FOUR, steps=30, scheduler=rj.SuccessiveHalving(2, 5), checkpoint_seconds=0,
             callback=stop_at(9),
         )  # fmt: skip
     kinds = {name.split("-")[0] for name in contents(folder)}
@@ -374,14 +374,14 @@ def held(folder):
         states.append({name: x.tobytes() for name, x in state.items()})
     return (
         list(result.points), result.seeds, result.mode, result.history, result.rungs,
-        result.objective_name, result.status.tolist(), result.reached.tolist(),
+        result.objective_name, result.status.tolist(), result.steps_completed.tolist(),
         {name: x.tobytes() for name, x in result.metrics.items()}, states,
         result.compile_seconds, result.run_seconds,
     )  # fmt: skip
 
 
 def resumed(folder):
-    return steps(folder, FOUR, steps=30, scheduler=rj.halving(2, 5))
+    return steps(folder, FOUR, steps=30, scheduler=rj.SuccessiveHalving(2, 5))
 
 
 @pytest.mark.parametrize("flips", [10, pytest.param(400, marks=pytest.mark.slow)])

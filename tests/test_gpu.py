@@ -219,12 +219,12 @@ def test_a_training_that_runs_out_of_memory_begins_again(called):
     result = trainings.sweep(**options)
     assert set(called) == {6, 3}
     np.testing.assert_allclose(result.objective, trainings.sweep(batch_size=3, **options).objective)
-    assert (result.reached == 10).all()
+    assert (result.steps_completed == 10).all()
 
 
 @pytest.mark.parametrize(
     ("options", "size"),
-    [({"batch_size": 5}, 5), ({"scheduler": rj.halving(eta=2)}, 6)],
+    [({"batch_size": 5}, 5), ({"scheduler": rj.SuccessiveHalving(reduction_factor=2)}, 6)],
     ids=["a size that was asked for", "all at each boundary"],
 )
 def test_where_no_smaller_batch_may_be_taken_the_error_says_what_to_do(called, options, size):

@@ -34,7 +34,7 @@ def assert_same(result, other):
         assert result.metrics[name].tobytes() == other.metrics[name].tobytes()
     np.testing.assert_array_equal(result.objective, other.objective)
     assert result.status.tolist() == other.status.tolist()
-    assert result.reached.tolist() == other.reached.tolist()
+    assert result.steps_completed.tolist() == other.steps_completed.tolist()
 
 
 def stop_at(count):
@@ -83,7 +83,7 @@ def test_a_stop_costs_the_segments_in_flight_and_no_more(count, devices, tmp_pat
         run(callback=stop_at(count), devices=here)
     jax.effects_barrier()
     before = len(log)
-    assert caught.value.result.reached.sum() <= before
+    assert caught.value.result.steps_completed.sum() <= before
     again = run(devices=there)
     jax.effects_barrier()
     assert_same(again, logged_whole)
@@ -106,7 +106,7 @@ def test_without_checkpoints_only_whole_trials_are_on_disk(tmp_path):
         sweep(path=tmp_path, callback=stop_at(7), devices=jax.devices()[:1], **OPTIONS)
     assert not list(tmp_path.glob("states-*"))
     loaded = rj.SweepResult.load(tmp_path)
-    assert set(loaded.status) == {"finished"}
+    assert set(loaded.status) == {"complete"}
 
 
 def test_what_is_under_way_is_loaded_as_far_as_it_is(tmp_path, whole):
@@ -116,8 +116,8 @@ def test_what_is_under_way_is_loaded_as_far_as_it_is(tmp_path, whole):
             **OPTIONS,
         )  # fmt: skip
     loaded = rj.SweepResult.load(tmp_path)
-    assert loaded.status.tolist() == ["finished", "unfinished"]
-    reached = loaded.reached[1]
+    assert loaded.status.tolist() == ["complete", "unfinished"]
+    reached = loaded.steps_completed[1]
     assert 10 <= reached < 50
     np.testing.assert_array_equal(
         loaded.metrics["loss"][1, :reached], whole.metrics["loss"][1, :reached]
@@ -231,9 +231,11 @@ def of_sizes(path):
 WAYS = {
     "steps": {},
     "batches": {"batches": lambda t: np.float32(t)},
-    "halving": {"scheduler": lambda rung: rj.halving(2, rung)},
+    "halving": {"scheduler": lambda rung: rj.SuccessiveHalving(2, rung)},
     "population": {
-        "scheduler": lambda rung: rj.population({"rate": rj.uniform(0.1, 0.9)}, every=rung)
+        "scheduler": lambda rung: rj.PopulationBasedTraining(
+            {"rate": rj.uniform(0.1, 0.9)}, perturbation_interval=rung
+        )
     },
 }
 
@@ -284,7 +286,7 @@ def test_a_kill_between_any_two_files_costs_a_segment_and_no_more(
         copies.append((to, set(ran)))
 
     def noted(self, live, stop, batches):
-        ran.extend(zip(live.trials.tolist(), live.reached.tolist(), strict=True))
+        ran.extend(zip(live.trials.tolist(), live.steps_completed.tolist(), strict=True))
         return advance(self, live, stop, batches)
 
     with monkeypatch.context() as patch:
@@ -351,8 +353,8 @@ def test_a_round_that_is_moved_away_from_the_middle_is_run_again(way, tmp_path, 
                 lost = stored["point"].tolist()
     assert len(lost) == (4 if way == "halving" else 1)
     loaded = rj.SweepResult.load(tmp_path)
-    assert (loaded.reached != whole.reached).nonzero()[0].tolist() == lost
-    assert (loaded.reached[lost] == 2).all()
+    assert (loaded.steps_completed != whole.steps_completed).nonzero()[0].tolist() == lost
+    assert (loaded.steps_completed[lost] == 2).all()
     assert np.isnan(loaded.metrics["loss"][lost, 2:]).all()
     assert loaded.status[best] == "unfinished"
     written = {file: file.read_bytes() for file in tmp_path.glob("round-*")}
@@ -392,16 +394,17 @@ def test_more_steps_go_on(tmp_path):
 
 
 def test_more_steps_with_every_and_an_odd_end(tmp_path):
-    longer(steps=45, path=tmp_path, every=7)
-    assert_same(longer(path=tmp_path, every=7), longer(every=7))
+    longer(steps=45, path=tmp_path, record_every=7)
+    assert_same(longer(path=tmp_path, record_every=7), longer(record_every=7))
 
 
+HALVING = rj.SuccessiveHalving(3, 10)
 REFUSED = {
     "no states": ({"keep_states": 1}, {}, r'finished trials have none: give keep_states="all"'),
     "other evaluate_every": ({}, {"evaluate_every": 20}, "give evaluate_every=10"),
     "default evaluate_every": ({"evaluate_every": None}, {"evaluate_every": None},
                                "give evaluate_every=3"),
-    "a scheduler": ({"scheduler": rj.halving(3, 10)}, {"scheduler": rj.halving(3, 10)},
+    "a scheduler": ({"scheduler": HALVING}, {"scheduler": HALVING},
                     r"What was stopped cannot go on.*training\.run"),
     "another training": ({}, {"training": noisy(jnp.ones(5))}, "another train"),
     "other args": ({}, {"args": (SCALE * 2,)}, "other args"),

@@ -120,7 +120,7 @@ def test_curves_of_no_named_metric_are_the_objectives(result):
 
 def test_curves_stand_at_the_steps_that_were_kept():
     train = lambda hp, key: {"loss": hp["x"] * jnp.arange(1.0, 11.0)}
-    result = rj.sweep(train, rj.grid(x=[1.0, 2.0]), every=4, progress=False)
+    result = rj.sweep(train, rj.grid(x=[1.0, 2.0]), record_every=4, progress=False)
     axes = rj.plots.curves(result, "loss")
     assert axes.lines[0].get_xdata().tolist() == [4, 8, 10]
 
@@ -147,7 +147,7 @@ def test_sensitivity_of_numbers_stands_on_a_fitting_scale(sampled):
     )
     (bars,) = rate.collections
     low, high = bars.get_segments()[at][:, 1]
-    assert (low, high) == pytest.approx(best.interval)
+    assert (low, high) == pytest.approx(best.ci95)
 
 
 @pytest.mark.parametrize("other", [None, "auto"])
@@ -222,7 +222,7 @@ DESCENT = rj.Training(
 
 def halve(**options):
     """Of 9 points 3 pass step 4, and 1 passes step 12; x = 9 fails."""
-    given = {"steps": 13, "evaluate_every": 5, "scheduler": rj.halving(3, 4), "seeds": 2}
+    given = {"steps": 13, "evaluate_every": 5, "scheduler": rj.SuccessiveHalving(3, 4), "seeds": 2}
     given |= {"objective": "validation", "progress": False}
     return rj.sweep(DESCENT, XY, **given | options)
 
@@ -273,7 +273,7 @@ def test_a_result_says_its_rungs(halved, result):
 @pytest.mark.parametrize("every", [1, 3])
 def test_curves_of_stopped_points_end_where_they_stopped(halved, every):
     """With `every`, too: the value at the stop is known, though it is no kept one."""
-    axes = rj.plots.curves(halved if every == 1 else halve(every=every), "loss")
+    axes = rj.plots.curves(halved if every == 1 else halve(record_every=every), "loss")
     expected = []
     for (x, y), stop in STOPS.items():
         at = np.array([t for t in range(1, stop + 1) if t % every == 0 or t == stop])
@@ -328,7 +328,7 @@ def test_a_running_mean_stays_within_a_stopped_trial(halved):
 
 
 def test_colours_of_curves_are_of_what_finished():
-    result = halve(scheduler=rj.halving(2, 8))  # 5 points, over a few of them
+    result = halve(scheduler=rj.SuccessiveHalving(2, 8))  # 5 points, over a few of them
     axes, means = rj.plots.curves(result, "loss"), result.means()
     colours, norm = plt.get_cmap("viridis_r"), plt.Normalize(np.nanmin(means), np.nanmax(means))
     found = sorted(x.get_color() for x in axes.lines if not isinstance(x.get_color(), str))
@@ -339,10 +339,10 @@ def test_colours_of_curves_are_of_what_finished():
 
 
 def test_curves_of_an_interrupted_sweep_show_the_best_so_far(cut_off):
-    assert set(cut_off.status) == {"stopped", "failed", "unfinished"}
+    assert set(cut_off.status) == {"pruned", "failed", "unfinished"}
     axes = rj.plots.curves(cut_off, "loss")
     marks = labelled(axes, "not finished (3 of 9 points)")
-    assert sorted(marks.get_xdata()) == sorted(cut_off.reached[:6:2])
+    assert sorted(marks.get_xdata()) == sorted(cut_off.steps_completed[:6:2])
     assert "best so far: x 1, y 0" in legend(axes)
     bar = axes.figure.axes[1]
     assert bar.get_ylabel() == "validation so far"
@@ -363,7 +363,7 @@ def test_heatmap_says_where_trials_were_stopped(halved, cut_off):
     assert hatched == [(1.5, -0.5), (1.5, 0.5), (1.5, 1.5)]  # x = 9 failed
     axes = rj.plots.heatmap(cut_off, "x", "y")
     counts = collections.Counter(text.get_text() for text in axes.texts)
-    stand = [f"so far\nat {reached}" for reached in cut_off.reached[:6:2]]
+    stand = [f"so far\nat {reached}" for reached in cut_off.steps_completed[:6:2]]
     assert counts == collections.Counter([*stand, *["stopped\nat 4"] * 3])
 
 
@@ -409,7 +409,9 @@ EVOLUTION = rj.Training(
 
 
 def evolve(**options):
-    scheduler = rj.population({"rate": rj.log_uniform(1e-3, 1.0)}, every=10)
+    scheduler = rj.PopulationBasedTraining(
+        {"rate": rj.log_uniform(1e-3, 1.0)}, perturbation_interval=10
+    )
     given = {"steps": 45, "evaluate_every": 10, "scheduler": scheduler, "seeds": 2}
     return rj.sweep(EVOLUTION, MEMBERS, progress=False, **given | options)
 
@@ -427,7 +429,7 @@ def evolved(folder):
 def way(result, point):
     """By hand: for each step the member whose state is this point's ancestor, and its numbers."""
     found, member = {}, point
-    for t in range(result.reached[2 * point], 0, -1):
+    for t in range(result.steps_completed[2 * point], 0, -1):
         start, donor, numbers = [x for x in result.history[2 * member] if x[0] < t][-1]
         found[t] = member, numbers
         if t == start + 1 and donor is not None:
@@ -448,7 +450,7 @@ def check_lineage(result, axes, name):
     )
     expected, copies = [], []
     for member in ways:
-        for t in range(1, result.reached[2 * member] + 1):
+        for t in range(1, result.steps_completed[2 * member] + 1):
             *_, (start, donor, numbers) = [x for x in result.history[2 * member] if x[0] < t]
             came = [means[p] for p in ways if ways[p].get(t, [None])[0] == member]
             colour = colours(norm(min(came))) if came else matplotlib.colors.to_rgba("0.75")
@@ -517,7 +519,7 @@ def test_lineage_of_a_result_from_elsewhere(evolved, folder, kind):
 def test_lineage_of_an_interrupted_sweep():
     """The first stand at step 30, others at 20, of which some have copied and not gone on."""
     result = interrupted(evolve, 30)
-    assert set(result.reached) == {20, 30}
+    assert set(result.steps_completed) == {20, 30}
     axes = rj.plots.lineage(result, "rate")
     check_lineage(result, axes, "rate")
     assert axes.figure.axes[1].get_ylabel() == "loss so far"
@@ -539,14 +541,16 @@ def test_lineage_of_members_that_copied_nothing():
 
 
 class Once:
-    boundaries = staticmethod(lambda steps: [10])
+    rungs = staticmethod(lambda steps: [10])
 
-    def decide(self, boundary, table):
-        return rj.Decision(stop=[8], copy={0: (1, {"rate": 0.05})})
+    def decide(self, step, view):
+        return rj.Decision(prune=[8], copy={0: (1, {"rate": 0.05})})
 
 
 def test_curves_draw_no_more_rungs_than_can_be_told_apart():
-    scheduler = rj.population({"rate": rj.log_uniform(1e-3, 1.0)}, every=1)
+    scheduler = rj.PopulationBasedTraining(
+        {"rate": rj.log_uniform(1e-3, 1.0)}, perturbation_interval=1
+    )
     axes = rj.plots.curves(evolve(steps=60, scheduler=scheduler), "loss")
     assert not drawn(axes, color="0.85")
     axes = rj.plots.curves(evolve(steps=51, scheduler=scheduler), "loss")

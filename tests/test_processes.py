@@ -86,7 +86,7 @@ def test_trainings_in_two_processes_give_what_one_gives(tmp_path):
                     assert x.dtype == y.dtype
                     assert x.tobytes() == y.tobytes()
     assert any(len(lineage) > 1 for lineage in one["population"].history)
-    assert "stopped" in one["halving"].status
+    assert "pruned" in one["halving"].status
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_both_processes_end_where_one_leaves(problem, culprit, says, tmp_path):
     assert all(process.returncode == 1 for process in processes), said
     assert f"process {culprit} {says}" in said[1 - culprit]
     if problem == "fed_apart":
-        assert (rj.SweepResult.load(tmp_path / "folder").reached == 10).all()
+        assert (rj.SweepResult.load(tmp_path / "folder").steps_completed == 10).all()
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_one_killed_ends_the_other_and_the_folder_resumes(problem, victim, tmp_p
     kind = {"long": "function", "members": "halving"}[problem]
     assert rounds >= enough
     whole = undisturbed(kind)
-    assert rj.SweepResult.load(folder).reached.sum() < whole.reached.sum()
+    assert rj.SweepResult.load(folder).steps_completed.sum() < whole.steps_completed.sum()
     same(killed.sweep(folder, kind=kind), whole)
     assert len(list(folder.glob("round-*"))) > rounds
 

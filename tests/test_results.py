@@ -60,19 +60,19 @@ def test_the_interval_is_students(result):
     values = objectives(result, x=2.0, kind="a")
     record = result.best()
     expected = scipy.stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
-    np.testing.assert_allclose(record.interval, expected, rtol=1e-12)
+    np.testing.assert_allclose(record.ci95, expected, rtol=1e-12)
     np.testing.assert_allclose(record.objective, values.mean())
-    np.testing.assert_allclose(record.spread, values.std(ddof=1))
+    np.testing.assert_allclose(record.std, values.std(ddof=1))
     failing = result.top()[4]
     four = np.delete(objectives(result, x=3.0, kind="a"), 1)
     expected = scipy.stats.ttest_1samp(four, 0.0).confidence_interval(0.95)
-    np.testing.assert_allclose(failing.interval, expected, rtol=1e-12)
+    np.testing.assert_allclose(failing.ci95, expected, rtol=1e-12)
 
 
 def test_one_seed_has_no_interval():
     record = sweep(seeds=1).best()
-    assert math.isnan(record.spread)
-    assert all(map(math.isnan, record.interval))
+    assert math.isnan(record.std)
+    assert all(map(math.isnan, record.ci95))
 
 
 def test_a_comparison_is_the_paired_t_test():
@@ -85,7 +85,7 @@ def test_a_comparison_is_the_paired_t_test():
     found = result.compare({"n": 1}, result.best())
     expected = scipy.stats.ttest_rel(table[1], table[0])
     np.testing.assert_allclose(found.difference, (table[1] - table[0]).mean())
-    np.testing.assert_allclose(found.interval, expected.confidence_interval(0.95))
+    np.testing.assert_allclose(found.ci95, expected.confidence_interval(0.95))
     np.testing.assert_allclose(found.p_value, expected.pvalue)
     assert found.seeds == 8
     assert result.compare({"n": 0}, {"n": 1}).difference == pytest.approx(-found.difference)
@@ -161,7 +161,7 @@ def test_xarray_of_an_unfinished_sweep_has_nan_where_nothing_is():
         raise KeyboardInterrupt
 
     with pytest.raises(rj.SweepInterrupted) as caught:
-        sweep(f=one_length, objective=stop_at_kind_b, devices=jax.devices()[:1], every=3)
+        sweep(f=one_length, objective=stop_at_kind_b, devices=jax.devices()[:1], record_every=3)
     result = caught.value.result
     data = result.to_xarray()
     assert data.step.values.tolist() == [3, 4]
@@ -184,7 +184,7 @@ def test_the_notebook_shows_the_best_points(result):
     assert "<b>" in Cells.found  # as text, not as a tag
     text = result._repr_html_()
     assert text.count("<tr>") == 6
-    low, high = result.best().interval
+    low, high = result.best().ci95
     assert f"<td>{result.best().objective:.4g}</td><td>{low:.4g} … {high:.4g}</td>" in text
     nan = lambda hp, key: {"loss": hp["x"] * jnp.nan * hp["same"], "k": hp["kind"] == "a"}
     none = sweep(f=nan, seeds=1)
@@ -235,7 +235,7 @@ def test_a_point_is_trained_again_bit_for_bit():
 
 
 def test_training_again_gives_all_steps_where_few_were_kept():
-    found = rj.sweep(structured, STRUCTURED, args=(DATA,), every=7, progress=False)
+    found = rj.sweep(structured, STRUCTURED, args=(DATA,), record_every=7, progress=False)
     again = found.retrain(found.points[0], args=(DATA,))["loss"]
     assert found.steps["loss"].tolist() == [7, 14, 20]
     np.testing.assert_array_equal(again[found.steps["loss"] - 1], found.metrics["loss"][0])
@@ -285,7 +285,7 @@ def test_large_args_are_hashed_only_where_a_folder_asks(tmp_path, monkeypatch):
 
 def test_a_record_prints_what_a_person_wants(result):
     text = repr(result.best())
-    assert text.startswith("Record({'x': 2.0, 'kind': 'a', 'same': 5}, objective ")
+    assert text.startswith("PointResult({'x': 2.0, 'kind': 'a', 'same': 5}, objective ")
     assert "95%" in text
     assert text.endswith("5 seeds)")
     assert "key" not in text
@@ -362,7 +362,7 @@ UNEVEN = rj.grid(n=rj.static([3, 6]), x=[1.0, 2.0])
 @pytest.mark.parametrize("every", [1, 2, 4])
 def test_shorter_trainings_are_followed_by_nan(every, tmp_path):
     for path in (None, tmp_path):
-        found = rj.sweep(uneven, UNEVEN, every=every, path=path, progress=False)
+        found = rj.sweep(uneven, UNEVEN, record_every=every, path=path, progress=False)
         at = {1: [1, 2, 3, 4, 5, 6], 2: [2, 3, 4, 6], 4: [3, 4, 6]}[every]
         assert found.steps["loss"].tolist() == at
         for trial, point in enumerate(found.points):
@@ -372,14 +372,14 @@ def test_shorter_trainings_are_followed_by_nan(every, tmp_path):
         assert not found.failed.any()
         assert found.to_dataframe()["loss"].tolist() == found.objective.tolist()
         lengths = rj.sweep(
-            uneven, UNEVEN, every=every, objective=lambda m: len(m["loss"]), progress=False
+            uneven, UNEVEN, record_every=every, objective=lambda m: len(m["loss"]), progress=False
         )
         assert lengths.objective.tolist() == [sum(t <= n for t in at) for n in (3, 3, 6, 6)]
     again = rj.SweepResult.load(tmp_path)
     np.testing.assert_array_equal(again.metrics["loss"], found.metrics["loss"])
     assert again.objective.tolist() == found.objective.tolist()
     more = rj.sweep(
-        uneven, UNEVEN + rj.grid(n=rj.static([5]), x=[1.0]), every=every, path=tmp_path,
+        uneven, UNEVEN + rj.grid(n=rj.static([5]), x=[1.0]), record_every=every, path=tmp_path,
         progress=False,
     )  # fmt: skip
     assert more.objective.tolist() == [12.0, 22.0, 15.0, 25.0, 14.0]
@@ -405,7 +405,9 @@ def adding(**options):
 
 def test_the_schedule_of_a_member_led_to_its_state():
     """The state is the sum of all numbers with which it was trained, by whichever member."""
-    evolving = rj.population({"rate": rj.uniform(1.0, 8.0)}, every=3, fraction=0.5)
+    evolving = rj.PopulationBasedTraining(
+        {"rate": rj.uniform(1.0, 8.0)}, perturbation_interval=3, quantile_fraction=0.5
+    )
     result = adding(scheduler=evolving, mode="max")
     assert max(len(result.schedule(point)) for point in result.points) > 1
     for i, point in enumerate(result.points):
@@ -419,7 +421,7 @@ def test_the_schedule_of_a_member_led_to_its_state():
 
 
 def test_the_schedule_of_what_did_not_change_is_one_entry():
-    halved = adding(scheduler=rj.halving(2, 3))
+    halved = adding(scheduler=rj.SuccessiveHalving(2, 3))
     assert halved.schedule({"rate": 1.0}) == [(0, 10, {"rate": 1.0})]
     assert halved.schedule({"rate": 8.0}) == [(0, 3, {"rate": 8.0})]
     one = sweep(seeds=[7])

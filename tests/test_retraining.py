@@ -180,7 +180,9 @@ def test_args_that_do_not_fit_are_named(results, kind):
 
 def test_a_member_of_a_population_is_trained_again_under_x64_and_strict_dtypes():
     """Its parts begin at a step of their own, whose dtype is promoted to no other."""
-    population = rj.population({"x": rj.log_uniform(0.1, 10.0)}, every=2)
+    population = rj.PopulationBasedTraining(
+        {"x": rj.log_uniform(0.1, 10.0)}, perturbation_interval=2
+    )
     points = rj.grid(x=[0.5, 1.0, 2.0, 4.0])
     move = lambda hp, w, key: (w + hp["x"], {"loss": w})
     training = rj.Training(lambda hp, key: jnp.zeros(()), move)

@@ -78,7 +78,7 @@ def test_a_nan_stays_its_own_in_a_batch():
 @pytest.mark.parametrize("every", [1, 3, 7, 20, 50])
 def test_every_keeps_each_kth_step_and_the_last(every):
     whole = rj.sweep(make_train(), POINTS, progress=False)
-    thin = rj.sweep(make_train(), POINTS, every=every, progress=False)
+    thin = rj.sweep(make_train(), POINTS, record_every=every, progress=False)
     steps = [t for t in range(1, 21) if t % every == 0 or t == 20]
     assert thin.steps["loss"].tolist() == steps
     np.testing.assert_array_equal(
@@ -126,7 +126,7 @@ class Recorded(rounds.Structure):
         live.states = []
 
     def advance(self, live, stop, batches):
-        start, live.reached = live.reached, np.full(len(live.trials), stop)
+        start, live.steps_completed = live.steps_completed, np.full(len(live.trials), stop)
         return self._start(live, start, stop)
 
     def _start(self, live, start, stop):
@@ -347,10 +347,12 @@ def test_the_memory_of_a_real_program_grows_with_its_batch(monkeypatch, programs
 
 WAYS = {
     **{f"segments of {n}": {"evaluate_every": n} for n in (1, 7, 50, 100)},
-    "halving": {"evaluate_every": 10, "scheduler": rj.halving(2, 3)},
+    "halving": {"evaluate_every": 10, "scheduler": rj.SuccessiveHalving(2, 3)},
     "population": {
         "evaluate_every": 10,
-        "scheduler": rj.population({"rate": rj.uniform(0.1, 0.9)}, every=7),
+        "scheduler": rj.PopulationBasedTraining(
+            {"rate": rj.uniform(0.1, 0.9)}, perturbation_interval=7
+        ),
     },
     "checkpoints": {"evaluate_every": 7, "checkpoint_seconds": 0},
 }
@@ -367,4 +369,4 @@ def test_each_piece_compiles_once_however_the_steps_are_cut(way, devices, tmp_pa
     with compiles() as compiled:
         result = tiny(**options, **path)
     assert len(compiled) == 3  # init, segment, evaluate
-    assert result.reached.max() == 100
+    assert result.steps_completed.max() == 100

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import rmsprop_jax as rj
-from rmsprop_jax._sweep.schedulers import Table, explored
+from rmsprop_jax._sweep.schedulers import SchedulerView, explored
 from tests.support.folders import content
 from tests.support.trainings import POINTS, SCALE, plain, sweep
 
@@ -39,12 +39,12 @@ def survivors(full, rungs, eta):
 @pytest.mark.parametrize("devices", [1, 2])
 def test_halving_is_by_the_book(full, eta, first, rungs, devices):
     result = sweep(
-        scheduler=rj.halving(eta, first), devices=jax.devices()[:devices], keep_states="all",
+        scheduler=HALVING(eta, first), devices=jax.devices()[:devices], keep_states="all",
         **OPTIONS,
     )  # fmt: skip
     reached = np.repeat(survivors(full, rungs, eta), 2)
-    assert result.reached.tolist() == reached.tolist()
-    assert result.status.tolist() == ["finished" if t == 50 else "stopped" for t in reached]
+    assert result.steps_completed.tolist() == reached.tolist()
+    assert result.status.tolist() == ["complete" if t == 50 else "pruned" for t in reached]
     for trial, t in enumerate(reached):
         np.testing.assert_array_equal(
             result.metrics["loss"][trial, :t], full.metrics["loss"][trial, :t]
@@ -64,12 +64,12 @@ def test_halving_is_by_the_book(full, eta, first, rungs, devices):
 
 
 def test_halving_of_a_maximum_and_its_default_rungs():
-    result = sweep(scheduler=rj.halving(), mode="max", **OPTIONS)
-    assert result.status.tolist().count("finished") == 2 * 2  # 12, 4, 2 points
-    assert sorted(set(result.reached.tolist())) == [6, 18, 50]
-    assert rj.halving().boundaries(600) == [67, 201]
-    assert rj.halving(2).boundaries(100) == [25, 50]
-    assert rj.halving(4, 1).boundaries(100) == [1, 4, 16, 64]
+    result = sweep(scheduler=rj.SuccessiveHalving(), mode="max", **OPTIONS)
+    assert result.status.tolist().count("complete") == 2 * 2  # 12, 4, 2 points
+    assert sorted(set(result.steps_completed.tolist())) == [6, 18, 50]
+    assert rj.SuccessiveHalving().rungs(600) == [67, 201]
+    assert rj.SuccessiveHalving(2).rungs(100) == [25, 50]
+    assert rj.SuccessiveHalving(4, 1).rungs(100) == [1, 4, 16, 64]
 
 
 def failing(at=lambda hp, t: False):
@@ -89,10 +89,15 @@ def test_points_with_a_failed_seed_rank_last_and_have_failed():
     training = failing(lambda hp, t: (hp["x"] == 1) & (t >= 3))
     points = rj.grid(x=[1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
     result = rj.sweep(
-        training, points, steps=12, scheduler=rj.halving(3, 4), progress=False, evaluate_every=4
+        training,
+        points,
+        steps=12,
+        scheduler=rj.SuccessiveHalving(3, 4),
+        progress=False,
+        evaluate_every=4,
     )
-    assert result.status.tolist() == ["failed", *["finished"] * 2, *["stopped"] * 3]
-    assert result.reached.tolist() == [4, 12, 12, 4, 4, 4]
+    assert result.status.tolist() == ["failed", *["complete"] * 2, *["pruned"] * 3]
+    assert result.steps_completed.tolist() == [4, 12, 12, 4, 4, 4]
     assert result.best().point == {"x": 2.0}
     assert np.isnan(result.objective[0])
 
@@ -101,10 +106,15 @@ def test_a_failed_point_survives_only_where_too_few_are_whole():
     training = failing(lambda hp, t: hp["x"] > 1)
     points = rj.grid(x=[1.0, 2.0, 3.0, 4.0])
     result = rj.sweep(
-        training, points, steps=8, scheduler=rj.halving(2, 4), progress=False, evaluate_every=4
+        training,
+        points,
+        steps=8,
+        scheduler=rj.SuccessiveHalving(2, 4),
+        progress=False,
+        evaluate_every=4,
     )
-    assert result.reached.tolist() == [8, 8, 4, 4]
-    assert result.status.tolist() == ["finished", "failed", "failed", "failed"]
+    assert result.steps_completed.tolist() == [8, 8, 4, 4]
+    assert result.status.tolist() == ["complete", "failed", "failed", "failed"]
 
 
 KINDS_OF_NONE = {
@@ -125,13 +135,13 @@ def test_where_no_objective_is_finite_nobody_is_stopped(kind, tmp_path):
     """At the rungs of 2 and 4 steps; those of 8 and 16 have numbers."""
     run = lambda path: rj.sweep(
         late(KINDS_OF_NONE[kind], 5), rj.grid(x=[4.0, 3.0, 2.0, 1.0]), steps=20, seeds=2, path=path,
-        scheduler=rj.halving(2, 2), progress=False,
+        scheduler=rj.SuccessiveHalving(2, 2), progress=False,
     )  # fmt: skip
     with pytest.warns(UserWarning, match="is not finite for any point after step 2") as caught:
         result = run(tmp_path)
     assert [one.filename for one in caught] == [__file__]
-    assert result.reached[::2].tolist() == [8, 8, 16, 20]
-    assert result.status[::2].tolist() == ["stopped", "stopped", "stopped", "finished"]
+    assert result.steps_completed[::2].tolist() == [8, 8, 16, 20]
+    assert result.status[::2].tolist() == ["pruned", "pruned", "pruned", "complete"]
     again = run(tmp_path)  # what was decided is not asked again, and so not warned of
     assert again.status.tolist() == result.status.tolist()
 
@@ -140,10 +150,10 @@ def test_where_every_point_fails_for_good_all_go_to_the_end():
     with pytest.warns(UserWarning, match="not finite for any point after step 2"):
         result = rj.sweep(
             late(KINDS_OF_NONE["NaN"], 99), rj.grid(x=[1.0, 2.0, 3.0]), steps=8,
-            scheduler=rj.halving(2, 2), progress=False,
+            scheduler=rj.SuccessiveHalving(2, 2), progress=False,
         )  # fmt: skip
     assert result.status.tolist() == ["failed"] * 3
-    assert result.reached.tolist() == [8] * 3
+    assert result.steps_completed.tolist() == [8] * 3
 
 
 def test_one_seed_that_is_finite_is_enough_to_decide():
@@ -158,10 +168,10 @@ def test_one_seed_that_is_finite_is_enough_to_decide():
         step,
     )
     result = rj.sweep(
-        training, rj.grid(x=[1.0, 2.0, 3.0]), steps=4, seeds=2, scheduler=rj.halving(3, 2),
+        training, rj.grid(x=[1.0, 2.0, 3.0]), steps=4, seeds=2, scheduler=HALVING(3, 2),
         progress=False,
     )  # fmt: skip
-    assert result.reached.tolist() == [2, 2, 4, 4, 2, 2]
+    assert result.steps_completed.tolist() == [2, 2, 4, 4, 2, 2]
 
 
 @pytest.mark.parametrize("ask", ["population", "own"])
@@ -172,15 +182,17 @@ def test_other_schedulers_are_asked_and_the_warning_is_the_same(ask):
         def __repr__(self):
             return "Own()"
 
-        def boundaries(self, steps):
+        def rungs(self, steps):
             return [2, 4]
 
-        def decide(self, boundary, table):
-            seen.append(boundary)
-            return rj.Decision(stop=[0]) if boundary == 4 else None
+        def decide(self, step, view):
+            seen.append(step)
+            return rj.Decision(prune=[0]) if step == 4 else None
 
     space = {"x": rj.uniform(1.0, 9.0)}
-    scheduler = rj.population(space, every=2) if ask == "population" else Own()
+    scheduler = (
+        rj.PopulationBasedTraining(space, perturbation_interval=2) if ask == "population" else Own()
+    )
     with pytest.warns(UserWarning, match="not finite for any point") as caught:
         result = rj.sweep(
             late(KINDS_OF_NONE["NaN"], 99), rj.grid(x=[1.0, 2.0, 3.0, 4.0]), steps=6,
@@ -188,32 +200,35 @@ def test_other_schedulers_are_asked_and_the_warning_is_the_same(ask):
         )  # fmt: skip
     assert len(caught) == 1
     assert not result.is_population
-    assert result.reached.tolist() == [4 if seen else 6, 6, 6, 6]
+    assert result.steps_completed.tolist() == [4 if seen else 6, 6, 6, 6]
     assert seen == ([2, 4] if ask == "own" else [])
 
 
 def test_ties_go_to_the_lower_number():
     training = rj.Training(lambda hp, key: 0, lambda hp, s, key: (s, {"loss": 0 * hp["x"]}))
     points = rj.grid(x=[5.0, 1.0, 3.0, 2.0])
-    result = rj.sweep(training, points, steps=8, scheduler=rj.halving(2, 4), progress=False)
-    assert result.reached.tolist() == [8, 8, 4, 4]
+    result = rj.sweep(
+        training, points, steps=8, scheduler=rj.SuccessiveHalving(2, 4), progress=False
+    )
+    assert result.steps_completed.tolist() == [8, 8, 4, 4]
 
 
 def test_nothing_compiles_whatever_the_rungs(full):
     from tests.test_sweep import compiles
 
-    sweep(scheduler=rj.halving(3, 10), **OPTIONS)
+    sweep(scheduler=rj.SuccessiveHalving(3, 10), **OPTIONS)
     with compiles() as compiled:
-        sweep(scheduler=rj.halving(2, 10), **OPTIONS)
-        sweep(scheduler=rj.halving(5, 10), **OPTIONS)
+        sweep(scheduler=rj.SuccessiveHalving(2, 10), **OPTIONS)
+        sweep(scheduler=rj.SuccessiveHalving(5, 10), **OPTIONS)
     assert not compiled
 
 
 # Populations.
 
+HALVING, PBT_OF = rj.SuccessiveHalving, rj.PopulationBasedTraining
 SPACE = {"rate": rj.log_uniform(1e-3, 1.0)}
 MEMBERS = rj.grid(rate=[1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3], decay=[0.9], centered=[False, True])
-PBT = rj.population(SPACE, every=10, seed=3)
+PBT = rj.PopulationBasedTraining(SPACE, perturbation_interval=10, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +255,7 @@ def test_the_worst_copy_from_the_best_of_their_structure(evolved):
             assert 1e-3 <= numbers["rate"] <= 1.0
             assert numbers["decay"] == 0.9
     assert copies == 4 * 2 * 2  # boundaries × structures × seeds, one of six each
-    assert set(evolved.status) == {"finished"}
+    assert set(evolved.status) == {"complete"}
 
 
 def test_a_seed_gives_the_same_population_and_another_another(evolved):
@@ -282,8 +297,8 @@ def test_tables_have_the_last_numbers(evolved):
 def test_members_that_began_equal_are_told_apart():
     """By their place: a record is of one of them."""
     result = sweep(
-        points=rj.Points([dict(MEMBERS[0])] * 8), scheduler=rj.population(PBT.space, every=10),
-        keep_states="all", seeds=[0],
+        points=rj.Points([dict(MEMBERS[0])] * 8), keep_states="all", seeds=[0],
+        scheduler=PBT_OF(PBT.space, perturbation_interval=10),
     )  # fmt: skip
     for record in result.top(8)[::3]:
         params = np.asarray(result.state(record)["params"])
@@ -301,7 +316,7 @@ def test_what_only_init_reads_is_the_donors():
         return x - hp["rate"] * x - 0 * hp["own"], {"loss": x}
 
     points = rj.Points([{"start": s, "rate": 0.5, "own": 10.0 * s} for s in (1.0, 2.0, 3.0, 4.0)])
-    scheduler = rj.population({"rate": rj.uniform(0.1, 0.9)}, every=5)
+    scheduler = rj.PopulationBasedTraining({"rate": rj.uniform(0.1, 0.9)}, perturbation_interval=5)
     result = rj.sweep(rj.Training(init, step), points, steps=10, scheduler=scheduler,
                       progress=False)  # fmt: skip
     ((_, _, first), (start, donor, numbers)) = result.history[3]
@@ -354,7 +369,9 @@ def without_seconds(result):
 @pytest.mark.parametrize("kind", ["halving", pytest.param("population", marks=pytest.mark.slow)])
 def test_decisions_are_on_disk_and_replayed(kind, tmp_path, full, evolved):
     """From the folder as it was after each decision, and after each file that followed it."""
-    scheduler, points = (PBT, MEMBERS) if kind == "population" else (rj.halving(3, 10), POINTS)
+    scheduler, points = (
+        (PBT, MEMBERS) if kind == "population" else (rj.SuccessiveHalving(3, 10), POINTS)
+    )
     whole = evolved if kind == "population" else sweep(scheduler=scheduler, **OPTIONS)
     snapshots = []
 
@@ -377,9 +394,9 @@ def test_decisions_are_on_disk_and_replayed(kind, tmp_path, full, evolved):
         asked = []
 
         class Noted(type(scheduler)):
-            def decide(self, boundary, table, asked=asked):
-                asked.append(boundary)
-                return super().decide(boundary, table)
+            def decide(self, step, view, asked=asked):
+                asked.append(step)
+                return super().decide(step, view)
 
             __repr__ = lambda self: repr(scheduler)
 
@@ -400,7 +417,7 @@ def test_decisions_are_on_disk_and_replayed(kind, tmp_path, full, evolved):
     loaded = rj.SweepResult.load(tmp_path / "run")
     assert without_seconds(loaded) == without_seconds(whole)
     assert loaded.history == done.history
-    assert loaded.reached.tolist() == done.reached.tolist()
+    assert loaded.steps_completed.tolist() == done.steps_completed.tolist()
     done.save(tmp_path / "saved")
     saved = rj.SweepResult.load(tmp_path / "saved")
     for other in (saved, run(tmp_path / "saved")):
@@ -423,7 +440,7 @@ def test_a_lost_or_damaged_decision_is_not_decided_anew(tmp_path, full):
             raise RuntimeError("enough")
 
     go = lambda callback=None: sweep(
-        scheduler=rj.halving(3, 10), path=tmp_path, checkpoint_seconds=0, callback=callback,
+        scheduler=HALVING(3, 10), path=tmp_path, checkpoint_seconds=0, callback=callback,
         **OPTIONS,
     )  # fmt: skip
     with pytest.raises(RuntimeError, match="enough"):
@@ -438,11 +455,11 @@ def test_a_lost_or_damaged_decision_is_not_decided_anew(tmp_path, full):
         with pytest.raises(ValueError, match=rf"after step {step} is missing.*put a copy"):
             go()
         file.write_text(text)
-    assert go().reached.tolist() == np.repeat(survivors(full, [10, 30], 3), 2).tolist()
+    assert go().steps_completed.tolist() == np.repeat(survivors(full, [10, 30], 3), 2).tolist()
 
 
 def test_points_and_seeds_cannot_join_a_folder_with_a_scheduler(tmp_path):
-    given = {"path": tmp_path, "scheduler": rj.halving(3, 10), **OPTIONS}
+    given = {"path": tmp_path, "scheduler": rj.SuccessiveHalving(3, 10), **OPTIONS}
     run = lambda **more: sweep(**given | more)
     run()
     more_points = POINTS + rj.grid(rate=[0.5], decay=[0.9], centered=[False])
@@ -450,7 +467,7 @@ def test_points_and_seeds_cannot_join_a_folder_with_a_scheduler(tmp_path):
         with pytest.raises(ValueError, match="decisions are about its points and seeds"):
             run(**more)
     with pytest.raises(ValueError, match="another scheduler"):
-        run(scheduler=rj.halving(2, 10))
+        run(scheduler=rj.SuccessiveHalving(2, 10))
     with pytest.raises(ValueError, match="another scheduler"):
         run(scheduler=None)
     with pytest.raises(ValueError, match=r"other steps.*What was stopped cannot go on"):
@@ -466,32 +483,32 @@ class Median:
     def __init__(self):
         self.seen = []
 
-    def decide(self, boundary, table):
-        self.seen.append((boundary, table))
-        worse = table.objective.mean(1) > np.nanmedian(table.objective[table.active].mean(1))
-        return rj.Decision(stop=np.flatnonzero(table.active & worse).tolist())
+    def decide(self, step, view):
+        self.seen.append((step, view))
+        worse = view.objective.mean(1) > np.nanmedian(view.objective[view.active].mean(1))
+        return rj.Decision(prune=np.flatnonzero(view.active & worse).tolist())
 
 
 def test_a_scheduler_of_ones_own():
     scheduler = Median()
     result = sweep(scheduler=scheduler, **OPTIONS)
-    assert [boundary for boundary, _ in scheduler.seen] == [10, 20, 30, 40]
-    table = scheduler.seen[1][1]
-    assert isinstance(table, Table)
-    assert table.objective.shape == (12, 2)
-    assert table.points == list(POINTS)
-    assert table.mode == "min"
-    assert table.active.sum() == 6
-    assert np.isnan(table.objective[~table.active]).all()
-    assert len(set(table.structure.tolist())) == 2
-    assert (result.status == "finished").sum() == 2
+    assert [step for step, _ in scheduler.seen] == [10, 20, 30, 40]
+    view = scheduler.seen[1][1]
+    assert isinstance(view, SchedulerView)
+    assert view.objective.shape == (12, 2)
+    assert view.points == list(POINTS)
+    assert view.mode == "min"
+    assert view.active.sum() == 6
+    assert np.isnan(view.objective[~view.active]).all()
+    assert len(set(view.group.tolist())) == 2
+    assert (result.status == "complete").sum() == 2
     assert result.best().point == sweep(**OPTIONS).best().point
 
 
 def answer(what):
     class Own:
-        boundaries = staticmethod(lambda steps: [10])
-        decide = staticmethod(lambda boundary, table: what)
+        rungs = staticmethod(lambda steps: [10])
+        decide = staticmethod(lambda step, view: what)
         __repr__ = lambda self: "Own()"
 
     return Own()
@@ -502,18 +519,18 @@ SAME = next(i for i, p in enumerate(POINTS) if i and p["centered"] == POINTS[0][
 NONSENSE = {
     "no decision": ("stop", r"'stop', wanted a Decision"),
     "a number": (3, "wanted a Decision"),
-    "no list": (rj.Decision(stop="all"), "wanted a list of points"),
-    "unknown point": (rj.Decision(stop=[99]), r"stop with \[99\]"),
-    "negative": (rj.Decision(stop=[-1]), r"stop with \[-1\]"),
-    "no number": (rj.Decision(stop=["a"]), r"stop with \['a'\]"),
-    "all": (rj.Decision(stop=list(range(12))), "that all points stop"),
+    "no list": (rj.Decision(prune="all"), "wanted a list of points"),
+    "unknown point": (rj.Decision(prune=[99]), r"prune with \[99\]"),
+    "negative": (rj.Decision(prune=[-1]), r"prune with \[-1\]"),
+    "no number": (rj.Decision(prune=["a"]), r"prune with \['a'\]"),
+    "all": (rj.Decision(prune=list(range(12))), "that all points are pruned"),
     "no dict": (rj.Decision(copy=[1]), "wanted a dict"),
     "no pair": (rj.Decision(copy={0: 1}), r"wanted \(donor, numbers\)"),
     "unknown donor": (rj.Decision(copy={0: (99, {})}), "wanted two points that go on"),
-    "stopped donor": (rj.Decision(stop=[SAME], copy={0: (SAME, {})}), "two points that go on"),
+    "stopped donor": (rj.Decision(prune=[SAME], copy={0: (SAME, {})}), "two points that go on"),
     "itself": (rj.Decision(copy={0: (0, {})}), "gives and takes"),
     "a chain": (rj.Decision(copy={0: (SAME, {}), SAME: (0, {})}), "gives and takes"),
-    "structure": (rj.Decision(copy={0: (OTHER, {})}), "another structure"),
+    "structure": (rj.Decision(copy={0: (OTHER, {})}), "another static group"),
     "unknown number": (rj.Decision(copy={0: (SAME, {"lr": 1.0})}), r"some of \['rate', 'decay'\]"),
     "a flag": (rj.Decision(copy={0: (SAME, {"centered": True})}), "some of"),
     "no float": (rj.Decision(copy={0: (SAME, {"rate": "x"})}), "wanted finite numbers"),
@@ -528,13 +545,13 @@ def test_nonsense_is_refused_and_what_is_finished_kept(case):
         sweep(scheduler=answer(what), **OPTIONS)
     assert "Own()" in str(caught.value)
     assert "at step 10" in str(caught.value)
-    assert set(caught.value.result.reached) == {10}
+    assert set(caught.value.result.steps_completed) == {10}
 
 
 def test_a_scheduler_may_stop_and_copy_at_once(full):
-    decision = rj.Decision(stop=[OTHER], copy={0: (SAME, {"rate": 0.05})})
+    decision = rj.Decision(prune=[OTHER], copy={0: (SAME, {"rate": 0.05})})
     result = sweep(scheduler=answer(decision), **OPTIONS)
-    assert result.reached.tolist() == [10 if t // 2 == OTHER else 50 for t in range(24)]
+    assert result.steps_completed.tolist() == [10 if t // 2 == OTHER else 50 for t in range(24)]
     assert result.history[0][1] == (10, 2 * SAME, {"rate": 0.05, "decay": POINTS[0]["decay"]})
     others = [t for t in range(24) if t // 2 not in (0, OTHER)]
     np.testing.assert_array_equal(result.metrics["loss"][others], full.metrics["loss"][others])
@@ -546,28 +563,28 @@ def test_none_is_nothing(full):
 
 
 BAD = {
-    "a class": (lambda: sweep(scheduler=rj.halving), "an object with decide"),
+    "a class": (lambda: sweep(scheduler=rj.SuccessiveHalving), "an object with decide"),
     "a word": (lambda: sweep(scheduler="halving"), "an object with decide"),
-    "eta": (lambda: rj.halving(1), "eta must be a whole number of at least 2, got 1"),
-    "first": (lambda: rj.halving(first=0), "first must be"),
-    "first rung": (lambda: sweep(scheduler=rj.halving(first=50)), r"first rung, at 50 steps"),
-    "no space": (lambda: rj.population({}), "at least one distribution"),
-    "no distribution": (lambda: rj.population({"rate": [1]}), "wanted a distribution"),
-    "static": (lambda: rj.population({"n": rj.static(rj.integers(1, 2))}), "structure cannot"),
-    "words": (lambda: rj.population({"n": rj.choice(["a"])}), "structure cannot"),
-    "every": (lambda: rj.population(SPACE, every=0), "every must be"),
-    "fraction": (lambda: rj.population(SPACE, fraction=0.6), r"fraction must be a number in"),
-    "late": (lambda: sweep(scheduler=rj.population(SPACE, every=50)), "no boundary before the end"),
+    "eta": (lambda: HALVING(1), "reduction_factor must be a whole number of at least 2, got 1"),
+    "first": (lambda: rj.SuccessiveHalving(min_steps=0), "min_steps must be"),
+    "first rung": (lambda: sweep(scheduler=HALVING(min_steps=50)), r"first rung, at 50 steps"),
+    "no space": (lambda: rj.PopulationBasedTraining({}), "at least one distribution"),
+    "no distribution": (lambda: rj.PopulationBasedTraining({"rate": [1]}), "wanted a distribution"),
+    "static": (lambda: PBT_OF({"n": rj.static(rj.integers(1, 2))}), "structure cannot"),
+    "words": (lambda: rj.PopulationBasedTraining({"n": rj.choice(["a"])}), "structure cannot"),
+    "every": (lambda: PBT_OF(SPACE, perturbation_interval=0), "perturbation_interval must be"),
+    "fraction": (lambda: PBT_OF(SPACE, quantile_fraction=0.6), "quantile_fraction must be"),
+    "late": (lambda: sweep(scheduler=PBT_OF(SPACE, perturbation_interval=50)), "no rung before"),
     "unread": (
         lambda: rj.sweep(
             rj.Training(lambda hp, k: hp["x"], lambda hp, s, k: (s, {"loss": s + hp["y"]})),
             rj.grid(x=[1.0, 2.0, 3.0, 4.0], y=[1.0]), steps=10, progress=False,
-            scheduler=rj.population({"x": rj.uniform(0, 1)}),
+            scheduler=rj.PopulationBasedTraining({"x": rj.uniform(0, 1)}),
         ),
         "'x', but step never reads it",
     ),
     "unknown": (
-        lambda: sweep(scheduler=rj.population({"lr": rj.uniform(0, 1)})),
+        lambda: sweep(scheduler=rj.PopulationBasedTraining({"lr": rj.uniform(0, 1)})),
         r"'lr', which is no number of the points",
     ),
     "few": (lambda: sweep(points=POINTS[:6], scheduler=PBT), "at least 4 points of each structure"),
@@ -582,7 +599,7 @@ def test_bad_schedulers_are_refused(case):
 
 
 def test_schedulers_print_their_settings_in_full():
-    assert repr(rj.halving()) == "halving(eta=3, first=None)"
+    assert repr(rj.SuccessiveHalving()) == "SuccessiveHalving(reduction_factor=3, min_steps=None)"
     assert "log_uniform(0.001, 1.0)" in repr(PBT)
     assert repr(PBT) == repr(dataclasses.replace(PBT))
 
@@ -596,8 +613,8 @@ class Patient:
     def fingerprint(self):
         return f"Patient({self.when})"
 
-    def decide(self, boundary, table):
-        return rj.Decision(stop=[1]) if boundary == self.when else None
+    def decide(self, step, view):
+        return rj.Decision(prune=[1]) if step == self.when else None
 
 
 @pytest.mark.parametrize("when", [None, 15])
@@ -639,13 +656,15 @@ def test_a_population_does_not_cut_its_numbers_to_ints():
         training, rj.grid(wd=values), steps=10, scheduler=scheduler, progress=False,
         callback=ran.append,
     )  # fmt: skip
-    spread = rj.population({"wd": rj.uniform(0.0, 0.5)}, every=5)
+    spread = rj.PopulationBasedTraining({"wd": rj.uniform(0.0, 0.5)}, perturbation_interval=5)
     with pytest.raises(ValueError, match=r"'wd' must be an axis of floats.*wd=\[0\.0\]"):
         run([0, 0, 0, 0], spread)
     assert ran == []
     result = run([0.0, 0.0, 0.0, 0.0], spread)
     assert any(len(lineage) > 1 for lineage in result.history)
-    whole = run([1, 2, 3, 4], rj.population({"wd": rj.integers(1, 9)}, every=5))
+    whole = run(
+        [1, 2, 3, 4], rj.PopulationBasedTraining({"wd": rj.integers(1, 9)}, perturbation_interval=5)
+    )
     assert {type(part[2]["wd"]) for lineage in whole.history for part in lineage} == {int}
 
 
@@ -655,7 +674,7 @@ def test_an_answer_that_is_not_whole_is_refused_on_an_axis_of_ints(answer):
         def __repr__(self):
             return "Own()"
 
-        def decide(self, boundary, table):
+        def decide(self, step, view):
             return rj.Decision(copy={1: (0, {"wd": answer})})
 
     training = rj.Training(lambda hp, key: 1.0, lambda hp, s, key: (s * hp["wd"], {"loss": s}))
@@ -665,13 +684,18 @@ def test_an_answer_that_is_not_whole_is_refused_on_an_axis_of_ints(answer):
 
 def test_numpy_numbers_are_numbers(tmp_path):
     """In a scheduler's answer, in `checkpoint_seconds`, and in `fraction`."""
-    assert rj.population({"rate": rj.uniform(0.1, 1.0)}, fraction=np.float32(0.5)).fraction == 0.5
+    assert (
+        rj.PopulationBasedTraining(
+            {"rate": rj.uniform(0.1, 1.0)}, quantile_fraction=np.float32(0.5)
+        ).quantile_fraction
+        == 0.5
+    )
 
     class Own:
         def __repr__(self):
             return "Own()"
 
-        def decide(self, boundary, table):
+        def decide(self, step, view):
             return rj.Decision(copy={np.int64(1): (np.int32(0), {"rate": np.float32(0.5)})})
 
     training = rj.Training(lambda hp, key: 1.0, lambda hp, s, key: (s * hp["rate"], {"loss": s}))

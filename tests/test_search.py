@@ -167,20 +167,20 @@ def test_proposals_decisions_and_values_are_those_of_optunas_own_loop(sampler, p
         for _ in range(2)
     ]
     plain_loop(studies[0], 12)
-    result = search(studies[1], in_flight=1)
+    result = search(studies[1], max_concurrent_trials=1)
     assert told(studies[0]) == told(studies[1])
     states = collections.Counter(trial.state for trial in studies[1].trials)
     assert states[TrialState.COMPLETE] > 1
     if pruner in ("median", "hyperband", "halving", "threshold"):
         assert states[TrialState.PRUNED] > 0
-    ways = {"finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED}
+    ways = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED}
     assert [ways[status] for status in result.status] == [t.state for t in studies[1].trials]
-    assert result.reached.tolist() == [trial.last_step for trial in studies[1].trials]
+    assert result.steps_completed.tolist() == [trial.last_step for trial in studies[1].trials]
     assert result.best().objective == studies[1].best_value
 
 
 @pytest.mark.parametrize(
-    ("seeds", "in_flight"),
+    ("seeds", "max_concurrent_trials"),
     [
         *(([0], n) for n in (None, 7)),
         *(([3, 1, 2], n) for n in (1, 3, 40)),
@@ -188,17 +188,19 @@ def test_proposals_decisions_and_values_are_those_of_optunas_own_loop(sampler, p
         *(pytest.param([3, 1, 2], n, marks=pytest.mark.slow) for n in (None, 2, 7)),
     ],
 )
-def test_each_trial_is_the_training_alone_whatever_runs_beside_it(in_flight, seeds):
+def test_each_trial_is_the_training_alone_whatever_runs_beside_it(max_concurrent_trials, seeds):
     pruner = optuna.pruners.PercentilePruner(40.0, n_startup_trials=2)
     study = optuna.create_study(sampler=SAMPLERS["random"](), pruner=pruner)
-    result = search(study, in_flight=in_flight, seeds=seeds, keep_states="all")
+    result = search(
+        study, max_concurrent_trials=max_concurrent_trials, seeds=seeds, keep_states="all"
+    )
     other = optuna.create_study(sampler=SAMPLERS["random"]())
     for trial in study.trials:  # as it proposes where nothing is known
         assert other.ask(rj.search.to_optuna(SPACE)).params == trial.params
-    assert "finished" in result.status
-    assert "stopped" in result.status or in_flight == 40  # no one ends before the others
+    assert "complete" in result.status
+    assert "pruned" in result.status or max_concurrent_trials == 40  # no one ends before the others
     for i, (point, seed) in enumerate(zip(result.point_index, result.seed_index, strict=True)):
-        reached, hp = int(result.reached[i]), result.points[int(point)]
+        reached, hp = int(result.steps_completed[i]), result.points[int(point)]
         state, metrics = alone(training(), hp, seeds[seed], reached)
         np.testing.assert_array_equal(result.metrics["loss"][i, :reached], metrics["loss"])
         assert np.isnan(result.metrics["loss"][i, reached:]).all()
@@ -212,17 +214,17 @@ def test_each_trial_is_the_training_alone_whatever_runs_beside_it(in_flight, see
         assert trial.user_attrs["seeds"] == seeds
         assert trial.user_attrs["seconds"] > 0
         if len(seeds) > 1:
-            np.testing.assert_allclose(trial.user_attrs["spread"], np.std(mine, ddof=1))
+            np.testing.assert_allclose(trial.user_attrs["std"], np.std(mine, ddof=1))
 
 
 @pytest.mark.parametrize("batch_size", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_batches_hold_trials_at_different_steps(batch_size):
     pruner = optuna.pruners.PercentilePruner(40.0, n_startup_trials=2)
     study = optuna.create_study(sampler=SAMPLERS["random"](), pruner=pruner)
-    result = search(study, batch_size=batch_size, in_flight=5, seeds=2)
-    assert {"finished", "stopped"} <= set(result.status)
+    result = search(study, batch_size=batch_size, max_concurrent_trials=5, seeds=2)
+    assert {"complete", "pruned"} <= set(result.status)
     for i, (point, seed) in enumerate(zip(result.point_index, result.seed_index, strict=True)):
-        reached = int(result.reached[i])
+        reached = int(result.steps_completed[i])
         _, metrics = alone(training(), result.points[int(point)], int(seed), reached)
         got = result.metrics["loss"][i, :reached]
         np.testing.assert_allclose(got, metrics["loss"], rtol=1e-3, atol=1e-5)
@@ -331,8 +333,8 @@ def test_a_seed_that_is_not_finite_fails_its_trial_alone():
     assert [t.state.name for t in study.trials] == ["COMPLETE", "FAIL", "COMPLETE"]
     assert study.trials[1].value is None
     assert set(study.trials[1].intermediate_values) == {2, 4}
-    assert result.status.tolist() == ["finished"] * 2 + ["failed"] * 2 + ["finished"] * 2
-    assert result.reached.tolist() == [12, 12, 6, 6, 12, 12]
+    assert result.status.tolist() == ["complete"] * 2 + ["failed"] * 2 + ["complete"] * 2
+    assert result.steps_completed.tolist() == [12, 12, 6, 6, 12, 12]
     assert result.best().point == {"x": 1.0}
 
 
@@ -376,11 +378,11 @@ def test_callbacks_are_called_once_a_trial_and_may_stop_the_study():
             study.stop()
 
     study = optuna.create_study(sampler=SAMPLERS["random"]())
-    result = of_values(study, n_trials=50, callbacks=[stop_at_four], in_flight=3)
+    result = of_values(study, n_trials=50, study_callbacks=[stop_at_four], max_concurrent_trials=3)
     assert sorted(seen) == list(range(6))  # what was under way went on to its end
     assert len(result) == len(study.trials) == 6
     at_most = optuna.study.MaxTrialsCallback(10, states=[TrialState.COMPLETE])
-    of_values(study, n_trials=50, callbacks=[at_most], in_flight=1)
+    of_values(study, n_trials=50, study_callbacks=[at_most], max_concurrent_trials=1)
     assert len(study.trials) == 10
     with pytest.raises(RuntimeError, match=r"Study\.stop"):
         study.stop()  # the study is as it was
@@ -409,13 +411,13 @@ def test_a_callback_that_raises_is_called_once_a_trial(state, kind):
     with pytest.raises((rj.SweepInterrupted, RuntimeError)) as caught:
         rj.search.optimize(
             rj.Training(lambda hp, key: jnp.zeros(()), step), study, {"x": rj.uniform(0.0, 4.0)},
-            n_trials=4, steps=4, evaluate_every=2, callbacks=[fail], progress=False,
+            n_trials=4, steps=4, evaluate_every=2, study_callbacks=[fail], progress=False,
         )  # fmt: skip
     numbers = [number for number, _ in calls]
     assert len(numbers) == len(set(numbers))
     assert (2, state) in calls
     assert not [trial for trial in study.trials if trial.state == TrialState.RUNNING]
-    status = {"COMPLETE": "finished", "PRUNED": "stopped", "FAIL": "failed"}[state]
+    status = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}[state]
     assert caught.value.result.status[2] == status
 
 
@@ -424,7 +426,7 @@ def test_where_all_are_pruned_the_error_says_so():
         sampler=SAMPLERS["random"](), pruner=optuna.pruners.ThresholdPruner(upper=-1.0)
     )
     result = search(study, n_trials=2)
-    assert set(result.status) == {"stopped"}
+    assert set(result.status) == {"pruned"}
     with pytest.raises(ValueError, match=r"all 2 trials were pruned.*study\.best_trial"):
         result.best()
 
@@ -488,14 +490,14 @@ def test_an_interruption_tells_what_is_finished_and_fails_what_is_not(kind):
 
     raised = rj.SweepInterrupted if kind is KeyboardInterrupt else kind
     with pytest.raises(raised) as caught:
-        search(study, n_trials=40, in_flight=3, callback=interrupt)
+        search(study, n_trials=40, max_concurrent_trials=3, callback=interrupt)
     result = caught.value.result
     states = collections.Counter(trial.state for trial in study.trials)
     assert states[TrialState.RUNNING] == 0
-    assert states[TrialState.COMPLETE] == (result.status == "finished").sum() > 0
+    assert states[TrialState.COMPLETE] == (result.status == "complete").sum() > 0
     assert states[TrialState.FAIL] > 0
     told = [trial.value for trial in study.trials if trial.value is not None]
-    assert set(told) == set(result.objective[result.status == "finished"])
+    assert set(told) == set(result.objective[result.status == "complete"])
 
 
 # A static group that does not work.
@@ -533,7 +535,7 @@ KINDS = {"x": rj.uniform(0.0, 1.0), "kind": rj.choice(["good", "bad"])}
 def of_kinds(study, kinds, train, **options):
     for i, kind in enumerate(kinds):
         study.enqueue_trial({"kind": kind, "x": 0.5 / (i + 1)})
-    given = {"n_trials": len(kinds), "progress": False, "in_flight": 2}
+    given = {"n_trials": len(kinds), "progress": False, "max_concurrent_trials": 2}
     return rj.search.optimize(train, study, KINDS, **given | options)
 
 
@@ -546,7 +548,7 @@ def test_what_is_caught_fails_one_study_trial(where, capsys):
     assert [trial.state.name for trial in study.trials] == states
     assert sorted(told) == [0, 1, 2, 3, 4]
     assert result.best().point["x"] == pytest.approx(0.1)
-    assert (result.status == "finished").sum() == 3
+    assert (result.status == "complete").sum() == 3
     for trial in study.trials:
         assert ("cause" in trial.user_attrs) == (trial.state == TrialState.FAIL)
     assert capsys.readouterr().err.count("search: study trial") == 2
@@ -607,7 +609,7 @@ def test_one_of_many_groups_is_caught_wherever_it_is():
     for size in (400, 3, 3, 300):
         study.enqueue_trial({"size": size})
     result = rj.search.optimize(
-        train, study, space, n_trials=4, progress=False, catch=TypeError, in_flight=1
+        train, study, space, n_trials=4, progress=False, catch=TypeError, max_concurrent_trials=1
     )
     assert [t.state.name for t in study.trials] == ["COMPLETE", "FAIL", "FAIL", "COMPLETE"]
     assert [point["size"] for point in result.points] == [400, 300]
@@ -667,12 +669,12 @@ def test_a_trial_that_another_worker_took_over_is_told_once(sqlite):
 
     told = []
     result = search(
-        study, n_trials=4, in_flight=2, callback=take_over,
-        callbacks=[lambda study, trial: told.append(trial.number)],
+        study, n_trials=4, max_concurrent_trials=2, callback=take_over,
+        study_callbacks=[lambda study, trial: told.append(trial.number)],
     )  # fmt: skip
     assert [t.state.name for t in study.trials] == ["COMPLETE", "FAIL", "FAIL", "COMPLETE"]
     assert told == [0, 3]
-    assert result.reached.tolist() == [STEPS, 10, STEPS, STEPS]
+    assert result.steps_completed.tolist() == [STEPS, 10, STEPS, STEPS]
 
 
 class Away:
@@ -707,7 +709,7 @@ def test_a_database_that_is_away_now_and_then_is_told_once(monkeypatch, capsys):
     study = optuna.create_study(sampler=SAMPLERS["random"](), pruner=PRUNERS["median"]())
     study._storage = away = Away(study._storage, np.random.default_rng(0))
     told = []
-    result = search(study, callbacks=[lambda study, trial: told.append(trial.number)])
+    result = search(study, study_callbacks=[lambda study, trial: told.append(trial.number)])
     assert away.drops > 20
     finished = [t for t in study.trials if t.state != TrialState.RUNNING]
     # An ask that was written and not answered leaves a trial that no one has.
@@ -763,7 +765,7 @@ def test_a_database_that_is_wrong_is_not_waited_for(message, sqlite, capsys):
     start = time.monotonic()
     with pytest.raises(optuna.exceptions.StorageInternalError) as caught:
         of_values(
-            study, callbacks=[spoil], in_flight=1, n_trials=100,
+            study, study_callbacks=[spoil], max_concurrent_trials=1, n_trials=100,
             attributes={f"{i}{'x' * 500}": "loss" for i in range(4)},  # a database grows by pages
         )  # fmt: skip
     assert time.monotonic() - start < 60
@@ -786,7 +788,7 @@ def test_a_database_that_is_locked_is_waited_for_and_the_cause_is_said(tmp_path,
             other.execute("BEGIN EXCLUSIVE")
             threading.Timer(0.6, other.execute, ["ROLLBACK"]).start()
 
-    result = of_values(study, n_trials=4, in_flight=1, callbacks=[lock])
+    result = of_values(study, n_trials=4, max_concurrent_trials=1, study_callbacks=[lock])
     assert len(result) == 4
     said = [line for line in capsys.readouterr().err.splitlines() if "does not answer" in line]
     assert said
@@ -809,7 +811,7 @@ def test_a_database_that_stays_away_ends_the_search_with_what_is_finished(monkey
             monkeypatch.setattr(study._storage, "create_new_trial", gone)
 
     with pytest.raises(OperationalError) as caught:
-        of_values(study, callbacks=[go], in_flight=1)
+        of_values(study, study_callbacks=[go], max_concurrent_trials=1)
     assert "no route to host" in capsys.readouterr().err
     assert "did not answer for 0.3 s" in "".join(caught.value.__notes__)
     assert len(caught.value.result) == 4
@@ -833,7 +835,7 @@ REFUSED = {
         {"space": SPACE | {"1 - decay": rj.uniform(0, 1)}}, "would share names",
     ),
     "no trials": ({"n_trials": 0}, "n_trials must be an int of at least 1"),
-    "in_flight": ({"in_flight": 0}, "in_flight must be an int"),
+    "max_concurrent_trials": ({"max_concurrent_trials": 0}, "max_concurrent_trials must be an int"),
     "objective": ({"objective": "accuracy"}, "the objective is 'accuracy'"),
     "objectives": ({"objective": ("loss", "validation")}, "1 directions, and objective names 2"),
     "steps": ({"steps": None}, "a Training needs steps"),
@@ -867,7 +869,7 @@ def test_an_asked_value_that_cannot_be_is_named_and_its_trial_fails():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Optuna says that it is out of range
         with pytest.raises(ValueError, match="'rate' has 1e\\+300") as caught:
-            of_values(study, in_flight=1)
+            of_values(study, max_concurrent_trials=1)
     assert [t.state.name for t in study.trials] == ["COMPLETE", "FAIL"]
     assert len(caught.value.result) == 1
 
@@ -878,7 +880,9 @@ def test_more_structures_than_are_looked_at_before():
 
     space = {"size": rj.static(rj.integers(1, 500)), "x": rj.uniform(0, 1)}
     study = optuna.create_study(sampler=SAMPLERS["random"]())
-    result = rj.search.optimize(train, study, space, n_trials=3, in_flight=2, progress=False)
+    result = rj.search.optimize(
+        train, study, space, n_trials=3, max_concurrent_trials=2, progress=False
+    )
     for trial, point in zip(study.trials, result.points, strict=True):
         np.testing.assert_allclose(trial.value, point["size"] + np.float32(point["x"]))
 
@@ -900,10 +904,10 @@ def test_structures_of_other_lengths():
         for one in long:
             study.enqueue_trial({"long": one})
         result = rj.search.optimize(
-            train, study, space, n_trials=len(long), every=3, progress=False
+            train, study, space, n_trials=len(long), record_every=3, progress=False
         )
         points = [result.points[i] for i in range(len(long))]
-        theirs = rj.sweep(train, points, every=3, progress=False)
+        theirs = rj.sweep(train, points, record_every=3, progress=False)
         assert result.steps["loss"].tolist() == theirs.steps["loss"].tolist()
         np.testing.assert_array_equal(result.metrics["loss"], theirs.metrics["loss"])
         assert [t.value for t in study.trials] == theirs.objective.tolist()
@@ -925,13 +929,13 @@ def test_what_a_search_found_is_saved_loaded_retrained_and_tabled(tmp_path):
         for ours, theirs in zip(plain(found), plain(state), strict=True):
             np.testing.assert_array_equal(ours, theirs)
     np.testing.assert_array_equal(
-        metrics["loss"], result.metrics["loss"][(result.point_index == best.place)][1]
+        metrics["loss"], result.metrics["loss"][(result.point_index == best.index)][1]
     )
     table = result.to_dataframe()
     assert len(table) == 24
     assert set(table["status"]) == set(result.status)
     assert set(result.to_xarray().status.values.ravel()) <= {*result.status, ""}
-    assert "stopped" in result._repr_html_()
+    assert "pruned" in result._repr_html_()
     rj.plots.curves(result, "validation")
 
 
@@ -1129,7 +1133,7 @@ def test_infeasible_points_rank_after_feasible_ones(sampler, tmp_path):
     assert 0 < result.feasible.sum() < 16
     best = result.best()
     assert best.point["rate"] == rates[rates <= 0.5].max()
-    assert best.place == study.best_trial.number
+    assert best.index == study.best_trial.number
     assert best.objective == study.best_value
     result.state(best)  # the only one that is kept
     with pytest.raises(ValueError, match="was not kept"):
@@ -1160,7 +1164,7 @@ def test_constraints_of_pruned_trials_and_of_several_directions():
     study = of_constraints("nsga", directions=["minimize", "minimize"])
     result = constrained(study, objective=("loss", "size"), n_trials=6)
     assert [trial.number for trial in study.best_trials]
-    assert result.best(by="loss").place in {trial.number for trial in study.best_trials}
+    assert result.best(by="loss").index in {trial.number for trial in study.best_trials}
 
 
 @pytest.mark.skipif(not hasattr(optuna.Trial, "set_constraint"), reason="needs Optuna 5")
@@ -1177,7 +1181,7 @@ def test_constraints_of_optuna_5_and_what_matters_among_feasible_points():
         study.enqueue_trial({"rate": rate, "wide": wide})
     result = rj.search.optimize(train, study, VALUES, n_trials=3, progress=False)
     assert result.feasible.tolist() == [False, True, True]
-    assert result.best().place == study.best_trial.number == 1
+    assert result.best().index == study.best_trial.number == 1
     assert result.sensitivity()["wide"] == pytest.approx(0.95)  # each value at its best: 1.55 − 0.6
 
 
@@ -1425,7 +1429,7 @@ def test_two_workers_share_a_file(kind, sqlite, tmp_path):
     assert len(study.trials) == 8
     assert all(trial.state.is_finished() for trial in study.trials)
     values = {trial.value for trial in study.trials if trial.state == TrialState.COMPLETE}
-    ours = [one.objective[one.status == "finished"] for one in (first, *found)]
+    ours = [one.objective[one.status == "complete"] for one in (first, *found)]
     assert values == set(np.concatenate(ours).tolist())
 
 

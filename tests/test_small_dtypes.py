@@ -107,7 +107,7 @@ def test_states_come_back_from_devices_and_files(name, kept, tmp_path):
     path = None if kept == "in memory" else tmp_path / "folder"
     options |= {"keep_states": "all", "checkpoint_seconds": 0}
     if kept == "with a scheduler":
-        options["scheduler"] = rj.halving(2, 2)
+        options["scheduler"] = rj.SuccessiveHalving(2, 2)
 
     def fail(report):
         if report[0].step == 4:
@@ -152,8 +152,8 @@ def test_a_float_without_nan_is_not_filled_with_it():
     with pytest.raises(ValueError, match="'series' differs between structures"):
         rj.sweep(train, lengths, progress=False)
     few, options = training("float4_e2m1fn")
-    result = sweep(few, scheduler=rj.halving(2, 2), **options)
-    assert result.status.tolist() == ["finished", "stopped"]
+    result = sweep(few, scheduler=rj.SuccessiveHalving(2, 2), **options)
+    assert result.status.tolist() == ["complete", "pruned"]
     assert bits(result.metrics["first"][1, 2:]) == bits(np.zeros(2, "float4_e2m1fn"))
 
 

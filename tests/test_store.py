@@ -47,7 +47,7 @@ def same(a, b):
     np.testing.assert_array_equal(a.objective, b.objective)
     np.testing.assert_array_equal(a.point_index, b.point_index)
     np.testing.assert_array_equal(a.seed_index, b.seed_index)
-    np.testing.assert_array_equal(a.reached, b.reached)
+    np.testing.assert_array_equal(a.steps_completed, b.steps_completed)
     np.testing.assert_array_equal(a.status, b.status)
     assert a.history == b.history
 
@@ -179,7 +179,7 @@ def steps_on_disk(folder, kind):
                 at = int(point), bits[int(seed)]
                 found[at] = max(found.get(at, 0), int(step))
     for trial, status in enumerate(result.status):
-        if status == "stopped" or result.reached[trial] == killed.STEPS:
+        if status == "pruned" or result.steps_completed[trial] == killed.STEPS:
             seed = result.seeds[result.seed_index[trial]]
             found[int(result.point_index[trial]), bits[seed]] = np.inf
     return found
@@ -205,7 +205,7 @@ def check_what_ran(ran, before, after, kind):
 
 def all_steps(result):
     """Of trainings, as the log has them."""
-    each = zip(result.point_index, result.seed_index, result.reached, strict=True)
+    each = zip(result.point_index, result.seed_index, result.steps_completed, strict=True)
     return {
         f"{p} {bits_of(result.seeds[s])} {step}"
         for p, s, reached in each

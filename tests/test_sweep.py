@@ -255,7 +255,7 @@ def test_best_is_trained_again_by_its_record():
     means = result.objective.reshape(-1, 3).mean(1)
     assert best.point == POINTS[int(means.argmin())]
     assert best.objective == pytest.approx(means.min())
-    assert best.spread == pytest.approx(result.objective.reshape(-1, 3)[means.argmin()].std(ddof=1))
+    assert best.std == pytest.approx(result.objective.reshape(-1, 3)[means.argmin()].std(ddof=1))
     again = [float(train(best.hp, key)["loss"][-1]) for key in best.keys]
     assert np.mean(again) == pytest.approx(best.objective, rel=1e-5)
     assert rj.sweep(train, POINTS, mode="max", progress=False).best().point != best.point
@@ -591,16 +591,16 @@ def test_every_keeps_what_is_no_series_of_steps_whole():
     }
     shapes = lambda result: {name: x.shape[1:] for name, x in result.metrics.items()}
     whole = {"loss": (5,), "params": (4,), "long": (100,), "evaluations": (5,), "end": ()}
-    assert shapes(rj.sweep(train, ONE, every=10, progress=False)) == whole
-    by_name = rj.sweep(train, ONE, every={"loss": 25, "long": 50}, progress=False)
+    assert shapes(rj.sweep(train, ONE, record_every=10, progress=False)) == whole
+    by_name = rj.sweep(train, ONE, record_every={"loss": 25, "long": 50}, progress=False)
     assert shapes(by_name) == whole | {"loss": (2,), "long": (2,)}
     assert by_name.steps["long"].tolist() == [50, 100]
-    by_length = rj.sweep(train, ONE, objective="end", every=50, progress=False)
+    by_length = rj.sweep(train, ONE, objective="end", record_every=50, progress=False)
     assert shapes(by_length) == whole | {"loss": (50,), "long": (2,)}
     with pytest.raises(ValueError, match=r"every names \['end'\]"):
-        rj.sweep(train, ONE, every={"end": 2}, progress=False)
+        rj.sweep(train, ONE, record_every={"end": 2}, progress=False)
     with pytest.raises(ValueError, match=r"every\['loss'\] must be an int of at least 1"):
-        rj.sweep(train, ONE, every={"loss": 0}, progress=False)
+        rj.sweep(train, ONE, record_every={"loss": 0}, progress=False)
 
 
 # hp is read in any way that a dict is.

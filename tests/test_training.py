@@ -60,8 +60,8 @@ def test_any_segments_are_bit_for_bit_the_whole_run(expected, evaluate_every, de
     assert result.steps["validation"].tolist() == at
     assert result.steps["loss"].tolist() == list(range(1, 51))
     assert result.metrics["seen"].tolist() == [at] * len(result)
-    assert set(result.status) == {"finished"}
-    assert set(result.reached) == {50}
+    assert set(result.status) == {"complete"}
+    assert set(result.steps_completed) == {50}
 
 
 def test_evaluate_gets_the_state_and_a_key_of_its_own(expected):
@@ -101,7 +101,7 @@ def test_each_piece_of_a_structure_compiles_once():
     assert len(compiled) == 6  # two structures × init, segment, evaluate
     with compiles() as compiled:
         sweep(training, **options)
-        sweep(training, scheduler=rj.halving(first=7), **options)
+        sweep(training, scheduler=rj.SuccessiveHalving(min_steps=7), **options)
     assert not compiled
 
 
@@ -313,7 +313,7 @@ def test_a_result_with_states_is_copied_and_pickled():
 
 
 def test_a_point_is_trained_again(expected):
-    result = sweep(seeds=[3, 1], every=7)
+    result = sweep(seeds=[3, 1], record_every=7)
     record = result.top(5)[4]
     i = result.points.index_of(record.point)
     for seed in (3, 1):
@@ -332,7 +332,7 @@ def test_a_point_is_trained_again(expected):
 
 @pytest.mark.parametrize("every", [1, 7, 50])
 def test_every_thins_what_step_returns(every, expected):
-    result = sweep(every=every, seeds=[3], evaluate_every=25)
+    result = sweep(record_every=every, seeds=[3], evaluate_every=25)
     at = [t for t in range(1, 51) if t % every == 0 or t == 50]
     assert result.steps["loss"].tolist() == at
     assert result.steps["validation"].tolist() == [25, 50]
@@ -343,7 +343,7 @@ def test_every_thins_what_step_returns(every, expected):
 
 
 def test_objectives_of_steps_and_of_evaluations_and_functions():
-    by_step = sweep(objective="loss", every=7)
+    by_step = sweep(objective="loss", record_every=7)
     whole = sweep(objective="loss")
     np.testing.assert_array_equal(by_step.objective, whole.metrics["loss"][:, -1])
     by_function = sweep(objective=lambda m: m["loss"].min() + len(m["validation"]))
@@ -397,7 +397,7 @@ def test_an_exception_of_the_callback_stops_the_sweep_and_keeps_what_is_finished
     with pytest.raises(RuntimeError, match="enough") as caught:
         sweep(callback=stop, path=tmp_path, checkpoint_seconds=0, **options)
     result = caught.value.result
-    assert (result.status == "finished").sum() >= 3
+    assert (result.status == "complete").sum() >= 3
     again = sweep(path=tmp_path, checkpoint_seconds=0, **options)
     whole = sweep(**options)
     np.testing.assert_array_equal(again.metrics["loss"], whole.metrics["loss"])
@@ -409,7 +409,11 @@ def test_the_bar_counts_steps(capsys):
     assert f"{12 * 50}/{12 * 50}" in bar
     assert "finished 12, stopped 0, failed 0, best 0." in bar
     assert "/600" in bar
-    sweep(progress=True, evaluate_every=10, scheduler=rj.halving(eta=3, first=10))
+    sweep(
+        progress=True,
+        evaluate_every=10,
+        scheduler=rj.SuccessiveHalving(reduction_factor=3, min_steps=10),
+    )
     bar = capsys.readouterr().err
     total = 8 * 10 + 2 * 30 + 2 * 50
     assert f"{total}/{total}" in bar
@@ -417,19 +421,23 @@ def test_the_bar_counts_steps(capsys):
 
 
 def test_tables_say_how_far_trials_came():
-    table = sweep(seeds=2, scheduler=rj.halving(eta=3, first=10)).to_dataframe()
+    table = sweep(
+        seeds=2, scheduler=rj.SuccessiveHalving(reduction_factor=3, min_steps=10)
+    ).to_dataframe()
     names = ["rate", "decay", "centered", "seed", "count", "loss", "seen", "validation"]
-    assert list(table) == [*names, "objective", "failed", "status", "reached"]
-    assert (table["reached"] == table["seen"]).all()
-    assert table[table.status == "finished"]["reached"].unique().tolist() == [50]
+    assert list(table) == [*names, "objective", "failed", "status", "steps_completed"]
+    assert (table["steps_completed"] == table["seen"]).all()
+    assert table[table.status == "complete"]["steps_completed"].unique().tolist() == [50]
     assert (table["objective"] == table["validation"]).all()
     assert not table["failed"].any()
-    data = sweep(seeds=2, scheduler=rj.halving(eta=3, first=10), evaluate_every=25).to_xarray()
+    data = sweep(
+        seeds=2, scheduler=rj.SuccessiveHalving(reduction_factor=3, min_steps=10), evaluate_every=25
+    ).to_xarray()
     assert data.sizes["step_loss"] == 50
     assert data.step_validation.values.tolist() == [10, 25, 30, 50]
-    assert np.isnan(data.validation.values[data.reached.values == 10][:, 1:]).all()
-    assert np.isfinite(data.validation.values[data.reached.values == 50]).all()
-    assert set(data.status.values.reshape(-1).tolist()) == {"finished", "stopped"}
+    assert np.isnan(data.validation.values[data.steps_completed.values == 10][:, 1:]).all()
+    assert np.isfinite(data.validation.values[data.steps_completed.values == 50]).all()
+    assert set(data.status.values.reshape(-1).tolist()) == {"complete", "pruned"}
 
 
 # What is refused, before anything runs.
@@ -576,7 +584,7 @@ def test_options_that_do_not_fit_are_refused(case):
     [
         {"steps": 3},
         {"evaluate_every": 3},
-        {"scheduler": rj.halving()},
+        {"scheduler": rj.SuccessiveHalving()},
         {"keep_states": 2},
         {"keep_states": "all"},
         {"keep_states": 0},
@@ -609,8 +617,8 @@ def test_failed_trials_run_to_their_end_and_are_marked():
         lambda hp, s, key: (jnp.where(hp["x"] > 1, jnp.nan, s), {"loss": s}),
     )
     result = rj.sweep(training, X, steps=4, progress=False)
-    assert result.status.tolist() == ["finished", "failed"]
-    assert result.reached.tolist() == [4, 4]
+    assert result.status.tolist() == ["complete", "failed"]
+    assert result.steps_completed.tolist() == [4, 4]
     assert result.best().point == {"x": 1.0}
     assert result.state({"x": 1.0}) == 1.0
 

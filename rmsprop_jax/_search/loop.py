@@ -63,7 +63,7 @@ from rmsprop_jax._sweep.sweep import SweepInterrupted
 from rmsprop_jax._sweep.tracing import Group, Traces, group_points, trace_train, trace_training
 from rmsprop_jax._sweep.training import Training
 
-OWN_ATTRIBUTES = {"seeds", "seconds", "spread", "cause"}
+OWN_ATTRIBUTES = {"seeds", "seconds", "std", "cause"}
 """That a study trial is given here."""
 WAVES = 8  # where an accelerator's memory alone would bound how many trials are asked at once
 
@@ -72,16 +72,16 @@ class Asked(NamedTuple):
     """The arguments of `optimize`, as they were given."""
 
     n_trials: Any
-    in_flight: Any
+    max_concurrent_trials: Any
     seeds: Any
     objective: Any
     args: Any
     batch_size: Any
     devices: Any
     progress: bool
-    every: Any
+    record_every: Any
     callback: Any
-    callbacks: Any
+    study_callbacks: Any
     catch: Any
     attributes: Any
     steps: Any
@@ -129,9 +129,9 @@ class Search:
             check_storable(space)
         self._count = count("n_trials", asked.n_trials)
         self._catch, self._asks = _catch(asked.catch), 0
-        self._in_flight = asked.in_flight
-        if asked.in_flight is not None:
-            self._in_flight = count("in_flight", asked.in_flight)
+        self._in_flight = asked.max_concurrent_trials
+        if asked.max_concurrent_trials is not None:
+            self._in_flight = count("max_concurrent_trials", asked.max_concurrent_trials)
         self._seeds, self._args = checked_seeds(asked.seeds), asked.args
         check_args(asked.args)
         check_callback(asked.callback)
@@ -167,7 +167,7 @@ class Search:
         metrics = [series(one, stages) for one in self._traces]
         objectives = _objectives(asked.objective, study)
         first = objectives[0] if isinstance(objectives[0], str) else None
-        every = checked_every(asked.every, metrics, first, stages)
+        every = checked_every(asked.record_every, metrics, first, stages)
         nothing = Fingerprint(groups, self._traces, self._args, needed=False)
         groups = [group._replace(indices=[]) for group in groups]
         self._runs: list[Structure | Exception | None] = [None for _ in groups]
@@ -202,7 +202,7 @@ class Search:
         self._keeper = Keeper(
             self._plan, self.ledger, specs, keep, math.inf, None, False, self._processes
         )
-        self.book = Book(study, axes, _callbacks(asked.callbacks))
+        self.book = Book(study, axes, _callbacks(asked.study_callbacks))
         self._attributes = _attributes(asked.attributes, self._plan)
         self._placed: Any = None
         self._flying: dict[int, Flying] = {}
@@ -306,8 +306,10 @@ class Search:
 
     def _check_room(self) -> None:
         if self._is_stepwise:
-            in_flight = min(self._in_flight, self._count) * len(self._seeds)
-            self._keeper.check_room(False, in_flight, None, "a smaller in_flight")
+            max_concurrent_trials = min(self._in_flight, self._count) * len(self._seeds)
+            self._keeper.check_room(
+                False, max_concurrent_trials, None, "a smaller max_concurrent_trials"
+            )
 
     def _most_jobs(self) -> int:
         """That may share a call."""
@@ -480,7 +482,7 @@ class Search:
         """Report a trial and ask, or tell how it ended; whether it goes on."""
         trials = self._plan.trials_of([flying.number])
         values = self.ledger.judged(trials)
-        step = int(self.ledger.trials.reached[trials[0]])
+        step = int(self.ledger.trials.steps_completed[trials[0]])
         is_whole, is_over = bool(np.isfinite(values).all()), bool(self.ledger.finished[trials[0]])
         # Where the trial is lost its numbers are kept, and the study has them from another.
         with contextlib.suppress(LostError):
@@ -516,7 +518,7 @@ class Search:
         if not np.isfinite(values).all():
             state = TrialState.FAIL
         elif len(values) > 1:
-            attributes["spread"] = float(values.std(ddof=1))
+            attributes["std"] = float(values.std(ddof=1))
         if state != TrialState.FAIL and is_over:
             state, means = TrialState.COMPLETE, list(map(mean, self._aims))
         told = self.book.tell(flying.trial, state, means, attributes)
@@ -638,6 +640,6 @@ def _refuse_pruner(pruner: Any) -> None:
 def _callbacks(callbacks: Any) -> list[Any]:
     if not isinstance(callbacks, list | tuple) or not all(map(callable, callbacks)):
         raise ValueError(
-            f"callbacks must be a list of functions (study, frozen trial), got {callbacks!r}."
+            f"study_callbacks must be a list of functions (study, frozen trial), got {callbacks!r}."
         )
     return list(callbacks)

@@ -26,7 +26,7 @@ class Counts(enum.Enum):
 ARGUMENTS = dict.fromkeys(
     (
         *("points", "seeds", "objective", "mode", "args", "batch_size", "devices"),
-        *("path", "every", "steps", "evaluate_every", "scheduler", "keep_states", "batches"),
+        *("path", "record_every", "steps", "evaluate_every", "scheduler", "keep_states", "batches"),
         *("checkpoint_seconds", "train"),  # last, since its programs follow from others
     ),
     Counts.ALL,

@@ -142,11 +142,13 @@ def checked_every(
     if isinstance(every, Mapping):
         if unknown := set(every) - set(has_steps):
             raise ValueError(
-                f"every names {sorted(unknown)}, but the metrics with one value a step are "
+                f"record_every names {sorted(unknown)}, but the metrics with one value a step are "
                 f"{sorted(has_steps)}."
             )
-        return {name: k for name, x in every.items() if (k := count(f"every[{name!r}]", x)) > 1}
-    every = count("every", every)
+        return {
+            name: k for name, x in every.items() if (k := count(f"record_every[{name!r}]", x)) > 1
+        }
+    every = count("record_every", every)
     if every == 1 or not has_steps:
         return {}
     # Another 1-D metric may be no series of steps: parameters, or the evaluations beside them.
@@ -187,7 +189,9 @@ def check_same_metrics(groups: list[Group], traces: list[Traces], points: Points
                     "names, ranks and dtypes for all, and integers of the same length (floats may "
                     "differ in length: NaN follows the last)."
                 )
-    if traces[0].state is not None and (clash := {"status", "reached"} & {*first, *points.names}):
+    if traces[0].state is not None and (
+        clash := {"status", "steps_completed"} & {*first, *points.names}
+    ):
         raise ValueError(f"{sorted(clash)}: a training's results have columns of that name.")
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from rmsprop_jax._sweep.checks import warn_caller
 from rmsprop_jax._sweep.plan import FAILED, STOPPED, Plan
 from rmsprop_jax._sweep.processes import Processes
-from rmsprop_jax._sweep.schedulers import Decision, Scheduler, Table
+from rmsprop_jax._sweep.schedulers import Decision, Scheduler, SchedulerView
 from rmsprop_jax._sweep.values import is_int, is_real
 
 
@@ -69,7 +69,7 @@ class Decisions:
         self.known = [Decided.decode(one) for one in processes.tell("decisions", list(known))]
 
     def at(
-        self, boundary: int, table: Callable[[], Table], before: Callable[[Decided], None]
+        self, boundary: int, table: Callable[[], SchedulerView], before: Callable[[Decided], None]
     ) -> Decided:
         """What was, or now is, decided at a boundary.
 
@@ -100,7 +100,7 @@ class Decisions:
         self.known.append(decided)
         return decided
 
-    def _checked(self, boundary: int, table: Table, answer: Any) -> Decided:
+    def _checked(self, boundary: int, table: SchedulerView, answer: Any) -> Decided:
         """ValueError for an answer that cannot be followed."""
 
         def refuse(what: str):
@@ -110,16 +110,16 @@ class Decisions:
 
         answer = Decision() if answer is None else answer
         if not isinstance(answer, Decision):
-            refuse(f"{answer!r}, wanted a Decision(stop=..., copy=...) or None.")
+            refuse(f"{answer!r}, wanted a Decision(prune=... or None.")
         known, active = range(len(table.points)), table.active
         is_point = lambda x: is_int(x) and x in known and active[x]
-        if not isinstance(answer.stop, Sequence | np.ndarray) or isinstance(answer.stop, str):
-            refuse(f"stop={answer.stop!r}, wanted a list of points.")
-        if bad := [x for x in answer.stop if not is_point(x)]:
-            refuse(f"stop with {bad}, wanted numbers of points that still run.")
-        stop = {int(x) for x in answer.stop}
+        if not isinstance(answer.prune, Sequence | np.ndarray) or isinstance(answer.prune, str):
+            refuse(f"prune={answer.prune!r}, wanted a list of points.")
+        if bad := [x for x in answer.prune if not is_point(x)]:
+            refuse(f"prune with {bad}, wanted numbers of points that still run.")
+        stop = {int(x) for x in answer.prune}
         if len(stop) == active.sum():
-            refuse("that all points stop.")
+            refuse("that all points are pruned.")
         if not isinstance(answer.copy, Mapping):
             refuse(f"copy={answer.copy!r}, wanted a dict from points to (donor, numbers).")
         copies = {}
@@ -131,8 +131,8 @@ class Decisions:
                 refuse(f"that {point!r} copies {donor!r}, wanted two points that go on.")
             if donor in answer.copy:
                 refuse(f"that {donor} gives and takes: a donor copies from no one.")
-            if table.structure[point] != table.structure[donor]:
-                refuse(f"that {point} copies {donor}, a point of another structure.")
+            if table.group[point] != table.group[donor]:
+                refuse(f"that {point} copies {donor}, a point of another static group.")
             copies[int(point)] = (
                 int(donor),
                 self._numbers(table, int(point), int(donor), new, refuse),
@@ -142,7 +142,7 @@ class Decisions:
         objective = [list(map(plain, row)) for row in table.objective.tolist()]
         return Decided(boundary, {x: why(x) for x in sorted(stop)}, copies, objective)
 
-    def _numbers(self, table: Table, point: int, donor: int, new: Any, refuse: Any) -> dict:
+    def _numbers(self, table: SchedulerView, point: int, donor: int, new: Any, refuse: Any) -> dict:
         """All numbers with which a point goes on."""
         points = self._plan.points
         traced = list(points.traced(point))
@@ -157,7 +157,7 @@ class Decisions:
                 f"{bad} for {point}, but the axis {name!r} has ints, so that the numbers must be "
                 f"whole. Write its values as floats, such as {name}=[{float(x)}]."
             )
-        of_donor = self._of_init_only[table.structure[point]]
+        of_donor = self._of_init_only[table.group[point]]
         own = lambda name: table.points[donor if name in of_donor else point][name]
         whole = lambda name, x: int(x) if is_int_axis(name) else float(x)
         return {name: whole(name, new.get(name, own(name))) for name in traced}

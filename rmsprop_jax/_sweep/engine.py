@@ -62,7 +62,7 @@ def one_after_another(run: Run, structures: Structures) -> None:
     assert stages is not None
     for structure, trials, held_up in structures:
         watch = clock()
-        for live in structure.form(trials, ledger.trials.reached[trials]):
+        for live in structure.form(trials, ledger.trials.steps_completed[trials]):
             structure.begin(live, ledger.numbers, keeper.take(live.trials) if live.step else None)
             pending: collections.deque = collections.deque()
             while live.step < stages.steps or pending:
@@ -196,7 +196,7 @@ def boundary_by_boundary(
     for structure, trials, held_up in structures:
         fleets.append(fleet := Fleet(structure, keeper))
         watch = clock()
-        for live in structure.form(trials, ledger.trials.reached[trials]):
+        for live in structure.form(trials, ledger.trials.steps_completed[trials]):
             go(structure, live, first, held_up)
             held_up = 0.0
             structure.timed(next(watch), live)

@@ -26,7 +26,7 @@ class Flight:
     def start(self) -> Iterator[Dispatched]:
         """Start a segment of every round, one as often as one is asked for."""
         for live in self.lives:
-            yield self.structure.advance(live, self._stops(live.reached), None)
+            yield self.structure.advance(live, self._stops(live.steps_completed), None)
 
     def _stops(self, reached: np.ndarray) -> np.ndarray:
         return np.array([self._stages.after(step) for step in reached.tolist()])
@@ -60,11 +60,11 @@ class Flight:
         for live in self.lives:
             stays = ~np.isin(live.trials, gone)
             has_seats = len(live.trials) < room and len(coming)
-            if stays.all() and not has_seats and self._may_share(live.reached):
+            if stays.all() and not has_seats and self._may_share(live.steps_completed):
                 kept.append(live)
             elif stays.any():
                 states = rows_of(self.structure.states(live), np.flatnonzero(stays))
-                loose.append((live.trials[stays], live.reached[stays], states))
+                loose.append((live.trials[stays], live.steps_completed[stays], states))
         if len(coming):
             loose.append(self._begun(coming, room, numbers))
         self.lives = kept

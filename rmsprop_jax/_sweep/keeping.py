@@ -73,20 +73,24 @@ class Keeper:
         self._ledger.go_back(trials, reached)
 
     def check_room(
-        self, lockstep: bool, in_flight: int, path: Any, remedy: str = "a path, for them to lie in"
+        self,
+        lockstep: bool,
+        max_concurrent_trials: int,
+        path: Any,
+        remedy: str = "a path, for them to lie in",
     ) -> None:
         """ValueError where the states will not fit the memory, or the disk.
 
         Args:
           lockstep: whether all trials are under way at once.
-          in_flight: how many are, if not.
+          max_concurrent_trials: how many are, if not.
           path: the folder, or None.
           remedy: what helps, besides a smaller keep_states, where memory is short.
         """
         largest = max(spec.bytes for spec in self._specs)
         trials, seeds = len(self._ledger.trials.number), len(self._plan.seeds)
         kept = trials if self.keeps_all else min(int(self._keep) * seeds, trials)
-        running = trials if lockstep else in_flight
+        running = trials if lockstep else max_concurrent_trials
         memory = (running + (0 if path else kept)) * largest
         free = free_bytes()
         if free is not None and memory > MEMORY_SHARE * free:
@@ -230,7 +234,7 @@ class Keeper:
             for i, trial in enumerate(trials.tolist()):
                 self.kept[trial] = [x[i].copy() for x in states]
             return
-        form, reached = self._spec_of(trials).form, self._ledger.trials.reached[trials]
+        form, reached = self._spec_of(trials).form, self._ledger.trials.steps_completed[trials]
 
         def write():
             assert self._store is not None

@@ -14,7 +14,7 @@ from rmsprop_jax._sweep.plan import Plan, Trials, no_trials
 from rmsprop_jax._sweep.processes import Processes
 from rmsprop_jax._sweep.results import SweepResult
 from rmsprop_jax._sweep.rounds import Call
-from rmsprop_jax._sweep.schedulers import Table
+from rmsprop_jax._sweep.schedulers import SchedulerView
 
 
 class TrialReport(NamedTuple):
@@ -82,9 +82,9 @@ class Ledger:
         self.extend(plan)
         self._judged = np.zeros(len(number), np.int64)
         self._objective = np.full(len(number), np.nan)
-        self._committed = self.trials.reached.copy()
+        self._committed = self.trials.steps_completed.copy()
         # Where each trial ends. A round of a stopped one may have been moved away.
-        self._until = np.where(self.trials.stopped > 0, self.trials.reached, self._end)
+        self._until = np.where(self.trials.stopped > 0, self.trials.steps_completed, self._end)
         self._since, self._tracing = start, time.perf_counter() - start
         self._pending = np.zeros(2)  # seconds that no written round has yet
         self.judge(np.flatnonzero(self.finished))
@@ -106,12 +106,12 @@ class Ledger:
     @property
     def finished(self) -> np.ndarray:
         """bool array: ran to the end."""
-        return self.trials.reached >= self._end
+        return self.trials.steps_completed >= self._end
 
     @property
     def ended(self) -> np.ndarray:
         """bool array: ran to the end, or was stopped."""
-        return self.trials.reached >= self._until
+        return self.trials.steps_completed >= self._until
 
     @property
     def over(self) -> np.ndarray:
@@ -125,7 +125,7 @@ class Ledger:
 
     def go_back(self, trials: np.ndarray, reached: np.ndarray) -> None:
         """Trials whose newest state is of an earlier step than their metrics."""
-        self.trials.reached[trials] = reached
+        self.trials.steps_completed[trials] = reached
         self._committed[trials] = np.minimum(self._committed[trials], reached)
 
     # What comes in.
@@ -160,7 +160,7 @@ class Ledger:
                 at = self._columns(name, stop - 1, stop)
                 known.metrics[name][trials[rows], at] = x[rows, None]
             known.newest[name][trials] = x
-        known.reached[trials], known.asked[trials] = call.stop, self._end
+        known.steps_completed[trials], known.asked[trials] = call.stop, self._end
         if not self._plan.stages:
             self.commit(trials)
         self.judge(trials)
@@ -173,7 +173,7 @@ class Ledger:
         """Write what is known of these trials and not written yet."""
         if self._write is None:
             return
-        since, now = self._committed[trials], self.trials.reached[trials]
+        since, now = self._committed[trials], self.trials.steps_completed[trials]
         for start, stop, some in spans_of(since, now):
             rows = trials[some]
             if start == stop:
@@ -207,7 +207,7 @@ class Ledger:
         if self._processes.first:
             self._evaluate(trials)
         self._objective[trials] = self._processes.from_first(self._objective[trials])
-        self._judged[trials] = self.trials.reached[trials]
+        self._judged[trials] = self.trials.steps_completed[trials]
 
     def _evaluate(self, trials: np.ndarray) -> None:
         known = self.trials
@@ -215,13 +215,13 @@ class Ledger:
             known = known._replace(metrics=known.metrics | known.newest)
         for part in known.parts(trials):
             self._objective[part] = self._aim.values(self._plan, known.take(part))
-            self._judged[part] = known.reached[part]
+            self._judged[part] = known.steps_completed[part]
 
     def fail(self, trials: np.ndarray) -> None:
         """The objective of these trials could not be computed: it is NaN."""
-        self._objective[trials], self._judged[trials] = np.nan, self.trials.reached[trials]
+        self._objective[trials], self._judged[trials] = np.nan, self.trials.steps_completed[trials]
 
-    def table(self, boundary: int, arrived: set[int]) -> Table:
+    def table(self, boundary: int, arrived: set[int]) -> SchedulerView:
         """All points as they stand after this step, for a scheduler; ValueError where trials of
         some did not arrive there just now."""
         shape = len(self._plan.points), self._seeds
@@ -235,7 +235,7 @@ class Ledger:
         objective = np.where(active[:, None], self._objective.reshape(shape), np.nan)
         objective = np.where(np.isfinite(objective), objective, np.nan)
         points = [self.point(i * self._seeds) for i in range(shape[0])]
-        return Table(points, objective, active, self._plan.group_of(), self.mode)
+        return SchedulerView(points, objective, active, self._plan.group_of(), self.mode)
 
     def final(self) -> np.ndarray:
         """What each point came to: float64 of shape (points, seeds), NaN where a trial did not
@@ -285,7 +285,7 @@ class Ledger:
     def replay(self, known: Sequence[Decided]) -> None:
         """With which numbers trials go on, whose states come from after a decision."""
         for decided in known:
-            past = np.flatnonzero(self.trials.reached >= decided.boundary)
+            past = np.flatnonzero(self.trials.steps_completed >= decided.boundary)
             self.copy(decided, past.tolist())
 
     # What people see.
@@ -294,7 +294,7 @@ class Ledger:
         """Of steps, or of trials where a trial is one step."""
         self._bar = tqdm(
             total=self._total(),
-            initial=int(self.trials.reached.sum()),
+            initial=int(self.trials.steps_completed.sum()),
             unit="step" if self._plan.stages else "trial",
             disable=not progress,
         )
@@ -306,7 +306,7 @@ class Ledger:
         if self._bar is not None:
             self._bar.total = self._total()
             self._bar.set_postfix_str(self.summary(), refresh=False)
-            self._bar.update(int(self.trials.reached.sum()) - self._bar.n)
+            self._bar.update(int(self.trials.steps_completed.sum()) - self._bar.n)
 
     def _total(self) -> int:
         return int(self._until.sum())
@@ -331,7 +331,7 @@ class Ledger:
 
         def one(trial):
             newest = lambda name: known.newest.get(name, known.metrics[name])[trial].item()
-            step = int(known.reached[trial])
+            step = int(known.steps_completed[trial])
             if not plan.stages:
                 last = (self._steps[n][end[trial // self._seeds] - 1] for n, end in ends.items())
                 step = int(max(last, default=1))
@@ -353,10 +353,12 @@ class Ledger:
           plan: for a result of its own; of the same trials, some of the steps.
           **known: what else a result is told.
         """
-        late = np.flatnonzero((self.trials.reached > 0) & (self._judged != self.trials.reached))
+        late = np.flatnonzero(
+            (self.trials.steps_completed > 0) & (self._judged != self.trials.steps_completed)
+        )
         with contextlib.suppress(Exception, KeyboardInterrupt):  # Ctrl-C came in between
             self._evaluate(late)  # here, since other processes may have left
-        rows = np.flatnonzero(self.trials.reached > 0)
+        rows = np.flatnonzero(self.trials.steps_completed > 0)
         # All is a view, no copy.
         every = slice(None) if len(rows) == len(self.trials.number) else rows
         trials, plan = self.trials.take(every), plan or self._plan

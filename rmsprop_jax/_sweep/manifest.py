@@ -19,7 +19,7 @@ from rmsprop_jax._sweep.values import decode, encode
 
 # Parts that must be as they were for a folder to go on.
 SAME = {
-    "record_every": "another every",
+    "record_every": "another record_every",
     "static": "other static names",
     "args": "other args",
     "metrics": "other metrics",
@@ -279,7 +279,7 @@ def _check_training(asked: Any, before: Any, refuse: Callable[..., None]) -> Non
             "training.run(..., state=result.state(record), start=...).",
         )
     if asked["rungs"] != before["rungs"]:
-        refuse("other boundaries of its scheduler", before["rungs"], asked["rungs"])
+        refuse("other rungs of its scheduler", before["rungs"], asked["rungs"])
 
 
 def _difference(before: Any, asked: Any) -> tuple[str, Any, Any]:

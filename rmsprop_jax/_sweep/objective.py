@@ -62,7 +62,9 @@ def kept_values(plan: Plan, trials: Trials) -> dict[str, np.ndarray]:
     """For each series how many values each trial has; what follows them is filled up."""
     if plan.stages:
         names = filter(plan.has_steps, plan.metrics[0])
-        return {n: np.searchsorted(plan.steps(n), trials.reached, side="right") for n in names}
+        return {
+            n: np.searchsorted(plan.steps(n), trials.steps_completed, side="right") for n in names
+        }
     points = trials.number // len(plan.seeds)
     return {name: ends[points] for name, ends in plan.ends().items()}
 

@@ -144,7 +144,7 @@ class Trials(NamedTuple):
     """For each metric an array of shape (trials,) or (trials, kept steps)."""
     newest: dict[str, np.ndarray]
     """For each series an array of shape (trials,): its value where the trial stands."""
-    reached: np.ndarray
+    steps_completed: np.ndarray
     """int array: the steps that each has behind it. Of a function: 1, it is finished."""
     asked: np.ndarray
     """int array: the steps that were asked for when it last moved; it is complete once it has them
@@ -165,7 +165,7 @@ class Trials(NamedTuple):
             self.number[rows],
             of(self.metrics),
             of(self.newest),
-            self.reached[rows],
+            self.steps_completed[rows],
             self.asked[rows],
             self.stopped[rows],
             self.feasible[rows],

@@ -1,11 +1,12 @@
 """What a sweep found: `SweepResult`, its best points, what matters."""
 
 import copy
+import dataclasses
 import html
 import math
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -36,7 +37,8 @@ if TYPE_CHECKING:
     import xarray
 
 
-class Record(NamedTuple):
+@dataclasses.dataclass(frozen=True, repr=False)
+class PointResult:
     """A point and what its seeds gave."""
 
     hp: dict[str, Any]
@@ -48,18 +50,18 @@ class Record(NamedTuple):
     """The random key of each seed, in order."""
     objective: float
     """The mean over the seeds that did not fail."""
-    spread: float
+    std: float
     """The sample standard deviation over those seeds; NaN for one seed."""
-    interval: tuple[float, float]
+    ci95: tuple[float, float]
     """The 95% confidence interval of the mean, by Student's t; NaN for one seed."""
-    place: int | None = None
+    index: int | None = None
     """Its place in the points, which tells equal ones apart."""
 
     def __repr__(self) -> str:
-        text = f"Record({self.point}, objective {self.objective:.6g}"
-        if not math.isnan(self.spread):
-            low, high = self.interval
-            text += f", spread {self.spread:.3g}, 95% {low:.6g} to {high:.6g}"
+        text = f"PointResult({self.point}, objective {self.objective:.6g}"
+        if not math.isnan(self.std):
+            low, high = self.ci95
+            text += f", std {self.std:.3g}, 95% {low:.6g} to {high:.6g}"
         return f"{text}, {len(self.keys)} seed{'s' * (len(self.keys) != 1)})"
 
 
@@ -77,12 +79,13 @@ class SweepResult:
       steps: for each metric that is a series, an int array of the steps of its values, from 1.
       objective: float64 array, shape (trials,): of a stopped trial where it stopped.
       failed: bool array, shape (trials,): the objective is not finite.
-      status: array of text, shape (trials,): "finished", "stopped" by a scheduler, "failed" (the
+      status: array of text, shape (trials,): "complete", "pruned" by a scheduler, "failed" (the
         objective is not finite; or a scheduler ended the point of which a seed had failed), and
         "unfinished", after an interruption.
       feasible: bool array, shape (trials,): False where a constraint of the study's sampler is
         violated, for all seeds of the point; True of a sweep.
-      reached: int array, shape (trials,): the steps that each trial has behind it; 1 of a function.
+      steps_completed: int array, shape (trials,): the steps that each trial has run; 1 of a
+        function.
       history: for each trial its lineage, a list of (from step, donor's trial or None, numbers);
         one entry, where no scheduler changed it.
       rungs: the steps at which a scheduler was to decide, a tuple; empty without one.
@@ -113,7 +116,7 @@ class SweepResult:
         self.objective_name, self._several = aim.name, isinstance(aim.objective, tuple)
         self._noted = aim.noted
         self.point_index, self.seed_index = np.divmod(trials.number, len(plan.seeds))
-        self.metrics, self.reached = trials.metrics, trials.reached
+        self.metrics, self.steps_completed = trials.metrics, trials.steps_completed
         self.rungs = plan.stages.rungs if plan.stages else ()
         self.steps = {name: plan.steps(name) for name in self.metrics if plan.has_steps(name)}
         self.objective = aim.values(plan, trials) if objective is None else objective
@@ -126,9 +129,9 @@ class SweepResult:
         end = self._trials.asked
         ways = {
             "failed": self._trials.stopped == FAILED,
-            "stopped": (self._trials.stopped == STOPPED) & ~self.failed,
-            "unfinished": (self._trials.stopped == 0) & (self.reached < end),
-            "finished": (self.reached >= end) & ~self.failed,
+            "pruned": (self._trials.stopped == STOPPED) & ~self.failed,
+            "unfinished": (self._trials.stopped == 0) & (self.steps_completed < end),
+            "complete": (self.steps_completed >= end) & ~self.failed,
         }
         return np.select(list(ways.values()), list(ways), "failed")
 
@@ -214,7 +217,7 @@ class SweepResult:
         found = self._kept.get(trial, self._group_number(trial // len(self.seeds)))
         if found is not None:
             leaves, form, _ = found
-            reached = self.reached[self._trials.number == trial][0]
+            reached = self.steps_completed[self._trials.number == trial][0]
             folder.keep_state(trial, int(reached), [x[None] for x in leaves], form)
 
     def rescored(self, objective: Objective, mode: str | None = None) -> "SweepResult":
@@ -242,7 +245,7 @@ class SweepResult:
 
     def retrain(
         self,
-        record: Record | dict[str, Any],
+        record: PointResult | dict[str, Any],
         *,
         seed: int | None = None,
         args: tuple[Any, ...] = (),
@@ -291,11 +294,11 @@ class SweepResult:
             ]
             return retrainer.run_steps(group, path, seed, args, batches)
 
-    def _place_of(self, record: Record | dict[str, Any]) -> int:
+    def _place_of(self, record: PointResult | dict[str, Any]) -> int:
         """Where a point stands; ValueError for one that was not tried."""
-        if not isinstance(record, Record):
+        if not isinstance(record, PointResult):
             return self.points.index_of(record)
-        first, place = self.points.index_of(record.point), record.place
+        first, place = self.points.index_of(record.point), record.index
         if place is None or place >= len(self.points):
             return first
         key = self.points.key  # a record of another sweep may stand elsewhere in this
@@ -308,7 +311,9 @@ class SweepResult:
         dtypes = self._plan.groups[group].dtypes
         return {name: np.asarray(numbers[name], dtype) for name, dtype in dtypes.items()}
 
-    def schedule(self, record: Record | dict[str, Any]) -> list[tuple[int, int, dict[str, float]]]:
+    def schedule(
+        self, record: PointResult | dict[str, Any]
+    ) -> list[tuple[int, int, dict[str, float]]]:
         """With which numbers a point came to where it stands.
 
         In a population these are its lineage's: its donors' numbers as far as it took over their
@@ -343,7 +348,7 @@ class SweepResult:
         path = []
         while True:
             row = self._furthest(point)
-            end = int(self.reached[row]) if end is None else end
+            end = int(self.steps_completed[row]) if end is None else end
             start, donor, numbers = [x for x in self.history[row] if x[0] < end][-1]
             path.append((start, end, point, numbers))
             if donor is None:
@@ -360,10 +365,10 @@ class SweepResult:
         rows = np.flatnonzero(self.point_index == point)
         if not len(rows):
             raise ValueError(f"{self.points[point]} was not begun when the sweep was interrupted.")
-        return int(rows[self.reached[rows].argmax()])
+        return int(rows[self.steps_completed[rows].argmax()])
 
     def state(
-        self, record: Record | dict[str, Any], seed: int | None = None, *, like: Any = None
+        self, record: PointResult | dict[str, Any], seed: int | None = None, *, like: Any = None
     ) -> Any:
         """The last state of a trial: parameters, optimiser state, whatever `init` made.
 
@@ -420,9 +425,9 @@ class SweepResult:
     def __repr__(self) -> str:
         said = f"{len(self)} of {self._plan.trials} trials"
         if self._plan.stages:
-            count = {name: int((self.status == name).sum()) for name in ("stopped", "unfinished")}
+            count = {name: int((self.status == name).sum()) for name in ("pruned", "unfinished")}
             said = (
-                f"{int((self.status == 'finished').sum())} of {self._plan.trials} trials finished"
+                f"{int((self.status == 'complete').sum())} of {self._plan.trials} trials complete"
             )
             said += "".join(f", {n} {name}" for name, n in count.items() if n)
         failed = int((self.status == "failed").sum())
@@ -436,9 +441,9 @@ class SweepResult:
         finished; or finished after fewer steps than others, where a call with more was interrupted.
         """
         table = np.full((len(self.points), len(self.seeds)), np.nan)
-        whole = self.status == "finished"
+        whole = self.status == "complete"
         if whole.any() and self._plan.stages:
-            whole &= self.reached == self.reached[whole].max()
+            whole &= self.steps_completed == self.steps_completed[whole].max()
         table[self.point_index, self.seed_index] = np.where(whole, self.objective, np.nan)
         return table
 
@@ -453,7 +458,7 @@ class SweepResult:
         NaN where none finished."""
         return means(self.by_point())
 
-    def best(self, *, by: Objective | None = None, mode: str | None = None) -> Record:
+    def best(self, *, by: Objective | None = None, mode: str | None = None) -> PointResult:
         """The point with the best mean objective over the seeds.
 
         A point with a failed or unfinished seed ranks after all whole ones, and one that is not
@@ -471,7 +476,7 @@ class SweepResult:
 
     def top(
         self, n: int = 10, *, by: Objective | None = None, mode: str | None = None
-    ) -> list[Record]:
+    ) -> list[PointResult]:
         """The `n` best points, in order; fewer where fewer have a finite objective.
 
         Args:
@@ -488,21 +493,21 @@ class SweepResult:
             raise ValueError(f"mode={mode!r} without by: name the objective that it is for.")
         table, ranked = self.by_point(), self.ranked()
         if not len(ranked):
-            count = {name: int((self.status == name).sum()) for name in ("failed", "stopped")}
-            if count["stopped"] == len(self) > 0:
+            count = {name: int((self.status == name).sum()) for name in ("failed", "pruned")}
+            if count["pruned"] == len(self) > 0:
                 raise ValueError(
                     f"no best point: all {len(self)} trials were pruned. What other calls on the "
                     "study completed is there: study.best_trial."
                 )
             raise ValueError(
                 f"no best point: of {len(self)} trials {count['failed']} failed (their objective "
-                f"is not finite), {count['stopped']} were pruned, and none finished."
+                f"is not finite), {count['pruned']} were pruned, and none finished."
                 + " Try smaller learning rates."
                 * (count["failed"] > 0)
             )
         keys = tuple(map(key_of, self.seeds))
         return [
-            Record(
+            PointResult(
                 hyperparameters(self.points, int(i)),
                 self.points[int(i)],
                 keys,
@@ -529,7 +534,9 @@ class SweepResult:
         order = ranked(table, self.mode, self._feasible_points())
         return order[np.isfinite(table[order]).any(1)]
 
-    def compare(self, a: Record | dict[str, Any], b: Record | dict[str, Any]) -> Comparison:
+    def compare(
+        self, a: PointResult | dict[str, Any], b: PointResult | dict[str, Any]
+    ) -> Comparison:
         """How much larger the objective of `a` is than that of `b`, paired by seed.
 
         Seeds give all points the same keys, so that the pairs share their first parameters and
@@ -598,7 +605,7 @@ class SweepResult:
         names = self.points.names
         rows = [["", *names, "objective", "95% interval over seeds"]]
         for i, record in enumerate(self.top(5) if len(self.ranked()) else [], start=1):
-            low, high = record.interval
+            low, high = record.ci95
             interval = "one seed" if math.isnan(low) else f"{low:.4g} … {high:.4g}"
             values = [label(record.point.get(name, ABSENT)) for name in names]
             rows.append([str(i), *values, f"{record.objective:.4g}", interval])
@@ -623,7 +630,7 @@ class SweepResult:
             columns[name] = self._trials.newest.get(name, values)
         columns |= {"objective": self.objective, "failed": self.failed}
         if self._plan.stages:
-            columns |= {"status": self.status, "reached": self.reached}
+            columns |= {"status": self.status, "steps_completed": self.steps_completed}
         return dataframe(columns)
 
     def to_xarray(self) -> "xarray.Dataset":
@@ -675,9 +682,9 @@ class SweepResult:
         data[ours("finished")] = ((trial, seed), finished)
         if self._plan.stages:
             reached, status = np.zeros(shape, int), np.full(shape, "unfinished")
-            reached[self.point_index, self.seed_index] = self.reached
+            reached[self.point_index, self.seed_index] = self.steps_completed
             status[self.point_index, self.seed_index] = self.status
-            data |= {"reached": ((trial, seed), reached), "status": ((trial, seed), status)}
+            data |= {"steps_completed": ((trial, seed), reached), "status": ((trial, seed), status)}
         attributes = {"objective": self.objective_name, "objective_mode": self.mode}
         return xarray.Dataset(data, coordinates, attributes)
 

@@ -33,7 +33,7 @@ class Live:
     """
 
     def __init__(self, trials: np.ndarray, reached: np.ndarray | int, first: int = 0):
-        self.trials, self.reached = trials, np.full(len(trials), reached)
+        self.trials, self.steps_completed = trials, np.full(len(trials), reached)
         self.first = first
         self.states: list[jax.Array] | None = None
         """On the devices."""
@@ -45,8 +45,8 @@ class Live:
     @property
     def step(self) -> int:
         """Where all of them stand."""
-        assert (self.reached == self.reached[0]).all()
-        return int(self.reached[0])
+        assert (self.steps_completed == self.steps_completed[0]).all()
+        return int(self.steps_completed[0])
 
 
 class Call(NamedTuple):
@@ -126,7 +126,7 @@ class Structure:
         run = self.programs.whole
         jobs = run.place(jobs_of(self.plan, self.group, live.trials, numbers), count, live.first)
         _, out = run.start(jobs, count, self._args, first=live.first)
-        return Dispatched(live, live.reached, live.reached + 1, out, {})
+        return Dispatched(live, live.steps_completed, live.steps_completed + 1, out, {})
 
     def begin(self, live: Live, numbers: dict[str, np.ndarray], states: States | None) -> None:
         """Have the states of a round on the devices: made anew, or these.
@@ -149,7 +149,7 @@ class Structure:
 
         Trials may stand at different steps; those that share a batch run equally many.
         """
-        count, start = len(live.trials), live.reached
+        count, start = len(live.trials), live.steps_completed
         stop = np.full(count, stop)
         lengths = (stop - start)[:: self.layout.batch_size].astype(np.int32)
         states, live.states = live.states, None
@@ -157,7 +157,7 @@ class Structure:
             live.jobs, count, self._args, at=start.astype(np.int32), spans=lengths,
             states=states, batches=batches, first=live.first,
         )  # fmt: skip
-        live.reached, evaluations = stop, {}
+        live.steps_completed, evaluations = stop, {}
         if self.programs.evaluate is not None:
             _, evaluations = self.programs.evaluate.start(
                 live.jobs, count, self._args, at=stop.astype(np.int32), states=live.states,

@@ -1,4 +1,4 @@
-"""Which trials go on: `halving`, `population`, and what a scheduler of somebody's own is."""
+"""Which trials go on: `SuccessiveHalving`, `PopulationBasedTraining`, a scheduler of your own."""
 
 import dataclasses
 import functools
@@ -15,18 +15,18 @@ from rmsprop_jax._sweep.statistics import ranked
 from rmsprop_jax._sweep.values import is_int, is_real
 
 
-class Table(NamedTuple):
-    """What a scheduler sees at a boundary: all points as they stand there, in their order."""
+class SchedulerView(NamedTuple):
+    """What a scheduler sees at a step: all points as they stand there, in their order."""
 
     points: list[dict[str, Any]]
     """The hyperparameters, as they are now."""
     objective: np.ndarray
-    """float64 array of shape (points, seeds): the objective at this boundary. NaN where it is not
+    """float64 array of shape (points, seeds): the objective at this step. NaN where it is not
     finite, and where a trial has ended before."""
     active: np.ndarray
     """bool array of shape (points,): which still run."""
-    structure: np.ndarray
-    """int array of shape (points,): equal for points that share one."""
+    group: np.ndarray
+    """int array of shape (points,): equal for points of one static group."""
     mode: str
     """"min" or "max"."""
 
@@ -45,17 +45,17 @@ class Table(NamedTuple):
 class Decision(NamedTuple):
     """What a scheduler answers."""
 
-    stop: Sequence[int] = ()
+    prune: Sequence[int] = ()
     """Points that end here."""
     copy: Mapping[int, tuple[int, Mapping[str, float]]] = {}
     """For a point: another of its structure, whose state it takes over seed by seed, and the
-    numbers with which it goes on. Neither is stopped, and no point is both giver and taker."""
+    numbers with which it goes on. Neither is pruned, and no point is both giver and taker."""
 
 
 class Scheduler(Protocol):
-    """What `sweep` asks at each of the `boundaries`. A scheduler of your own has these two.
+    """What `sweep` asks at each of the `rungs`. A scheduler of your own has these two.
 
-    `decide` is a pure function of what it sees: it is called once for each boundary, on one
+    `decide` is a pure function of what it sees: it is called once for each rung, on one
     process, when all trials have come there, in no order of arrival; a sweep that was killed
     replays what it answered.
 
@@ -64,38 +64,39 @@ class Scheduler(Protocol):
     object with attributes warns that its settings cannot be compared.
     """
 
-    def boundaries(self, steps: int) -> Sequence[int]:
+    def rungs(self, steps: int) -> Sequence[int]:
         """At which steps, before the last, it wants to be asked. Trials are evaluated there."""
         ...
 
-    def decide(self, boundary: int, table: Table) -> Decision | None:
+    def decide(self, step: int, view: SchedulerView) -> Decision | None:
         """Which points stop and which copy which, after this step; None for nothing."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
-class halving:  # noqa: N801 (reads as a function where it is called)
-    """Successive halving: at each rung the best 1/eta of the points go on, the others stop.
+class SuccessiveHalving:
+    """Successive halving: at each rung the best 1/`reduction_factor` of the points go on.
 
-    Rungs stand after `first` · eta^k steps. A point counts by the mean of the objective over its
-    seeds, which stop together; max(1, ⌈n/eta⌉) of n points survive, over all structures. One with a
-    seed that is not finite ranks after all whole ones, and has failed where it does not survive.
-    Where no point has a finite objective all go on, with a warning.
+    Rungs stand after `min_steps` · `reduction_factor`^k steps. A point counts by the mean of the
+    objective over its seeds, which are pruned together; max(1, ⌈n/reduction_factor⌉) of n points
+    survive, over all structures. One with a seed that is not finite ranks after all whole ones, and
+    has failed where it does not survive. Where no point has a finite objective all go on, with a
+    warning.
 
     It saves what the stopped trials would have run. With as many devices as trials that is little:
-    the survivors take as long as ever. It can lose a point that starts slowly: set `first` where
-    learning curves have parted.
+    the survivors take as long as ever. It can lose a point that starts slowly: set `min_steps`
+    where learning curves have parted.
 
     Args:
-      eta: at least 2; how many times fewer points go on from rung to rung.
-      first: the steps of the first rung; by default ⌈steps/eta²⌉, so two rungs.
+      reduction_factor: at least 2; how many times fewer points go on from rung to rung.
+      min_steps: the steps of the first rung; by default ⌈steps/reduction_factor²⌉, so two rungs.
 
     Raises:
       ValueError: for numbers out of range.
 
     Examples:
       >>> import rmsprop_jax as rj
-      >>> rj.halving(eta=3).boundaries(steps=900)
+      >>> rj.SuccessiveHalving(reduction_factor=3).rungs(steps=900)
       [100, 300]
 
     References:
@@ -104,48 +105,50 @@ class halving:  # noqa: N801 (reads as a function where it is called)
       [Hyperband](https://arxiv.org/abs/1603.06560), 2018.
     """
 
-    eta: int = 3
-    first: int | None = None
+    reduction_factor: int = 3
+    min_steps: int | None = None
 
     def __post_init__(self):
-        given = {"eta": (self.eta, 2)} | ({} if self.first is None else {"first": (self.first, 1)})
+        given = {"reduction_factor": (self.reduction_factor, 2)} | (
+            {} if self.min_steps is None else {"min_steps": (self.min_steps, 1)}
+        )
         for name, (value, least) in given.items():
             if not is_int(value) or value < least:
                 raise ValueError(
                     f"{name} must be a whole number of at least {least}, got {value!r}."
                 )
 
-    def boundaries(self, steps: int) -> list[int]:
-        """`first`, `first` · eta, … below `steps`.
+    def rungs(self, steps: int) -> list[int]:
+        """`min_steps`, `min_steps` · reduction_factor, … below `steps`.
 
         Raises:
           ValueError: where the first is not.
         """
-        rung = -(-steps // self.eta**2) if self.first is None else self.first
+        rung = -(-steps // self.reduction_factor**2) if self.min_steps is None else self.min_steps
         if rung >= steps:
             raise ValueError(
                 f"the first rung, at {rung} steps, is not before the end, at {steps}: give "
-                "halving(first=...) below, or more steps."
+                "SuccessiveHalving(min_steps=...) below, or more steps."
             )
         found = []
         while rung < steps:
             found.append(rung)
-            rung *= self.eta
+            rung *= self.reduction_factor
         return found
 
-    def decide(self, boundary: int, table: Table) -> Decision:
+    def decide(self, step: int, view: SchedulerView) -> Decision:
         """The best go on; all where no objective is finite."""
-        if not table.has_objective:
+        if not view.has_objective:
             return Decision()
-        ranked = table.ranked()
-        return Decision(stop=ranked[max(1, -(-len(ranked) // self.eta)) :].tolist())
+        ranked = view.ranked()
+        return Decision(prune=ranked[max(1, -(-len(ranked) // self.reduction_factor)) :].tolist())
 
 
 @dataclasses.dataclass(frozen=True)
-class population:  # noqa: N801
+class PopulationBasedTraining:
     """Population-based training: the worst members go on from the states of the best.
 
-    At each boundary a member of the worst takes over the state of one of the best, and goes on with
+    At each rung a member of the worst takes over the state of one of the best, and goes on with
     its hyperparameters, changed a little or drawn anew.
 
     The points of a structure are a population; at least 4. Seed j of the worse copies seed j of the
@@ -160,8 +163,9 @@ class population:  # noqa: N801
 
     Args:
       space: for each hyperparameter that may change its distribution, as for `sample`.
-      every: the steps between boundaries; by default a tenth of all, at least 1.
-      fraction: of a population, in (0, .5]: so many of the worst copy from so many of the best.
+      perturbation_interval: the steps between rungs; by default a tenth of all, at least 1.
+      quantile_fraction: of a population, in (0, 0.5]: so many of the worst copy from so many
+        of the best.
       seed: of the choices.
 
     Raises:
@@ -171,7 +175,7 @@ class population:  # noqa: N801
     Examples:
       >>> import rmsprop_jax as rj
       >>> space = {"learning_rate": rj.log_uniform(1e-5, 1e-1)}
-      >>> rj.population(space, every=25).boundaries(steps=100)
+      >>> rj.PopulationBasedTraining(space, perturbation_interval=25).rungs(steps=100)
       [25, 50, 75]
 
     References:
@@ -180,14 +184,15 @@ class population:  # noqa: N801
     """
 
     space: Mapping[str, Distribution]
-    every: int | None = None
-    fraction: float = 0.25
+    perturbation_interval: int | None = None
+    quantile_fraction: float = 0.25
     seed: int = 0
 
     def __post_init__(self):
         if not isinstance(self.space, Mapping) or not self.space:
             raise ValueError(
-                f"population needs a dict of at least one distribution, got {self.space!r}."
+                "PopulationBasedTraining needs a dict of at least one distribution, got "
+                f"{self.space!r}."
             )
         for name, distribution in self.space.items():
             if not isinstance(distribution, Distribution):
@@ -197,45 +202,58 @@ class population:  # noqa: N801
                     f"{name!r} is {distribution}: structure cannot change within a trial, only "
                     "numbers can."
                 )
-        if self.every is not None and (not is_int(self.every) or self.every < 1):
-            raise ValueError(f"every must be a whole number of at least 1, got {self.every!r}.")
-        if not is_real(self.fraction) or not 0 < self.fraction <= 0.5:
-            raise ValueError(f"fraction must be a number in (0, 0.5], got {self.fraction!r}.")
+        if self.perturbation_interval is not None and (
+            not is_int(self.perturbation_interval) or self.perturbation_interval < 1
+        ):
+            raise ValueError(
+                f"perturbation_interval must be a whole number of at least 1, "
+                f"got {self.perturbation_interval!r}."
+            )
+        if not is_real(self.quantile_fraction) or not 0 < self.quantile_fraction <= 0.5:
+            raise ValueError(
+                f"quantile_fraction must be a number in (0, 0.5], got {self.quantile_fraction!r}."
+            )
         if not is_int(self.seed):
             raise ValueError(f"seed must be a whole number, got {self.seed!r}.")
 
     def __repr__(self) -> str:
         return (
-            f"population({dict(self.space)}, every={self.every}, fraction={self.fraction}, "
+            f"PopulationBasedTraining({dict(self.space)}, "
+            f"perturbation_interval={self.perturbation_interval}, "
+            f"quantile_fraction={self.quantile_fraction}, "
             f"seed={self.seed})"
         )
 
-    def boundaries(self, steps: int) -> list[int]:
-        """Each `every` steps, below `steps`.
+    def rungs(self, steps: int) -> list[int]:
+        """Each `perturbation_interval` steps, below `steps`.
 
         Raises:
           ValueError: where there is none.
         """
-        every = max(1, steps // 10) if self.every is None else self.every
+        every = (
+            max(1, steps // 10)
+            if self.perturbation_interval is None
+            else self.perturbation_interval
+        )
         if every >= steps:
             raise ValueError(
-                f"population(every={every}) has no boundary before the end, at {steps} steps: give "
-                "a smaller every, or more steps."
+                f"PopulationBasedTraining(perturbation_interval={every}) has no rung before the "
+                f"end, at {steps} steps: give a smaller perturbation_interval, or more steps."
             )
         return list(range(every, steps, every))
 
-    def decide(self, boundary: int, table: Table) -> Decision:
+    def decide(self, step: int, view: SchedulerView) -> Decision:
         """The worst of each structure copy from the best."""
-        ranked, copy = table.ranked(), {}
-        for structure in np.unique(table.structure[ranked]).tolist():
-            members = ranked[table.structure[ranked] == structure]
-            count = max(1, math.floor(self.fraction * len(members)))
+        ranked, copy = view.ranked(), {}
+        for group in np.unique(view.group[ranked]).tolist():
+            members = ranked[view.group[ranked] == group]
+            count = max(1, math.floor(self.quantile_fraction * len(members)))
             best, worst = members[:count].tolist(), members[len(members) - count :].tolist()
-            whole = [p for p in best if np.isfinite(table.objective[p]).all()]
+            whole = [p for p in best if np.isfinite(view.objective[p]).all()]
             for point in worst if whole else ():
-                rng = np.random.default_rng([abs(self.seed), self.seed < 0, boundary, point])
+                rng = np.random.default_rng([abs(self.seed), self.seed < 0, step, point])
                 donor = whole[rng.integers(len(whole))]
-                had = table.points[donor]
+                had = view.points[donor]
                 copy[point] = (
                     donor,
                     {

@@ -28,7 +28,7 @@ class Comparison(NamedTuple):
 
     difference: float
     """The mean over the seeds of the first's objective minus the second's."""
-    interval: tuple[float, float]
+    ci95: tuple[float, float]
     """Its 95% confidence interval, by Student's t; NaN for one seed."""
     p_value: float
     """Of the paired, two-sided t test; NaN for one seed."""

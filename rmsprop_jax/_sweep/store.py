@@ -230,7 +230,9 @@ class Store:
         if training is None:
             return
         if asked["training"]["steps"] > training["steps"]:
-            ended = known.number[(known.reached > 0) & (known.reached >= known.asked)]
+            ended = known.number[
+                (known.steps_completed > 0) & (known.steps_completed >= known.asked)
+            ]
             kept, files = set(folder.listing.names("final")), self.final_files()
             missing = sum(files[trial].name not in kept for trial in ended.tolist())
             if missing:
@@ -240,7 +242,7 @@ class Store:
                     f'{missing} finished trials have none: give keep_states="all" from the start.'
                 )
         pruned = [int(point) for one in self.decisions for point in one["prune"]]
-        ended = (known.reached >= training["steps"]) | (known.stopped > 0)
+        ended = (known.steps_completed >= training["steps"]) | (known.stopped > 0)
         ended |= np.isin(known.number // len(self._plan.seeds), pruned)
         other = [name for name in ("objective", "mode") if asked[name] != before[name]]
         if training["scheduler"] and other and not ended.all():
@@ -291,7 +293,7 @@ class Store:
             arrays["steps " + name] = self._plan.steps(name)[some]
         if self._plan.stages:
             arrays |= {"start": np.full(len(trials.number), start)}
-            arrays |= {"steps_completed": trials.reached, "steps_asked": trials.asked}
+            arrays |= {"steps_completed": trials.steps_completed, "steps_asked": trials.asked}
             arrays |= {"pruned": trials.stopped}
             arrays |= {"newest " + name: x for name, x in trials.newest.items()}
         if not trials.feasible.all():  # only a search has constraints
@@ -320,7 +322,9 @@ class Store:
         """For each trial with a state to go on from the step that it is of, and its file: the
         newest whose metrics are on disk, too (a last state is there before them). With a scheduler
         nobody goes on from a last state."""
-        reached = dict(zip(self.finished.number.tolist(), self.finished.reached, strict=True))
+        reached = dict(
+            zip(self.finished.number.tolist(), self.finished.steps_completed, strict=True)
+        )
         decides = self._plan.stages is not None and bool(self._plan.stages.scheduler)
         found: dict[int, tuple[int, str]] = {}
         for name, trials in self._heads.items():
@@ -562,7 +566,7 @@ def _read_rounds(
             columns, x = _metric(stored, metric, plan, groups, len(number))
             into[mine if columns is None else np.ix_(mine, columns)] = of(x)
         if plan.stages:
-            newer = of(stored["steps_completed"]) >= trials.reached[mine]
+            newer = of(stored["steps_completed"]) >= trials.steps_completed[mine]
             for metric, into in trials.newest.items():
                 stored.check("newest " + metric, plan.dtype(metric), (len(number),))
                 x = of(typed(stored["newest " + metric], plan.dtype(metric)))
@@ -573,7 +577,7 @@ def _read_rounds(
             trials.asked[mine] = np.maximum(trials.asked[mine], of(stored["steps_asked"]))
         else:
             trials.asked[mine] = 1
-        trials.reached[mine] = np.maximum(trials.reached[mine], of(np.array(stops)))
+        trials.steps_completed[mine] = np.maximum(trials.steps_completed[mine], of(np.array(stops)))
         if "feasible" in stored:
             stored.check("feasible", np.bool_, (len(number),))
             trials.feasible[mine] = of(stored["feasible"])

@@ -48,7 +48,7 @@ from rmsprop_jax._sweep.processes import Processes
 from rmsprop_jax._sweep.results import SweepResult
 from rmsprop_jax._sweep.retraining import Retrainer
 from rmsprop_jax._sweep.rounds import Structure
-from rmsprop_jax._sweep.schedulers import Scheduler, population, settings_of
+from rmsprop_jax._sweep.schedulers import PopulationBasedTraining, Scheduler, settings_of
 from rmsprop_jax._sweep.seeds import checked_seeds
 from rmsprop_jax._sweep.states import Kept
 from rmsprop_jax._sweep.store import Store, local_folder
@@ -93,7 +93,7 @@ def sweep(
     devices: Sequence[Any] | None = None,
     path: str | os.PathLike[str] | None = None,
     progress: bool = True,
-    every: int | Mapping[str, int] = 1,
+    record_every: int | Mapping[str, int] = 1,
     callback: Callable[[Report], Any] | None = None,
     steps: int | None = None,
     evaluate_every: int | None = None,
@@ -139,9 +139,9 @@ def sweep(
         scheduler neither points nor seeds may be added.
       progress: draw a bar: steps or trials done, how many finished, stopped and failed, the best so
         far, the time left.
-      every: of a metric with one value a step, keep each `every`-th step and the last, to save
-        memory. Those are the metrics as long as the objective, or else the longest; a dict from
-        metrics to numbers says it for each. A function as `objective` gets what is kept.
+      record_every: of a metric with one value a step, keep each `record_every`-th step and the
+        last, to save memory. Those are the metrics as long as the objective, or else the longest; a
+        dict from metrics to numbers says it for each. A function as `objective` gets what is kept.
       callback: `callback(report)` on process 0 alone after each round of trials, with a tuple of
         `TrialReport`: number, point, seed, step, and the newest value of each metric. An exception
         in it stops the sweep on every process, with what is finished kept.
@@ -151,9 +151,9 @@ def sweep(
       evaluate_every: the steps of a segment, after which `evaluate` is called, the callback told
         and, where it is due, a checkpoint written; by default the steps are cut into 20. A shorter
         last segment, or one that a scheduler cuts, compiles nothing again.
-      scheduler: `halving`, `population`, or an object of your own with the two methods of
-        `Scheduler`. With one, as with `batches`, all trials come to a boundary before any passes
-        it, so that the devices hold the states of all.
+      scheduler: `SuccessiveHalving`, `PopulationBasedTraining`, or an object of your own with the
+        method `decide` of `Scheduler`. With one, as with `batches`, all trials come to
+        a boundary before any passes it, so that the devices hold the states of all.
       keep_states: of how many of the best points the last states, of all seeds, are kept for
         `result.state`: 0, a number, or "all". On disk, too, where there is a `path`. With more
         seeds in a later call another point may become the best, whose state is gone, unless it was
@@ -215,8 +215,8 @@ def sweep(
     """
     start = time.perf_counter()
     options = Options(
-        seeds, objective, mode, args, batch_size, devices, path, progress, every, callback, steps,
-        evaluate_every, scheduler, keep_states, batches, checkpoint_seconds,
+        seeds, objective, mode, args, batch_size, devices, path, progress, record_every, callback,
+        steps, evaluate_every, scheduler, keep_states, batches, checkpoint_seconds,
     )  # fmt: skip
     with own_settings("sweep"):
         processes = Processes(checked_devices(devices))
@@ -235,7 +235,7 @@ class Options(NamedTuple):
     devices: Any
     path: Any
     progress: bool
-    every: Any
+    record_every: Any
     callback: Any
     steps: Any
     evaluate_every: Any
@@ -278,7 +278,7 @@ def _sweep(
         check_metrics(groups, traces, points)
         _check_scheduler(asked.scheduler, groups, traces)
         metrics = [series(one, stages) for one in traces]
-        every = checked_every(asked.every, metrics, asked.objective, stages)
+        every = checked_every(asked.record_every, metrics, asked.objective, stages)
         is_hashed = asked.path is not None or processes.count > 1
         fingerprint = Fingerprint(groups, traces, args, needed=is_hashed)
         plan = Plan(points, seeds, every, groups, metrics, fingerprint, stages)
@@ -413,16 +413,16 @@ def _stages(asked: Options, points: Points) -> tuple[int, int, tuple[int, ...]]:
     if (scheduler := asked.scheduler) is not None:
         if isinstance(scheduler, type) or not callable(getattr(scheduler, "decide", None)):
             raise ValueError(
-                f"scheduler must be an object with decide(boundary, table), got {scheduler!r}: "
-                "rj.halving() or rj.population(space), say."
+                f"scheduler must be an object with decide(step, view), got {scheduler!r}: "
+                "rj.SuccessiveHalving() or rj.PopulationBasedTraining(space), say."
             )
-        if hasattr(scheduler, "boundaries"):
-            rungs = list(scheduler.boundaries(steps))
+        if hasattr(scheduler, "rungs"):
+            rungs = list(scheduler.rungs(steps))
         else:  # whenever there is something new
             rungs = list(range(every, steps, every))
         if not all(is_int(rung) and 0 < rung < steps for rung in rungs):
             raise ValueError(
-                f"the scheduler's boundaries must be whole numbers between 1 and {steps - 1}, got "
+                f"the scheduler's rungs must be whole numbers between 1 and {steps - 1}, got "
                 f"{rungs}."
             )
     return steps, every, tuple(sorted(set(map(int, rungs))))
@@ -449,7 +449,7 @@ def _read_after(traces: Traces) -> set[str]:
 
 def _check_scheduler(scheduler: Any, groups: list[Group], traces: list[Traces]) -> None:
     """A population changes numbers that `step` reads, among enough members."""
-    if not isinstance(scheduler, population):
+    if not isinstance(scheduler, PopulationBasedTraining):
         return
     for group, one in zip(groups, traces, strict=True):
         for name, distribution in scheduler.space.items():
@@ -515,7 +515,7 @@ def _decisive(
         "batch_size": batch_size,
         "devices": [device.id for device in processes.mesh.devices.tolist()],
         "path": asked.path and os.fspath(asked.path),
-        "every": plan.every,
+        "record_every": plan.every,
         "steps": stages and stages.steps,
         "evaluate_every": stages and stages.evaluate_every,
         "scheduler": stages and [stages.scheduler, *stages.rungs],

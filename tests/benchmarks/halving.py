@@ -1,9 +1,9 @@
 """Successive halving beside the full sweep: what it saves, and what it loses.
 
-36 settings of an LSTM under `rj.halving(eta=3)`, and all 36 to their end, with one seed after
-another. A trial that halving lets finish must give the full sweep's number bit for bit, so what can
-be lost is the best setting itself: where it was stopped, how many nats better was it than the best
-of those that went on?
+36 settings of an LSTM under `rj.SuccessiveHalving(reduction_factor=3)`, and all 36 to their end,
+with one seed after another. A trial that halving lets finish must give the full sweep's number bit
+for bit, so what can be lost is the best setting itself: where it was stopped, how many nats better
+was it than the best of those that went on?
 """
 
 import numpy as np
@@ -36,24 +36,24 @@ def main(quick: bool, hidden: int = 32, steps: int = 450, seeds: int = 5):
             progress=False,
         )
 
-    halving = rj.halving(eta=3)
+    halving = rj.SuccessiveHalving(reduction_factor=3)
     results = interleaved({"full": side(None), "halving": side(halving)}, seeds)
     pairs = list(zip(results["full"], results["halving"], strict=True))
     lost = []
     yield (
         f"\n## {len(points)} settings of an LSTM of {hidden} units, {steps} steps: halving after "
-        f"{halving.boundaries(steps)} steps, {seeds} seeds\n"
+        f"{halving.rungs(steps)} steps, {seeds} seeds\n"
     )
     yield header("seed", "best of all", "nats", "best by halving", "nats", "lost")
     for seed, (full, halved) in enumerate(pairs):
-        done = halved.status == "finished"
+        done = halved.status == "complete"
         np.testing.assert_array_equal(halved.objective[done], full.objective[done])
         best, found = full.best(), halved.best()
         lost.append(found.objective - best.objective)
         each = [x for r in (best, found) for x in (words(r.point), f"{r.objective:.4f}")]
         yield row(seed, *each, f"{lost[-1]:.4f}")
     yield "\n" + header("halving ÷ full, or halving − full", "measured")
-    of_steps = [halved.reached.sum() / full.reached.sum() for full, halved in pairs]
+    of_steps = [halved.steps_completed.sum() / full.steps_completed.sum() for full, halved in pairs]
     of_time = [halved.run_seconds / full.run_seconds for full, halved in pairs]
     yield row("steps", median(of_steps, 3))
     yield row("run time", median(of_time, 3))

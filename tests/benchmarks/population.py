@@ -95,7 +95,7 @@ def best(problem: Problem, training: rj.Training, is_population: bool, run: int)
         seeds=[run],
         steps=problem.steps,
         evaluate_every=max(1, problem.steps // 10),
-        scheduler=rj.population(SPACE, seed=run) if is_population else None,
+        scheduler=rj.PopulationBasedTraining(SPACE, seed=run) if is_population else None,
         objective=objective,
         args=problem.args,
         progress=False,

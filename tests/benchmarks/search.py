@@ -107,7 +107,7 @@ def overhead(training, args, steps, trials, rounds, urls):
         yield row(name, times * slots, *calls, median(share, 3), wanted, median(runs, 3), compiles)
 
 
-def one(training, args, steps, trials, url, in_flight, i):
+def one(training, args, steps, trials, url, max_concurrent_trials, i):
     """The seconds of a search, those of the study's calls, and how much compiled."""
     sampler = optuna.samplers.TPESampler(seed=i, constant_liar=True)
     study = study_at(url, i, sampler=sampler, pruner=Never())
@@ -120,8 +120,8 @@ def one(training, args, steps, trials, url, in_flight, i):
     jax.monitoring.register_event_duration_secs_listener(listen)
     with timed(seconds):
         result = rj.search.optimize(
-            training, study, SPACE, n_trials=trials, in_flight=in_flight, args=args, steps=steps,
-            evaluate_every=-(-steps // 6), progress=False,
+            training, study, SPACE, n_trials=trials, max_concurrent_trials=max_concurrent_trials,
+            args=args, steps=steps, evaluate_every=-(-steps // 6), progress=False,
         )  # fmt: skip
     jax.monitoring.unregister_event_duration_listener(listen)
     assert all(len(trial.intermediate_values) == 6 for trial in study.trials)

@@ -62,8 +62,10 @@ def kinds(path):
     # Here, since it makes an array, which would begin JAX before the cluster.
     from tests.support import trainings
 
-    population = rj.population({"rate": rj.log_uniform(1e-3, 1.0)}, every=10)
-    ways = {"plain": None, "halving": rj.halving(3, 5), "population": population}
+    population = rj.PopulationBasedTraining(
+        {"rate": rj.log_uniform(1e-3, 1.0)}, perturbation_interval=10
+    )
+    ways = {"plain": None, "halving": rj.SuccessiveHalving(3, 5), "population": population}
     points = [point for point in trainings.POINTS if point["centered"]]
 
     def run(name, **more):
@@ -89,7 +91,7 @@ def enough(report):
 def stopped(message, call):
     with pytest.raises((RuntimeError, OSError), match=message) as caught:
         call()
-    assert 0 < caught.value.result.reached.max() < 20
+    assert 0 < caught.value.result.steps_completed.max() < 20
 
 
 def fed(path):
@@ -185,10 +187,10 @@ class Own:
     def __init__(self, rungs):
         self.rungs = rungs
 
-    def boundaries(self, steps):
+    def rungs(self, steps):
         return self.rungs
 
-    def decide(self, boundary, table):
+    def decide(self, step, view):
         return None
 
 
@@ -233,15 +235,17 @@ DIFFERENCES = {
     ),
     "steps": lambda i: steps(steps=20 + i),
     "evaluate_every": lambda i: steps(evaluate_every=5 + i),
-    "scheduler": lambda i: steps(evaluate_every=5, scheduler=(rj.halving(2, 5), None)[i]),
-    "scheduler, another": lambda i: steps(evaluate_every=5, scheduler=rj.halving(2 + i, 10)),
+    "scheduler": lambda i: steps(evaluate_every=5, scheduler=(rj.SuccessiveHalving(2, 5), None)[i]),
+    "scheduler, another": lambda i: steps(
+        evaluate_every=5, scheduler=rj.SuccessiveHalving(2 + i, 10)
+    ),
     "scheduler, rungs": lambda i: steps(evaluate_every=5, scheduler=Own([(5, 10)[i]])),
     "checkpoint_seconds": lambda i: steps(checkpoint_seconds=i),
     "devices": lambda i: function(devices=jax.devices()[:: (1, -1)[i]]),
     "devices, of a search": lambda i: searched(jax.devices()),
     "keep_states": lambda i: steps(keep_states=i),
     "batch_size": lambda i: function(batch_size=1 + i),
-    "every": lambda i: function(every=1 + i),
+    "record_every": lambda i: function(record_every=1 + i),
     "batches": lambda i: steps(batches=(None, lambda t: np.float32(t))[i]),
     "batches, shapes": lambda i: steps(batches=lambda t: np.zeros(1 + i, np.float32)),
     "batches, first": lambda i: steps(batches=lambda t: np.float32(t + i)),
@@ -355,7 +359,7 @@ def differences(path):
         came_to[name] = {
             "error": error and type(error).__name__,
             "says": str(error),
-            "reached": None if result is None else result.reached.tolist(),
+            "reached": None if result is None else result.steps_completed.tolist(),
             "objective": None if result is None else result.objective.tolist(),
             "seconds": time.monotonic() - begin,
         }

@@ -21,8 +21,10 @@ LOGGED = 10  # each so-manieth step is: a callback takes longer than a step
 SCHEDULERS = {
     "function": None,
     "steps": None,
-    "halving": rj.halving(2, 200),
-    "population": rj.population({"learning_rate": rj.log_uniform(1e-3, 2.0)}, every=200),
+    "halving": rj.SuccessiveHalving(2, 200),
+    "population": rj.PopulationBasedTraining(
+        {"learning_rate": rj.log_uniform(1e-3, 2.0)}, perturbation_interval=200
+    ),
 }
 
 

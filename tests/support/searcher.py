@@ -80,4 +80,6 @@ if __name__ == "__main__":
         sampler=optuna.samplers.RandomSampler(),
         pruner=getattr(optuna.pruners, pruner[0])() if pruner else None,
     )
-    search(study, SLOW, callbacks=[told], callback=lambda report: say("report", report[0].step))
+    search(
+        study, SLOW, study_callbacks=[told], callback=lambda report: say("report", report[0].step)
+    )
