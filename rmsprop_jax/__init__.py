@@ -3,10 +3,18 @@
 from rmsprop_jax import plots, presets, search
 from rmsprop_jax._optimizer.rmsprop import ScaleByRmsState, rmsprop, scale_by_rms
 from rmsprop_jax._optimizer.stochastic_rounding import StochasticRoundingState, stochastic_rounding
-from rmsprop_jax._sweep.ledger import TrialReport
-from rmsprop_jax._sweep.points import Points, grid, static
-from rmsprop_jax._sweep.results import PointResult, SweepResult
-from rmsprop_jax._sweep.sampling import (
+from rmsprop_jax._tune.api import SweepInterrupted, sweep
+from rmsprop_jax._tune.results.result import PointResult, SweepResult
+from rmsprop_jax._tune.results.statistics import Comparison
+from rmsprop_jax._tune.schedulers import (
+    Decision,
+    PopulationBasedTraining,
+    Scheduler,
+    SchedulerView,
+    SuccessiveHalving,
+)
+from rmsprop_jax._tune.space.points import Points, grid, static
+from rmsprop_jax._tune.space.sampling import (
     Distribution,
     choice,
     integers,
@@ -16,16 +24,8 @@ from rmsprop_jax._sweep.sampling import (
     sample,
     uniform,
 )
-from rmsprop_jax._sweep.schedulers import (
-    Decision,
-    PopulationBasedTraining,
-    Scheduler,
-    SchedulerView,
-    SuccessiveHalving,
-)
-from rmsprop_jax._sweep.statistics import Comparison
-from rmsprop_jax._sweep.sweep import SweepInterrupted, sweep
-from rmsprop_jax._sweep.training import Training
+from rmsprop_jax._tune.training.training import Training
+from rmsprop_jax._tune.trials.table import TrialReport
 
 __version__ = "0.1.0"
 

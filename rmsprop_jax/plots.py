@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from rmsprop_jax._sweep.objective import kept_values
-from rmsprop_jax._sweep.statistics import levels, mean_spread_interval
-from rmsprop_jax._sweep.values import is_number
-from rmsprop_jax._sweep.values import label as value_label
+from rmsprop_jax._tune.results.statistics import levels, mean_spread_interval
+from rmsprop_jax._tune.space.values import is_number
+from rmsprop_jax._tune.space.values import label as value_label
+from rmsprop_jax._tune.trials.objective import kept_values
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from rmsprop_jax._sweep.results import SweepResult
+    from rmsprop_jax._tune.results.result import SweepResult
 
 COLORS = {
     "RMSProp": "#009e73",

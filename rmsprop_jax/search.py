@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rmsprop_jax._sweep.checks import own_settings
-from rmsprop_jax._sweep.ledger import Report
-from rmsprop_jax._sweep.objective import Objective
-from rmsprop_jax._sweep.results import SweepResult
-from rmsprop_jax._sweep.sampling import Distribution
-from rmsprop_jax._sweep.training import Train, Training
+from rmsprop_jax._tune.options import own_settings
+from rmsprop_jax._tune.results.result import SweepResult
+from rmsprop_jax._tune.space.sampling import Distribution
+from rmsprop_jax._tune.training.training import Train, Training
+from rmsprop_jax._tune.trials.objective import Objective
+from rmsprop_jax._tune.trials.table import Report
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -152,7 +152,7 @@ def optimize(
       Framework](https://arxiv.org/abs/1907.10902), KDD 2019.
     """
     start = time.perf_counter()
-    loop = _with_optuna("optimize", "loop")
+    loop = _with_optuna("optimize", "runner")
     asked = loop.Asked(
         n_trials, max_concurrent_trials, seeds, objective, args, batch_size, devices, progress,
         record_every, callback, study_callbacks, catch, attributes, steps, evaluate_every,
@@ -266,4 +266,4 @@ def _with_optuna(name: str, room: str) -> Any:
         raise ImportError(
             f'search.{name} needs Optuna: pip install "rmsprop_jax[search]"'
         ) from error
-    return importlib.import_module(f"rmsprop_jax._search.{room}")
+    return importlib.import_module(f"rmsprop_jax._tune.search.{room}")

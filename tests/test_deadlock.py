@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import rmsprop_jax as rj
-from rmsprop_jax._sweep import deadlock
+from rmsprop_jax._tune.compile import xla_deadlock as deadlock
 
 OLD = deadlock.version() < deadlock.MENDED
 only_old = pytest.mark.skipif(not OLD, reason="this jaxlib does not hang")
@@ -20,7 +20,8 @@ only_old = pytest.mark.skipif(not OLD, reason="this jaxlib does not hang")
 SWEEP = """
 import jax, jax.numpy as jnp, rmsprop_jax as rj
 jax.config.update("jax_num_cpu_devices", 2)
-from rmsprop_jax._sweep import deadlock, program
+from rmsprop_jax._tune.compile import xla_deadlock as deadlock
+from rmsprop_jax._tune.compile import compiled as program
 if UNGUARDED:
     program.refuse_deadlock = lambda *_: None
 

@@ -15,9 +15,10 @@ import pytest
 import rmsprop_jax as rj
 from rmsprop_jax._optimizer.two_bytes import NU, leaf_salt, salt
 from rmsprop_jax._optimizer.two_bytes import rounded as round_to_bfloat16
-from rmsprop_jax._sweep import program, rounds
-from rmsprop_jax._sweep.ahead import makers
-from rmsprop_jax._sweep.processes import Processes, free_memory
+from rmsprop_jax._tune.aot import makers
+from rmsprop_jax._tune.compile import compiled as program
+from rmsprop_jax._tune.run import batch as rounds
+from rmsprop_jax._tune.run.cluster import Cluster, free_memory
 from tests.benchmarks import convolution
 from tests.benchmarks.step import train_step
 from tests.support import oracles, reference, trainings
@@ -139,7 +140,7 @@ def test_segments_as_the_whole():
 def test_auto_fits_the_free_memory():
     train, points, args = work()
     free = free_memory(jax.devices())
-    (maker,) = makers(train, points, Processes(jax.devices()), args=args)
+    (maker,) = makers(train, points, Cluster(jax.devices()), args=args)
     programs = maker.finish(maker.make(maker.size))
     if on_cpu():
         assert (free, programs.layout.batch_size) == (None, 1)
@@ -170,11 +171,11 @@ def test_goes_on_with_another_batch_size(tmp_path):
 def test_an_accelerators_next_round_starts_before_the_last_is_fetched(monkeypatch):
     log = []
     for name in ("run_whole", "fetch"):
-        original = getattr(rounds.Structure, name)
+        original = getattr(rounds.CompiledGroup, name)
         noted = lambda self, *args, name=name, original=original: (
             log.append(name) or original(self, *args)
         )
-        monkeypatch.setattr(rounds.Structure, name, noted)
+        monkeypatch.setattr(rounds.CompiledGroup, name, noted)
     train, points, args = work()
     sweep(train, points, args, batch_size=2)
     assert log.count("run_whole") == log.count("fetch") > 2
@@ -189,7 +190,7 @@ def test_an_accelerators_next_round_starts_before_the_last_is_fetched(monkeypatc
 def called(monkeypatch):
     """The batch sizes of all calls. The device seems to have room for any batch, and runs out of it
     with more than 4 trials, in the third call."""
-    start, called = program.Program.start, []
+    start, called = program.CompiledKernel.start, []
 
     def fails(self, *args, **options):
         called.append(self._layout.batch_size)
@@ -197,8 +198,8 @@ def called(monkeypatch):
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating …")
         return start(self, *args, **options)
 
-    monkeypatch.setattr(program.Program, "start", fails)
-    monkeypatch.setattr("rmsprop_jax._sweep.processes.free_memory", lambda devices: 1e15)
+    monkeypatch.setattr(program.CompiledKernel, "start", fails)
+    monkeypatch.setattr("rmsprop_jax._tune.run.cluster.free_memory", lambda devices: 1e15)
     return called
 
 

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 import rmsprop_jax as rj
-from rmsprop_jax._sweep import memory, rounds, store
+from rmsprop_jax._tune.run import batch as rounds
+from rmsprop_jax._tune.storage import folder as store
+from rmsprop_jax._tune.trials import host_memory as memory
 from tests.support.trainings import POINTS, SCALE, alone, noisy, plain, sweep
 from tests.test_store import child
 

@@ -12,9 +12,9 @@ import pytest
 from jax import export
 
 import rmsprop_jax as rj
-from rmsprop_jax._sweep import program
-from rmsprop_jax._sweep.ahead import makers
-from rmsprop_jax._sweep.processes import Described, Processes
+from rmsprop_jax._tune.aot import makers
+from rmsprop_jax._tune.compile import compiled as program
+from rmsprop_jax._tune.run.cluster import Cluster, DescribedDevices
 from tests.benchmarks import convolution, tpu
 from tests.benchmarks.step import VARIANTS, train_step
 from tests.support import trainings
@@ -45,7 +45,7 @@ def test_a_step_is_exported_to_every_platform_and_runs_here(solver):
 
 def rounds(train, args, batch_size, **options):
     points = rj.grid(rate=[1e-3, 1e-2], learning_rate=[1e-3], decay=[0.9, 0.99], centered=[False])
-    here = Processes(jax.devices())
+    here = Cluster(jax.devices())
     (maker,) = makers(train, points, here, args=args, batch_size=batch_size, **options)
     layout = maker.layout(batch_size)
     placed, pieces = here.place(args), maker.pieces.each().values()
@@ -85,10 +85,10 @@ class Chip:
 
 
 def test_described_devices_have_the_memory_that_is_said():
-    here = Described([Chip(0, 0), Chip(1, 1)], memory=1000.0)  # of two hosts, neither this one
+    here = DescribedDevices([Chip(0, 0), Chip(1, 1)], memory=1000.0)
     assert here.free_memory() == pytest.approx(900.0)
     assert here.mesh.size == 2
-    assert Described([Chip(0, 0)]).free_memory() is None
+    assert DescribedDevices([Chip(0, 0)]).free_memory() is None
 
 
 def test_auto_fits_the_memory_of_described_devices():
@@ -99,7 +99,7 @@ def test_auto_fits_the_memory_of_described_devices():
         return {"loss": jax.lax.map(lambda x: jnp.sort(draws * x).mean(), hp["a"] * jnp.ones(3))}
 
     def programs(memory):
-        here = Described(jax.devices(), memory)
+        here = DescribedDevices(jax.devices(), memory)
         (maker,) = makers(train, rj.grid(a=np.linspace(0.0, 1.0, 128).tolist()), here)
         return maker.finish(maker.make(maker.size))
 
@@ -117,7 +117,7 @@ def test_what_is_made_ahead_is_what_a_sweep_runs(monkeypatch):
     noted = lambda key, lowered: keys.append(key) or compile_(key, lowered)
     monkeypatch.setattr(program, "_compiled", noted)
     args, options = (trainings.SCALE,), {"steps": 30, "evaluate_every": 7}
-    points, here = trainings.POINTS[::2], Described(jax.devices())  # of one structure
+    points, here = trainings.POINTS[::2], DescribedDevices(jax.devices())  # of one structure
     for maker in makers(trainings.noisy(), points, here, args=args, **options):
         maker.make(maker.size).compile()
     made = set(keys)

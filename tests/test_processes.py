@@ -10,7 +10,7 @@ import time
 import pytest
 
 import rmsprop_jax as rj
-from rmsprop_jax._sweep import agreement
+from rmsprop_jax._tune import agreement
 from tests.support import cluster, killed
 from tests.support.trainings import plain
 from tests.test_store import contents, same, undisturbed

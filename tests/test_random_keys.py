@@ -97,7 +97,7 @@ def test_an_automatic_batch_is_1_with_one_warning(make, monkeypatch):
     """As on an accelerator, whose memory is known."""
     train, options = make("rbg")
     alone = rj.sweep(train, POINTS, batch_size=1, progress=False, **options)
-    monkeypatch.setattr("rmsprop_jax._sweep.processes.free_memory", lambda devices: 1e12)
+    monkeypatch.setattr("rmsprop_jax._tune.run.cluster.free_memory", lambda devices: 1e12)
     with pytest.warns(UserWarning, match="batch_size is 1.*rbg") as warned:
         found = rj.sweep(train, POINTS, progress=False, **options)
     assert len(warned) == 1

@@ -16,8 +16,8 @@ import scipy.stats
 import xarray
 
 import rmsprop_jax as rj
-from rmsprop_jax._sweep import fingerprint
-from rmsprop_jax._sweep.statistics import levels
+from rmsprop_jax._tune.results.statistics import levels
+from rmsprop_jax._tune.training import fingerprint
 
 POINTS = rj.grid(x=[1.0, 2.0, 3.0], kind=["a", "b"], same=[5])
 SEEDS = [0, 1, 2, 3, 4]

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 import rmsprop_jax as rj
-from rmsprop_jax._sweep import compiling, engine, program, rounds
-from rmsprop_jax._sweep.plan import Stages
-from rmsprop_jax._sweep.processes import Processes, free_memory
+from rmsprop_jax._tune.compile import compiled as program
+from rmsprop_jax._tune.compile import group_compiler as compiling
+from rmsprop_jax._tune.experiment_spec import Stages
+from rmsprop_jax._tune.run import batch as rounds
+from rmsprop_jax._tune.run import runners as engine
+from rmsprop_jax._tune.run.cluster import Cluster, free_memory
 from tests.test_sweep import POINTS, alone, compiles, make_train
 
 
@@ -19,13 +22,13 @@ def programs(monkeypatch):
     """All that the test's sweeps compile."""
     made = []
 
-    class Noted(program.Program):
+    class Noted(program.CompiledKernel):
         def __init__(self, piece, args, layout, processes):
             super().__init__(piece, args, layout, processes)
             self.layout = layout
             made.append(self)
 
-    monkeypatch.setattr("rmsprop_jax._sweep.compiling.Program", Noted)
+    monkeypatch.setattr("rmsprop_jax._tune.compile.group_compiler.Program", Noted)
     return made
 
 
@@ -109,11 +112,11 @@ class Device:
         self.memory_stats = lambda: free and {"bytes_limit": free + 1000, "bytes_in_use": 1000}
 
 
-class Recorded(rounds.Structure):
+class Recorded(rounds.CompiledGroup):
     """Rounds that run nothing, and note what starts and what is fetched; they take `seconds`."""
 
     def __init__(self, plan, log, processes, capacity=1, seconds=lambda live: None):
-        programs = compiling.Programs(program.Layout(1, capacity, 1))
+        programs = compiling.GroupPrograms(program.DeviceLayout(1, capacity, 1))
         pieces = types.SimpleNamespace(plan=plan, group=0, traces=types.SimpleNamespace(state=None))
         super().__init__(pieces, programs, processes, ())
         self.log, self._seconds = log, seconds
@@ -154,7 +157,7 @@ def go(order, platform, trials, stages=None, structures=1, **options):
         is_due=lambda: False,
         finish=lambda trials, states: log.append(f"finish {trials.tolist()}"),
     )
-    processes = Processes([Device(platform)])
+    processes = Cluster([Device(platform)])
     plan = types.SimpleNamespace(groups=[None], stages=stages)
     run = engine.Run(plan, ledger, keeper, processes, None)
     each = [
@@ -258,11 +261,11 @@ def test_auto_takes_the_largest_batch_that_fits_an_accelerator(free, memory, com
 
 
 def test_of_a_training_every_piece_must_fit():
-    log, layout = [], program.Layout(1, 1, 1)
+    log, layout = [], program.DeviceLayout(1, 1, 1)
     for largest in ("init", "segment", "evaluate"):
         needs = {"init": 1, "segment": 2, "evaluate": 3} | {largest: 9}
         each = {name: Sized(log, lambda size, n=n: n, 1) for name, n in needs.items()}
-        assert compiling.Programs(layout, **each).compile().memory == 9
+        assert compiling.GroupPrograms(layout, **each).compile().memory == 9
     assert len(log) == 9
 
 
@@ -306,12 +309,12 @@ def test_jobs_lie_where_they_are_fetched(count, batch_size):
         return [x + job], {"sum": 2 * x + args + batches, "at": at, "span": span}
 
     number = jax.ShapeDtypeStruct((), np.int32)
-    piece = program.Piece(call, number, number, number, [number], number)
-    processes = Processes(jax.devices())
+    piece = program.Kernel(call, number, number, number, [number], number)
+    processes = Cluster(jax.devices())
     args, batches = processes.place(jnp.int32(1)), processes.place(jnp.int32(100))
-    layout = program.Layout.fit(jax.device_count(), batch_size, 4, jobs=24)
+    layout = program.DeviceLayout.fit(jax.device_count(), batch_size, 4, jobs=24)
     assert layout.capacity * batch_size * jax.device_count() >= 24
-    one = program.Program(piece, args, layout, processes).compile()
+    one = program.CompiledKernel(piece, args, layout, processes).compile()
     jobs, first = np.arange(count) * 10, np.arange(count) + 7
     spans = np.arange(-(-count // batch_size)) * 3
     states, placed = one.place([first], count), one.place(jobs, count)
@@ -331,7 +334,7 @@ def test_jobs_lie_where_they_are_fetched(count, batch_size):
 
 def test_the_memory_of_a_real_program_grows_with_its_batch(monkeypatch, programs):
     """`auto` on real programs: a device that pretends to have a certain amount of memory."""
-    monkeypatch.setattr("rmsprop_jax._sweep.processes.free_memory", lambda devices: 20_000)
+    monkeypatch.setattr("rmsprop_jax._tune.run.cluster.free_memory", lambda devices: 20_000)
     monkeypatch.setattr(program, "BUFFER_BYTES", 1)  # so that each round is one batch
     points = rj.grid(learning_rate=np.linspace(0.01, 0.1, 64), decay=[0.9], centered=[False])
     result = rj.sweep(make_train(steps=100), points, progress=False)

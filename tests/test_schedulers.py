@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import rmsprop_jax as rj
-from rmsprop_jax._sweep.schedulers import SchedulerView, explored
+from rmsprop_jax._tune.schedulers import SchedulerView, explored
 from tests.support.folders import content
 from tests.support.trainings import POINTS, SCALE, plain, sweep
 

@@ -29,8 +29,8 @@ from optuna.distributions import (
 from optuna.trial import TrialState
 
 import rmsprop_jax as rj
-from rmsprop_jax._search import study as study_module
-from rmsprop_jax._search.space import axes_of
+from rmsprop_jax._tune.search import study_client as study_module
+from rmsprop_jax._tune.search.space import axes_of
 from tests.support import postgres, searcher
 from tests.support.trainings import SCALE, alone, noisy, plain
 
@@ -234,7 +234,7 @@ def test_an_accelerators_batch_leaves_the_sampler_something_to_learn(monkeypatch
     """Its memory alone would have all trials asked at once."""
     for free, at_once in ((1e12, 10), (1.0, 2)):  # of 80: 40 trials of 2 seeds, 2 devices
         known = lambda devices, free=free: free
-        monkeypatch.setattr("rmsprop_jax._sweep.processes.free_memory", known)
+        monkeypatch.setattr("rmsprop_jax._tune.run.cluster.free_memory", known)
         seen, study = [], optuna.create_study(sampler=SAMPLERS["random"]())
         space = SPACE | {"centered": rj.choice([False])}
         search(
@@ -441,16 +441,16 @@ def test_reports_of_rounds_and_waiting_trials():
 
 def test_structures_that_fill_no_round_share_the_devices(monkeypatch):
     """One trial of each of two structures on two devices: each has a device of its own."""
-    from rmsprop_jax._sweep import rounds
+    from rmsprop_jax._tune.run import batch as rounds
 
     placed = []
-    begin, whole = rounds.Structure.begin, rounds.Structure.run_whole
+    begin, whole = rounds.CompiledGroup.begin, rounds.CompiledGroup.run_whole
     monkeypatch.setattr(
-        rounds.Structure, "begin",
+        rounds.CompiledGroup, "begin",
         lambda self, live, *rest: (placed.append(live.first), begin(self, live, *rest))[1],
     )  # fmt: skip
     monkeypatch.setattr(
-        rounds.Structure, "run_whole",
+        rounds.CompiledGroup, "run_whole",
         lambda self, live, *rest: (placed.append(live.first), whole(self, live, *rest))[1],
     )  # fmt: skip
     for run, name in ((search, "centered"), (of_values, "wide")):

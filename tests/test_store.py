@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import rmsprop_jax as rj
-from rmsprop_jax._sweep import store
+from rmsprop_jax._tune.storage import folder as store
 from tests.support import killed
 from tests.support.folders import contents
 from tests.support.trainings import plain

@@ -19,7 +19,7 @@ import optax
 import pytest
 
 import rmsprop_jax as rj
-from rmsprop_jax._sweep import program
+from rmsprop_jax._tune.compile import compiled as program
 
 POINTS = rj.grid(
     learning_rate=[1e-3, 1e-2, 1e-1], decay=[0.9, 0.99], centered=rj.static([False, True])
@@ -179,13 +179,13 @@ def test_the_persistent_compilation_cache_is_used(tmp_path):
 
 def test_tiny_trials_share_rounds_and_stay_bit_for_bit(monkeypatch):
     """Rounds grow, in one program; padding, a NaN and two seeds change no trial's numbers."""
-    sizes, start = [], program.Program.start
+    sizes, start = [], program.CompiledKernel.start
 
     def noted(self, jobs, count, args, **where):
         sizes.append(count)
         return start(self, jobs, count, args, **where)
 
-    monkeypatch.setattr(program.Program, "start", noted)
+    monkeypatch.setattr(program.CompiledKernel, "start", noted)
     traces = collections.Counter()
     inner = make_train(steps=3, traces=traces)
 
@@ -725,7 +725,7 @@ def test_an_array_instead_of_a_dict_is_called_so():
 
 
 def test_a_long_program_is_warned_of(monkeypatch):
-    monkeypatch.setattr("rmsprop_jax._sweep.checks.LONG_PROGRAM", 100)
+    monkeypatch.setattr("rmsprop_jax._tune.options.LONG_PROGRAM", 100)
 
     def train(hp, key):
         loss = hp["x"]
@@ -772,13 +772,13 @@ def test_ctrl_c_says_that_the_process_may_live_on():
 def test_many_structures_compile_side_by_side(monkeypatch):
     """In threads, ahead of their turn; each is compiled once and all numbers are right."""
     threads = set()
-    compile_ = program.Program.compile
+    compile_ = program.CompiledKernel.compile
 
     def noted(self):
         threads.add(threading.current_thread().name)
         return compile_(self)
 
-    monkeypatch.setattr(program.Program, "compile", noted)
+    monkeypatch.setattr(program.CompiledKernel, "compile", noted)
     train = lambda hp, key: {"loss": hp["x"] * jnp.ones(hp["n"]).sum()}
     points = rj.grid(n=rj.static(list(range(1, 9))), x=[1.0, 2.0])
     with compiles() as compiled:

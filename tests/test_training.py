@@ -12,7 +12,9 @@ import pytest
 from flax.training import train_state as train_state_module
 
 import rmsprop_jax as rj
-from rmsprop_jax._sweep import compiling, program, rounds
+from rmsprop_jax._tune.compile import compiled as program
+from rmsprop_jax._tune.compile import group_compiler as compiling
+from rmsprop_jax._tune.run import batch as rounds
 from tests.support.trainings import POINTS, SCALE, alone, noisy, plain, sweep
 from tests.test_sweep import compiles
 
@@ -120,15 +122,15 @@ def test_a_batch_gives_the_same_within_rounding_and_repeats_itself(batch_size):
 
 @pytest.mark.slow
 def test_on_a_device_with_little_memory_the_batch_fits(monkeypatch):
-    monkeypatch.setattr("rmsprop_jax._sweep.processes.free_memory", lambda devices: 20_000)
-    monkeypatch.setattr("rmsprop_jax._sweep.program.BUFFER_BYTES", 1)
-    made, init = [], compiling.Programs.__new__
+    monkeypatch.setattr("rmsprop_jax._tune.run.cluster.free_memory", lambda devices: 20_000)
+    monkeypatch.setattr("rmsprop_jax._tune.compile.compiled.BUFFER_BYTES", 1)
+    made, init = [], compiling.GroupPrograms.__new__
 
     def noted(cls, layout, **programs):
         made.append(layout)
         return init(cls, layout, **programs)
 
-    monkeypatch.setattr(compiling.Programs, "__new__", noted)
+    monkeypatch.setattr(compiling.GroupPrograms, "__new__", noted)
     points = rj.grid(rate=np.linspace(0.01, 0.1, 64), decay=[0.9], centered=[False])
     result = sweep(points=points, evaluate_every=25)
     assert made[0].batch_size == 32 > made[-1].batch_size > 1
@@ -137,13 +139,13 @@ def test_on_a_device_with_little_memory_the_batch_fits(monkeypatch):
 
 
 def test_tiny_trainings_share_rounds(monkeypatch):
-    sizes, start = [], rounds.Structure.begin
+    sizes, start = [], rounds.CompiledGroup.begin
 
     def noted(self, live, *args):
         sizes.append(len(live.trials))
         return start(self, live, *args)
 
-    monkeypatch.setattr(rounds.Structure, "begin", noted)
+    monkeypatch.setattr(rounds.CompiledGroup, "begin", noted)
     training = rj.Training(
         lambda hp, key: jax.random.uniform(key),
         lambda hp, x, key: (x * hp["x"], {"loss": x}),

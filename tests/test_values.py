@@ -19,8 +19,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 import rmsprop_jax as rj
-from rmsprop_jax._sweep.statistics import levels
-from rmsprop_jax._sweep.values import decode, encode, identity
+from rmsprop_jax._tune.results.statistics import levels
+from rmsprop_jax._tune.space.values import decode, encode, identity
 
 
 @dataclasses.dataclass

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import rmsprop_jax as rj
-from rmsprop_jax._sweep import program
+from rmsprop_jax._tune.compile import compiled as program
 from tests.benchmarks.runner import header, row
 
 ROOT, CLEAR = Path(__file__).parents[2], Path("/proc/self/clear_refs")

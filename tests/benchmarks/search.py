@@ -23,8 +23,8 @@ import numpy as np
 import optuna
 
 import rmsprop_jax as rj
-from rmsprop_jax._search.study import Book
-from rmsprop_jax._sweep import program
+from rmsprop_jax._tune.compile import compiled as program
+from rmsprop_jax._tune.search.study_client import StudyClient
 from tests.benchmarks.lstm import lstm
 from tests.benchmarks.runner import header, interleaved, median, row
 from tests.support import postgres
@@ -53,7 +53,7 @@ def study_at(url, i, **options):
 @contextlib.contextmanager
 def timed(seconds):
     """Count the seconds in each of the study's calls."""
-    kept = {name: getattr(Book, name) for name in CALLS}
+    kept = {name: getattr(StudyClient, name) for name in CALLS}
 
     def wrapped(name, call):
         @functools.wraps(call)
@@ -67,12 +67,12 @@ def timed(seconds):
         return timed_call
 
     for name, call in kept.items():
-        setattr(Book, name, wrapped(name, call))
+        setattr(StudyClient, name, wrapped(name, call))
     try:
         yield
     finally:
         for name, call in kept.items():
-            setattr(Book, name, call)
+            setattr(StudyClient, name, call)
 
 
 def overhead(training, args, steps, trials, rounds, urls):

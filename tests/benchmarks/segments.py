@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 import rmsprop_jax as rj
-from rmsprop_jax._sweep import program
+from rmsprop_jax._tune.compile import compiled as program
 from tests.benchmarks.lstm import lstm
 from tests.benchmarks.runner import header, interleaved, median, row
 

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import rmsprop_jax as rj
-from rmsprop_jax._sweep import program, sweep
-from rmsprop_jax._sweep.compiling import Maker
+from rmsprop_jax._tune import api as sweep
+from rmsprop_jax._tune.compile import compiled as program
+from rmsprop_jax._tune.compile.group_compiler import GroupCompiler
 from tests.benchmarks.runner import header, interleaved, median, row
 
 ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu}
@@ -46,7 +47,7 @@ def train(hp, key):
     return {"loss": jax.lax.scan(step, (params, solver.init(params)), length=100)[1]}
 
 
-def one_after_the_other(makers: Sequence[Maker]):
+def one_after_the_other(makers: Sequence[GroupCompiler]):
     for maker in makers:
         start = time.perf_counter()
         yield maker.finish(maker.make(maker.size)), time.perf_counter() - start

@@ -143,8 +143,8 @@ def chip_bytes(chip) -> float:
 
 
 def rounds(quick: bool) -> Iterator[str]:
-    from rmsprop_jax._sweep.ahead import makers
-    from rmsprop_jax._sweep.processes import Described
+    from rmsprop_jax._tune.aot import makers
+    from rmsprop_jax._tune.run.cluster import DescribedDevices
 
     space = {"learning_rate": rj.log_uniform(1e-4, 1e-2), "decay": rj.uniform(0.5, 0.99)}
     for topology in TOPOLOGIES[:1] if quick else TOPOLOGIES:
@@ -161,7 +161,7 @@ def rounds(quick: bool) -> Iterator[str]:
         )  # fmt: skip
         for name, train, args, options in works(quick):
             points = rj.sample(space | {"centered": rj.choice([False])}, trials)
-            here = Described(chips, memory)
+            here = DescribedDevices(chips, memory)
             for batch in (1, 4, "auto") if quick else (1, 16, 64, "auto"):
                 options |= {"args": args, "batch_size": batch}
                 (maker,) = makers(train, points, here, **options)

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import rmsprop_jax as rj
-from rmsprop_jax._sweep import coordination
+from rmsprop_jax._tune.run import jax_coordination as coordination
 from tests.support import killed
 
 

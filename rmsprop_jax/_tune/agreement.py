@@ -1,0 +1,104 @@
+"""What the processes of one sweep must have alike, compared before anything runs."""
+
+import dataclasses
+import enum
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from rmsprop_jax._tune.run.cluster import Cluster
+from rmsprop_jax._tune.training.fingerprint import hash_of_arrays
+
+LONGEST = 60  # characters of a value that an error shows; a longer one is compared by its hash
+
+
+class Counts(enum.Enum):
+    """Whose value of an argument counts."""
+
+    ALL = "every process gives the same"
+    LEADER = "process 0 gives it, the others need not"
+
+
+ARGUMENTS = dict.fromkeys(
+    (
+        *("points", "seeds", "objective", "mode", "args", "batch_size", "devices"),
+        *("path", "record_every", "steps", "evaluate_every", "scheduler", "keep_states", "batches"),
+        *("checkpoint_seconds", "train"),  # last, since its programs follow from others
+    ),
+    Counts.ALL,
+) | dict.fromkeys(("progress", "callback"), Counts.LEADER)
+"""For each argument of `sweep` whose value counts."""
+
+
+def refuse_disagreement(processes: Cluster, given: Mapping[str, Any]) -> None:
+    """Compare what the processes were given; the same ValueError on all where it differs.
+
+    Args:
+      processes: that make the call.
+      given: for each argument on which all must agree what decides it, as JSON has it; and of the
+        callback, whether there is one.
+    """
+    compared = [name for name, counts in ARGUMENTS.items() if counts is Counts.ALL]
+    values = {name: _short(given[name]) for name in compared}
+    each = processes.meet("the arguments", [given["callback"], values])
+    first_has_callback, first = each[0]
+    for i, (has_callback, other) in enumerate(each):
+        if has_callback and not first_has_callback:
+            raise ValueError(
+                f"callback was given on process {i} and not on process 0, which is the only one "
+                "that calls it. Pass the same callback in every process, or only on process 0."
+            )
+        if unlike := [name for name in compared if first[name] != other[name]]:
+            raise ValueError(
+                f"{_listed(unlike)} must be the same on every process, got "
+                + "; ".join(_said(name, first[name], other[name], i) for name in unlike)
+                + ". Make the same call in every process, or sweep apart with "
+                "devices=jax.local_devices()."
+            )
+
+
+def described(value: Any) -> Any:
+    """A value as JSON, alike in two processes for values that are alike.
+
+    Functions and classes count by their qualified names, dataclasses by their fields, and objects
+    of other kinds by what they print, where this is no address.
+    """
+    kind = type(value).__qualname__
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float | complex | bytes):
+        return [kind, repr(value)]
+    if isinstance(value, np.ndarray | np.generic | jax.Array) and value.dtype != object:
+        return [kind, hash_of_arrays(value)]
+    if isinstance(value, Mapping):
+        return [kind, *sorted(([described(k), described(x)] for k, x in value.items()), key=str)]
+    if isinstance(value, tuple | list):
+        return [kind, *map(described, value)]
+    if isinstance(value, set | frozenset):
+        return [kind, *sorted(map(described, value), key=str)]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = [field.name for field in dataclasses.fields(value)]
+        return [kind, *([name, described(getattr(value, name, None))] for name in fields)]
+    if (name := getattr(value, "__qualname__", None)) is not None:
+        return [kind, getattr(value, "__module__", None), name]
+    text = repr(value)
+    return [kind] if " at 0x" in text else [kind, text]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= LONGEST else "#" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def _said(name: str, first: str, other: str, process: int) -> str:
+    if first.startswith("#") or other.startswith("#"):
+        return f"different contents of {name} on process 0 and process {process}"
+    return f"{name}={first} on process 0 and {other} on process {process}"
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

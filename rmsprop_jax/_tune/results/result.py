@@ -1,0 +1,713 @@
+"""What a sweep found: `SweepResult`, its best points, what matters."""
+
+import copy
+import dataclasses
+import html
+import math
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from rmsprop_jax._tune.experiment_spec import FAILED, STOPPED, ExperimentSpec, TrialData
+from rmsprop_jax._tune.options import check_args
+from rmsprop_jax._tune.results.retrain import Retrainer
+from rmsprop_jax._tune.results.statistics import (
+    ABSENT,
+    Comparison,
+    Level,
+    levels,
+    mean_spread_interval,
+    means,
+    paired,
+    ranked,
+)
+from rmsprop_jax._tune.space.points import dataframe, hyperparameters
+from rmsprop_jax._tune.space.seeds import checked_seeds, key_of
+from rmsprop_jax._tune.space.values import is_extended, is_number, label
+from rmsprop_jax._tune.storage import folder as store
+from rmsprop_jax._tune.training.state_spec import Kept, StateSpec
+from rmsprop_jax._tune.trials.decision_log import AppliedDecision
+from rmsprop_jax._tune.trials.objective import Objective, ObjectiveSpec, checked
+
+if TYPE_CHECKING:
+    import pandas
+    import xarray
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class PointResult:
+    """A point and what its seeds gave."""
+
+    hp: dict[str, Any]
+    """As `train` gets it; `result.retrain(record)` trains it again."""
+    point: dict[str, Any]
+    """As it stands in the points; of a population the numbers that it began with
+    (`result.schedule(record)` has all)."""
+    keys: tuple[jax.Array, ...]
+    """The random key of each seed, in order."""
+    objective: float
+    """The mean over the seeds that did not fail."""
+    std: float
+    """The sample standard deviation over those seeds; NaN for one seed."""
+    ci95: tuple[float, float]
+    """The 95% confidence interval of the mean, by Student's t; NaN for one seed."""
+    index: int | None = None
+    """Its place in the points, which tells equal ones apart."""
+
+    def __repr__(self) -> str:
+        text = f"PointResult({self.point}, objective {self.objective:.6g}"
+        if not math.isnan(self.std):
+            low, high = self.ci95
+            text += f", std {self.std:.3g}, 95% {low:.6g} to {high:.6g}"
+        return f"{text}, {len(self.keys)} seed{'s' * (len(self.keys) != 1)})"
+
+
+class SweepResult:
+    """The finished trials of a sweep, in the order of the points, then the seeds.
+
+    Attributes:
+      points: what was tried, `Points`.
+      seeds: a tuple of ints, each for every point.
+      point_index: int array, shape (trials,): the place of each in `points`.
+      seed_index: int array, shape (trials,): its place in `seeds`.
+      metrics: for each metric an array of shape (trials,) or (trials, steps), in its own dtype.
+        Where structures train for different numbers of steps, NaN follows the last of the shorter
+        ones.
+      steps: for each metric that is a series, an int array of the steps of its values, from 1.
+      objective: float64 array, shape (trials,): of a stopped trial where it stopped.
+      failed: bool array, shape (trials,): the objective is not finite.
+      status: array of text, shape (trials,): "complete", "pruned" by a scheduler, "failed" (the
+        objective is not finite; or a scheduler ended the point of which a seed had failed), and
+        "unfinished", after an interruption.
+      feasible: bool array, shape (trials,): False where a constraint of the study's sampler is
+        violated, for all seeds of the point; True of a sweep.
+      steps_completed: int array, shape (trials,): the steps that each trial has run; 1 of a
+        function.
+      history: for each trial its lineage, a list of (from step, donor's trial or None, numbers);
+        one entry, where no scheduler changed it.
+      rungs: the steps at which a scheduler was to decide, a tuple; empty without one.
+      objective_name: the metric or the function that was the objective.
+      mode: "min" or "max".
+      compile_seconds: of tracing, lowering, and waiting for what compiles.
+      run_seconds: of the rest, wall time. A resumed sweep has the sums over its calls.
+    """
+
+    def __init__(
+        self,
+        plan: ExperimentSpec,
+        trials: TrialData,
+        aim: ObjectiveSpec,
+        objective: np.ndarray | None = None,
+        *,
+        retrainer: Retrainer | None = None,
+        decided: Sequence[AppliedDecision] = (),
+        kept: Kept | None = None,
+    ):
+        if (np.diff(trials.number) < 0).any():
+            order = np.argsort(trials.number)
+            trials = trials.take(order)
+            objective = None if objective is None else objective[order]
+        self._plan, self._trials, self._retrainer, self._kept = plan, trials, retrainer, kept
+        self._decided = decided
+        self.points, self.seeds, self.mode = plan.points, plan.seeds, aim.mode
+        self.objective_name, self._several = aim.name, isinstance(aim.objective, tuple)
+        self._noted = aim.noted
+        self.point_index, self.seed_index = np.divmod(trials.number, len(plan.seeds))
+        self.metrics, self.steps_completed = trials.metrics, trials.steps_completed
+        self.rungs = plan.stages.rungs if plan.stages else ()
+        self.steps = {name: plan.steps(name) for name in self.metrics if plan.has_steps(name)}
+        self.objective = aim.values(plan, trials) if objective is None else objective
+        self.failed, self.feasible = ~np.isfinite(self.objective), trials.feasible
+        self.status = self._status()
+        self.history = lineages(plan, trials.number, decided)
+        self.compile_seconds, self.run_seconds = map(float, trials.seconds)
+
+    def _status(self) -> np.ndarray:
+        end = self._trials.asked
+        ways = {
+            "failed": self._trials.stopped == FAILED,
+            "pruned": (self._trials.stopped == STOPPED) & ~self.failed,
+            "unfinished": (self._trials.stopped == 0) & (self.steps_completed < end),
+            "complete": (self.steps_completed >= end) & ~self.failed,
+        }
+        return np.select(list(ways.values()), list(ways), "failed")
+
+    @property
+    def is_population(self) -> bool:
+        """Whether trials copied others, so that their numbers changed on the way."""
+        return any(len(lineage) > 1 for lineage in self.history)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without `train`, which is any function: a copy in another process cannot `retrain`."""
+        kept = None if self._kept is None else self._kept.without_structure()
+        return self.__dict__ | {"_retrainer": None, "_kept": kept}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "SweepResult":
+        made = copy.copy(self)
+        memo[id(self)] = made
+        state = copy.deepcopy(self.__getstate__(), memo)
+        made.__dict__.update(state, _retrainer=self._retrainer, _kept=self._kept)
+        return made
+
+    def __copy__(self) -> "SweepResult":
+        made = type(self).__new__(type(self))
+        made.__dict__.update(self.__dict__)
+        return made
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        objective: Objective | None = None,
+        mode: str | None = None,
+    ) -> "SweepResult":
+        """What `save` or `sweep(path=...)` wrote; of a sweep that still runs, what is finished.
+
+        Args:
+          path: the folder.
+          objective: a metric's name or a function of the metrics. By default the metric that the
+            last call there looked for. A folder holds no function: where that was one, give it.
+          mode: "min" or "max"; by default that of the last call.
+
+        Raises:
+          ValueError: for a folder that is damaged or no sweep's, an objective that is not to be had
+            from its metrics, or none given where the folder knows of no metric.
+        """
+        plan, trials, noted, decided, files, sweep = store.read(path)
+        if objective is None:
+            ((kind, name),) = noted["objective"].items()
+            if kind != "metric":
+                name = name.split(".")[-1].replace("<lambda>", "objective")
+                raise ValueError(
+                    f"the objective of {path} was a function ({name}), which a folder cannot hold: "
+                    f"give it, load(path, objective=...), or one of {sorted(plan.metrics[0])}."
+                )
+            objective = name
+        aim = checked(objective, mode or noted["mode"], plan)
+        return cls(plan, trials, aim, decided=decided, kept=Kept(files=files, sweep=sweep))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a folder that `load` reads, and that `sweep(path=...)` goes on with (save where
+        its `args` are larger than 64 MiB, which only a sweep with a `path` hashes).
+
+        Raises:
+          ValueError: for static values that would not come back as they were.
+          OSError: for a folder that has files already, or cannot be written.
+        """
+        path = store.local_folder(path)
+        if path.exists() and any(path.iterdir()):
+            raise FileExistsError(f"{path} has files already: give the path of a new folder.")
+        folder = store.FolderWriter(path, self._plan, self._noted)
+        try:
+            columns = {n: slice(None) for n in self.metrics if self._plan.has_steps(n)}
+            folder.write(self._trials, columns)
+            for one in self._decided:
+                folder.write_decision(one.encode())
+            for trial in self._kept.trials() if self._kept else ():
+                self._save_state(folder, trial)
+        finally:
+            folder.close()
+
+    def _save_state(self, folder: store.FolderWriter, trial: int) -> None:
+        assert self._kept is not None
+        found = self._kept.get(trial, self._group_number(trial // len(self.seeds)))
+        if found is not None:
+            leaves, form, _ = found
+            reached = self.steps_completed[self._trials.number == trial][0]
+            folder.keep_state(trial, int(reached), [x[None] for x in leaves], form)
+
+    def rescored(self, objective: Objective, mode: str | None = None) -> "SweepResult":
+        """The same trials under another objective.
+
+        Args:
+          objective: a metric's name, or a function of one trial's metrics to a number.
+          mode: "min" or "max"; by default this result's.
+
+        Returns:
+          Another `SweepResult`, which shares its arrays with this.
+
+        Raises:
+          ValueError: for an objective that is not to be had from the metrics.
+        """
+        aim = checked(objective, mode or self.mode, self._plan)
+        return SweepResult(
+            self._plan,
+            self._trials,
+            aim,
+            retrainer=self._retrainer,
+            decided=self._decided,
+            kept=self._kept,
+        )
+
+    def retrain(
+        self,
+        record: PointResult | dict[str, Any],
+        *,
+        seed: int | None = None,
+        args: tuple[Any, ...] = (),
+        batches: Callable[[int], Any] | None = None,
+    ) -> Any:
+        """Train a point again, as the sweep did: numbers traced, structure as Python objects. One
+        that a scheduler stopped is trained to the end.
+
+        It runs on the first of the sweep's devices of this process, and under the settings of JAX
+        that the sweep had (x64, the implementation of PRNG keys, the precision of products),
+        whatever is set now. Each structure compiles once, at the first call.
+
+        Args:
+          record: of `best` or `top`, or a point as it stands in `points`.
+          seed: any; by default the first of the sweep's. In a population the numbers of `schedule`
+            are followed, whatever the seed.
+          args: as `sweep` got them. They are not kept here, so that they can be freed.
+          batches: as `sweep` got it.
+
+        Returns:
+          All that `train` returns, as NumPy arrays; of a `Training` its last state, of JAX arrays,
+          and the metrics of every step, with those of `evaluate` at the end. Bit for bit what the
+          sweep found, where its batch_size was 1.
+
+        Raises:
+          ValueError: for a point that was not tried, a seed that is no int, args that `train` does
+            not take, or a result that was loaded or pickled, and so has no `train`; inside
+            `jax.jit`.
+        """
+        if (retrainer := self._retrainer) is None:
+            raise ValueError(
+                "this result was loaded, and a folder holds no train: call sweep with its path "
+                "again, which runs nothing twice, and retrain what that returns."
+            )
+        check_args(args)
+        i, stages = self._place_of(record), self._plan.stages
+        group = self._group_number(i)
+        with retrainer.settings():
+            (seed,) = self.seeds[:1] if seed is None else checked_seeds((seed,))
+            if stages is None:
+                numbers = self._arrays(group, self.points.traced(i))
+                return retrainer.run_whole(group, numbers, seed, args)
+            path = [
+                (start, stop, self._arrays(group, numbers))
+                for start, stop, _, numbers in self._path(i, stages.steps)
+            ]
+            return retrainer.run_steps(group, path, seed, args, batches)
+
+    def _place_of(self, record: PointResult | dict[str, Any]) -> int:
+        """Where a point stands; ValueError for one that was not tried."""
+        if not isinstance(record, PointResult):
+            return self.points.index_of(record)
+        first, place = self.points.index_of(record.point), record.index
+        if place is None or place >= len(self.points):
+            return first
+        key = self.points.key  # a record of another sweep may stand elsewhere in this
+        return place if key(self.points[place]) == key(self.points[first]) else first
+
+    def _group_number(self, point: int) -> int:
+        return int(self._plan.group_of()[point])
+
+    def _arrays(self, group: int, numbers: dict[str, float]) -> dict[str, np.ndarray]:
+        dtypes = self._plan.groups[group].dtypes
+        return {name: np.asarray(numbers[name], dtype) for name, dtype in dtypes.items()}
+
+    def schedule(
+        self, record: PointResult | dict[str, Any]
+    ) -> list[tuple[int, int, dict[str, float]]]:
+        """With which numbers a point came to where it stands.
+
+        In a population these are its lineage's: its donors' numbers as far as it took over their
+        states, then its own. Its seeds copy together, so that they share them.
+
+        Args:
+          record: of `best` or `top`, or a point as it stands in `points`.
+
+        Returns:
+          A list of (from step, to step, numbers), in order, the first from 0: the steps t with
+          from < t ≤ to ran with these. One entry where nothing was copied; of a function, which
+          runs as a whole, it is (0, 1, numbers).
+
+        Raises:
+          ValueError: for a point that was not tried, or that an interrupted sweep never began.
+
+        Examples:
+          >>> import jax.numpy as jnp, rmsprop_jax as rj
+          >>> train = lambda hp, key: {"loss": (hp["x"] - 2.0) ** 2}
+          >>> result = rj.sweep(train, rj.grid(x=[1.0, 2.0]), progress=False)
+          >>> result.schedule(result.best())
+          [(0, 1, {'x': 2.0})]
+        """
+        point = self._place_of(record)
+        return [(start, stop, numbers) for start, stop, _, numbers in self._path(point)]
+
+    def _path(
+        self, point: int, end: int | None = None
+    ) -> list[tuple[int, int, int, dict[str, float]]]:
+        """The way to a point's state at a step, by default its last: from, to, whose, with which
+        numbers; over donors."""
+        path = []
+        while True:
+            row = self._furthest(point)
+            end = int(self.steps_completed[row]) if end is None else end
+            start, donor, numbers = [x for x in self.history[row] if x[0] < end][-1]
+            path.append((start, end, point, numbers))
+            if donor is None:
+                return path[::-1]
+            point, end = donor // len(self.seeds), start
+
+    def _furthest(self, point: int) -> int:
+        """Of a point's trials that which came furthest: seeds share their numbers, and differ in
+        where they stand only after an interruption.
+
+        Raises:
+          ValueError: where none began.
+        """
+        rows = np.flatnonzero(self.point_index == point)
+        if not len(rows):
+            raise ValueError(f"{self.points[point]} was not begun when the sweep was interrupted.")
+        return int(rows[self.steps_completed[rows].argmax()])
+
+    def state(
+        self, record: PointResult | dict[str, Any], seed: int | None = None, *, like: Any = None
+    ) -> Any:
+        """The last state of a trial: parameters, optimiser state, whatever `init` made.
+
+        Args:
+          record: of `best` or `top`, or a point as it stands in `points`.
+          seed: one of the sweep's; by default the first.
+          like: a state of the same structure, abstract or not. Needed where the result was loaded
+            or pickled and the state is not of dicts, lists and tuples alone.
+
+        Returns:
+          A pytree of the structure, shapes and dtypes of `init`'s, its leaves NumPy arrays (PRNG
+          keys as JAX's).
+
+        Raises:
+          ValueError: for a state that was not kept (`keep_states` says how many are), a point or a
+            seed that was not tried, or a `like` that does not fit.
+        """
+        point = self._place_of(record)
+        seed = self.seeds[0] if seed is None else seed
+        if seed not in self.seeds:
+            raise ValueError(f"seed {seed} is none of the sweep's: {list(self.seeds)}.")
+        trial = point * len(self.seeds) + self.seeds.index(seed)
+        found = None if self._kept is None else self._kept.get(trial, self._group_number(point))
+        if found is None:
+            raise ValueError(
+                f"the state of {self.points[point]}, seed {seed}, was not kept: keep_states says "
+                'of how many of the best points it is, or "all" (of a Training; a function has '
+                "none). result.retrain(record, seed=...) trains it again."
+            )
+        arrays, _, spec = found
+        if like is not None:
+            wanted = StateSpec.like(like)
+            shapes = lambda one: [(x.shape, x.dtype) for x in one.data]
+            if shapes(wanted) != [(x.shape, x.dtype) for x in arrays]:
+                raise ValueError(
+                    f"like has leaves {shapes(wanted)}, but the state has "
+                    f"{[(x.shape, x.dtype) for x in arrays]}."
+                )
+            spec = wanted
+        if spec is None:
+            raise ValueError(
+                "the state is not of dicts, lists and tuples alone, and its structure is not "
+                "stored: give like=, a state of that structure (jax.eval_shape of init, say)."
+            )
+        return spec.tree(arrays)
+
+    def point_now(self, row: int) -> dict[str, Any]:
+        """A trial's hyperparameters, as they were last."""
+        return self.points[int(self.point_index[row])] | self.history[row][-1][2]
+
+    def __len__(self) -> int:
+        return len(self.objective)
+
+    def __repr__(self) -> str:
+        said = f"{len(self)} of {self._plan.trials} trials"
+        if self._plan.stages:
+            count = {name: int((self.status == name).sum()) for name in ("pruned", "unfinished")}
+            said = (
+                f"{int((self.status == 'complete').sum())} of {self._plan.trials} trials complete"
+            )
+            said += "".join(f", {n} {name}" for name, n in count.items() if n)
+        failed = int((self.status == "failed").sum())
+        return (
+            f"SweepResult({said}, {failed} failed; compiled in {self.compile_seconds:.1f} s, "
+            f"ran {self.run_seconds:.1f} s)"
+        )
+
+    def by_point(self) -> np.ndarray:
+        """The objectives, float64 of shape (points, seeds), NaN where failed, stopped or not
+        finished; or finished after fewer steps than others, where a call with more was interrupted.
+        """
+        table = np.full((len(self.points), len(self.seeds)), np.nan)
+        whole = self.status == "complete"
+        if whole.any() and self._plan.stages:
+            whole &= self.steps_completed == self.steps_completed[whole].max()
+        table[self.point_index, self.seed_index] = np.where(whole, self.objective, np.nan)
+        return table
+
+    def _feasible_points(self) -> np.ndarray:
+        """bool array, shape (points,)."""
+        feasible = np.ones(len(self.points), bool)
+        feasible[self.point_index[~self.feasible]] = False
+        return feasible
+
+    def means(self) -> np.ndarray:
+        """Each point's mean objective over the seeds that did not fail, float64 of shape (points,);
+        NaN where none finished."""
+        return means(self.by_point())
+
+    def best(self, *, by: Objective | None = None, mode: str | None = None) -> PointResult:
+        """The point with the best mean objective over the seeds.
+
+        A point with a failed or unfinished seed ranks after all whole ones, and one that is not
+        `feasible` after all that are. Of many points the best is in part the luckiest: its own
+        objective is an optimistic estimate.
+
+        Args:
+          by: another objective, a metric's name or a function of the metrics.
+          mode: "min" or "max"; by default the sweep's.
+
+        Raises:
+          ValueError: where every trial failed or was pruned, or none finished.
+        """
+        return self.top(1, by=by, mode=mode)[0]
+
+    def top(
+        self, n: int = 10, *, by: Objective | None = None, mode: str | None = None
+    ) -> list[PointResult]:
+        """The `n` best points, in order; fewer where fewer have a finite objective.
+
+        Args:
+          n: how many at most.
+          by: another objective, a metric's name or a function of the metrics.
+          mode: "min" or "max"; by default the sweep's.
+
+        Raises:
+          ValueError: where every trial failed or was pruned, or none finished.
+        """
+        if by is not None:
+            return self.rescored(by, mode).top(n)
+        if mode not in (None, self.mode):
+            raise ValueError(f"mode={mode!r} without by: name the objective that it is for.")
+        table, ranked = self.by_point(), self.ranked()
+        if not len(ranked):
+            count = {name: int((self.status == name).sum()) for name in ("failed", "pruned")}
+            if count["pruned"] == len(self) > 0:
+                raise ValueError(
+                    f"no best point: all {len(self)} trials were pruned. What other calls on the "
+                    "study completed is there: study.best_trial."
+                )
+            raise ValueError(
+                f"no best point: of {len(self)} trials {count['failed']} failed (their objective "
+                f"is not finite), {count['pruned']} were pruned, and none finished."
+                + " Try smaller learning rates."
+                * (count["failed"] > 0)
+            )
+        keys = tuple(map(key_of, self.seeds))
+        return [
+            PointResult(
+                hyperparameters(self.points, int(i)),
+                self.points[int(i)],
+                keys,
+                *mean_spread_interval(table[i][np.isfinite(table[i])]),
+                int(i),
+            )
+            for i in ranked[:n]
+        ]
+
+    def ranked(self) -> np.ndarray:
+        """The points with a finite objective, best first, those with a failed seed last, and after
+        them those that are not feasible: int array of places in `points`.
+
+        Raises:
+          ValueError: for several objectives.
+        """
+        if self._several:
+            raise ValueError(
+                f"there are several objectives, {self.objective_name}, and so no best point: the "
+                "study's best_trials has those that no other beats in all; best(by=...) the best "
+                "by one."
+            )
+        table = self.by_point()
+        order = ranked(table, self.mode, self._feasible_points())
+        return order[np.isfinite(table[order]).any(1)]
+
+    def compare(
+        self, a: PointResult | dict[str, Any], b: PointResult | dict[str, Any]
+    ) -> Comparison:
+        """How much larger the objective of `a` is than that of `b`, paired by seed.
+
+        Seeds give all points the same keys, so that the pairs share their first parameters and
+        batches, and their difference spreads less than either.
+
+        Args:
+          a: a record, or a point as it stands in `points`.
+          b: another.
+
+        Raises:
+          ValueError: for a point that was not tried, two that share no whole seed, or a population,
+            whose numbers changed on the way.
+        """
+        self.refuse_population("compare", "result.schedule, or rj.plots.curves and lineage,")
+        table = self.by_point()
+        differences = table[self._place_of(a)] - table[self._place_of(b)]
+        if np.isnan(differences).all():
+            raise ValueError("these points share no seed that both finished without failing.")
+        return paired(differences[~np.isnan(differences)])
+
+    def sensitivity(self) -> dict[str, float]:
+        """What matters: for each hyperparameter how far apart its values are, each at its best.
+
+        A value counts by its best point, with all other hyperparameters free; the number is the
+        difference between the best and the worst value, so 0 where any value will do once the rest
+        is tuned. An axis of more than 12 numbers counts by eighths, one of a single value not at
+        all. The largest number comes first.
+
+        Raises:
+          ValueError: for a population, whose numbers changed on the way.
+        """
+        self.refuse_population("sensitivity", "rj.plots.lineage")
+        found = {}
+        for name in self.points.names:
+            at_best = self.best_of(levels(self.points, name))[1]
+            at_best = at_best[np.isfinite(at_best)]
+            if len(at_best) > 1:
+                found[name] = float(at_best.max() - at_best.min())
+        return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+    def refuse_population(self, what: str, instead: str) -> None:
+        """ValueError where the numbers of a point changed on the way, so that they say little."""
+        if self.is_population:
+            raise ValueError(
+                f"{what} is about settings, and in a population these changed on the way: look at "
+                f"{instead} instead."
+            )
+
+    def best_of(self, groups: list[Level]) -> tuple[np.ndarray, np.ndarray]:
+        """The best point of each group and its mean objective; −1 and NaN where none finished. One
+        that is not feasible is best only where no feasible one finished."""
+        means, feasible = self.means(), self._feasible_points()
+        pick = np.nanargmin if self.mode == "min" else np.nanargmax
+
+        def best_among(points):
+            finished = points[np.isfinite(means[points])]
+            if feasible[finished].any():
+                finished = finished[feasible[finished]]
+            return finished[pick(means[finished])] if len(finished) else -1
+
+        best = np.array([best_among(level.points) for level in groups])
+        return best, np.where(best >= 0, means[best], np.nan)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the five best points."""
+        names = self.points.names
+        rows = [["", *names, "objective", "95% interval over seeds"]]
+        for i, record in enumerate(self.top(5) if len(self.ranked()) else [], start=1):
+            low, high = record.ci95
+            interval = "one seed" if math.isnan(low) else f"{low:.4g} … {high:.4g}"
+            values = [label(record.point.get(name, ABSENT)) for name in names]
+            rows.append([str(i), *values, f"{record.objective:.4g}", interval])
+        cells = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
+        table = "".join(f"<tr>{row}</tr>" for row in cells)
+        return f"<p>{html.escape(repr(self))}</p><table>{table}</table>"
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """A pandas DataFrame with a row a trial: the hyperparameters under their names, `seed`,
+        each metric's last value under its name, `objective`, `failed`; of a `Training` also
+        `status` and `reached`. Of a population the hyperparameters are the last.
+
+        Raises:
+          ImportError: without pandas, which the extra `data` installs.
+        """
+        columns: dict[str, Any] = {
+            name: [self.point_now(row).get(name) for row in range(len(self))]
+            for name in self.points.names
+        }
+        columns["seed"] = [self.seeds[i] for i in self.seed_index]
+        for name, values in self.metrics.items():
+            columns[name] = self._trials.newest.get(name, values)
+        columns |= {"objective": self.objective, "failed": self.failed}
+        if self._plan.stages:
+            columns |= {"status": self.status, "steps_completed": self.steps_completed}
+        return dataframe(columns)
+
+    def to_xarray(self) -> "xarray.Dataset":
+        """An xarray Dataset with the dimensions `trial` (a point), `seed` and `step`.
+
+        Hyperparameters are coordinates of `trial`: numbers (`None` among them is NaN), bools, or
+        text; of a population the last. `step` counts from 1. Metrics whose steps differ have a
+        dimension of their own, `step_NAME`. What is not finished is NaN, and False in `finished`.
+        Where a hyperparameter or a metric has one of these names, ours ends in `_`. `to_netcdf`
+        writes it.
+
+        Raises:
+          ImportError: without xarray, which the extra `data` installs.
+        """
+        try:
+            import xarray
+        except ImportError as error:
+            raise ImportError('to_xarray needs xarray: pip install "rmsprop_jax[data]"') from error
+        shape = len(self.points), len(self.seeds)
+        finished, failed = np.zeros(shape, bool), np.zeros(shape, bool)
+        finished[self.point_index, self.seed_index] = self.status != "unfinished"
+        failed[self.point_index, self.seed_index] = self.failed
+        taken = {*self.points.names, *self.metrics}
+        ours = lambda name: ours(name + "_") if name in taken else name
+
+        def table(values):
+            out = np.zeros((*shape, *values.shape[1:]), values.dtype)
+            if len(self) < finished.size or is_extended(values.dtype):  # xarray knows no bfloat16
+                out = np.full(out.shape, np.nan)
+            out[self.point_index, self.seed_index] = values
+            return out
+
+        alike = len({tuple(steps) for steps in self.steps.values()}) == 1
+        dims = {name: ours("step" if alike else f"step_{name}") for name in self.steps}
+        trial, seed = ours("trial"), "seed"
+        coordinates: dict[str, Any] = {trial: np.arange(shape[0]), seed: list(self.seeds)}
+        coordinates |= {dims[name]: steps for name, steps in self.steps.items()}
+        last = list(self.points)
+        for row, point in enumerate(self.point_index.tolist()):
+            last[point] = self.point_now(row)
+        for name in self.points.names:
+            coordinates[name] = (trial, _column([point.get(name) for point in last]))
+        data = {
+            name: ((trial, seed, *([dims[name]] if name in dims else [])), table(values))
+            for name, values in self.metrics.items()
+        }
+        data["objective"] = ((trial, seed), table(self.objective))
+        data["failed"] = ((trial, seed), failed)
+        data[ours("finished")] = ((trial, seed), finished)
+        if self._plan.stages:
+            reached, status = np.zeros(shape, int), np.full(shape, "unfinished")
+            reached[self.point_index, self.seed_index] = self.steps_completed
+            status[self.point_index, self.seed_index] = self.status
+            data |= {"steps_completed": ((trial, seed), reached), "status": ((trial, seed), status)}
+        attributes = {"objective": self.objective_name, "objective_mode": self.mode}
+        return xarray.Dataset(data, coordinates, attributes)
+
+
+def _column(values: list[Any]) -> np.ndarray:
+    """A hyperparameter as an array of numbers, bools or text; None among numbers is NaN."""
+    if all(isinstance(x, bool) for x in values):
+        return np.array(values)
+    if all(x is None or is_number(x) for x in values) and any(x is not None for x in values):
+        return np.array([np.nan if x is None else x for x in values])
+    return np.array([x if isinstance(x, str) else label(x) for x in values])
+
+
+def lineages(
+    plan: ExperimentSpec, trials: np.ndarray, decided: Sequence[AppliedDecision]
+) -> list[list[Any]]:
+    """For each of these trials its history: what it began with, and what was decided of it."""
+    found: list[list[Any]] = []
+    for trial in trials.tolist():
+        point, seed = divmod(trial, len(plan.seeds))
+        found.append([(0, None, plan.points.traced(point))])
+        for one in decided:
+            if point in one.copies:
+                donor, numbers = one.copies[point]
+                found[-1].append((one.boundary, donor * len(plan.seeds) + seed, numbers))
+    return found

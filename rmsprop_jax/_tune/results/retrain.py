@@ -1,0 +1,135 @@
+"""A trial trained again as the sweep trained it: on its device, under its settings of JAX."""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from rmsprop_jax._tune.options import own_settings
+from rmsprop_jax._tune.space.seeds import key_of
+from rmsprop_jax._tune.training.trace import Group, check_call, check_calls
+from rmsprop_jax._tune.training.training import Train, Training, evaluation_key, stacked_batches
+
+Numbers = dict[str, np.ndarray]
+
+SETTINGS = {
+    "jax_enable_x64": jax.enable_x64,
+    "jax_default_prng_impl": jax.default_prng_impl,
+    "jax_threefry_partitionable": jax.threefry_partitionable,
+    "jax_default_matmul_precision": jax.default_matmul_precision,
+    "jax_numpy_dtype_promotion": jax.numpy_dtype_promotion,
+    "jax_numpy_rank_promotion": jax.numpy_rank_promotion,
+}
+"""The settings that a program's numbers depend on, or whether it traces."""
+
+
+class Retrainer:
+    """Trains single trials of a sweep. Each static group compiles once.
+
+    Args:
+      train: the sweep's.
+      groups: the sweep's static groups.
+      device: one of the sweep's devices.
+
+    It notes JAX's settings when it is made, so make it where the sweep runs.
+    """
+
+    def __init__(self, train: Train | Training, groups: Sequence[Group], device: Any):
+        self._train, self._groups, self._device = train, groups, device
+        self._settings = {name: getattr(jax.config, name) for name in SETTINGS}
+        self._programs: dict[int, Callable[..., Any]] = {}
+        self._evaluations: dict[int, Callable[..., Any]] = {}
+
+    @contextlib.contextmanager
+    def settings(self) -> Iterator[None]:
+        """Enter the settings that the sweep had; a failed trial raises nothing, as in the sweep."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(own_settings("retrain"))
+            for name, value in self._settings.items():
+                stack.enter_context(SETTINGS[name](value))
+            stack.enter_context(jax.default_device(self._device))
+            stack.enter_context(jax.debug_nans(False))
+            stack.enter_context(jax.debug_infs(False))
+            yield
+
+    def run_whole(self, group: int, numbers: Numbers, seed: int, args: tuple[Any, ...]) -> Any:
+        """Return what a function returns, as NumPy arrays.
+
+        Args:
+          group: the number of the trial's static group.
+          numbers: the traced hyperparameters.
+          seed: of the trial's key.
+          args: as the sweep got them.
+        """
+        train: Any = self._train
+        check_call(train, "train", "train(hp, key, *args)", args)
+        if group not in self._programs:
+            static = self._groups[group].structure
+            self._programs[group] = jax.jit(
+                lambda numbers, key, args: train(static | numbers, key, *args)
+            )
+        return jax.device_get(self._programs[group](numbers, key_of(seed), self._placed(args)))
+
+    def run_steps(
+        self,
+        group: int,
+        path: Sequence[tuple[int, int, Numbers]],
+        seed: int,
+        args: tuple[Any, ...],
+        batches: Callable[[int], Any] | None,
+    ) -> tuple[Any, dict[str, np.ndarray]]:
+        """Return the last state of a `Training`, as JAX arrays, and the metrics of every step.
+
+        Args:
+          group, seed, args: as for `run_whole`.
+          path: for each part of the way its first step, counted from 0, the step at which it ends,
+            and its traced hyperparameters.
+          batches: as the sweep got it.
+        """
+        training: Any = self._train
+        check_calls(training, () if batches is None else (None,), args)
+        run, key, args = self._program(group), key_of(seed), self._placed(args)
+        state, parts = None, []
+        for start, stop, numbers in path:
+            data = None if batches is None else stacked_batches(batches, start, stop)
+            # `init` belongs to the first steps: their start is no traced number.
+            begin = np.int32(start) if start else None
+            state, metrics = run(numbers, key, args, state, begin, data, steps=stop - start)
+            parts.append(jax.device_get(metrics))
+        series = jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+        if training.evaluate is not None:
+            evaluate, (_, end, numbers) = self._evaluation(group), path[-1]
+            series |= jax.device_get(evaluate(numbers, key, args, state, np.int32(end)))
+        return state, series
+
+    def _placed(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The args on the device: as the sweep's, they may come from several."""
+        return jax.device_put(args, self._device)
+
+    def _program(self, group: int) -> Callable[..., Any]:
+        if group not in self._programs:
+            training, static = self._train, self._groups[group].structure
+            assert isinstance(training, Training)
+
+            @functools.partial(jax.jit, static_argnames="steps")
+            def run(numbers, key, args, state, start, batches, *, steps):
+                given = {"state": state, "start": 0 if start is None else start}
+                hp = static | numbers
+                return training.run(hp, key, *args, steps=steps, batches=batches, **given)
+
+            self._programs[group] = run
+        return self._programs[group]
+
+    def _evaluation(self, group: int) -> Callable[..., Any]:
+        if group not in self._evaluations:
+            of_state: Any = self._train.evaluate  # type: ignore[union-attr]
+            static = self._groups[group].structure
+            self._evaluations[group] = jax.jit(
+                lambda numbers, key, args, state, t: of_state(
+                    static | numbers, state, evaluation_key(key, t), *args
+                )
+            )
+        return self._evaluations[group]

@@ -1,0 +1,114 @@
+"""How sure a mean over seeds is, how two points compare, which points share a value."""
+
+import math
+from collections.abc import Hashable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rmsprop_jax._tune.space.points import Points
+from rmsprop_jax._tune.space.values import is_number, label
+
+MOST_LEVELS = 12  # an axis of more numbers is cut into PARTS
+PARTS = 8
+
+
+class _Absent:
+    """The value of a hyperparameter that a point has not."""
+
+    def __repr__(self) -> str:
+        return "–"
+
+
+ABSENT = _Absent()
+
+
+class Comparison(NamedTuple):
+    """Two points, seed by seed."""
+
+    difference: float
+    """The mean over the seeds of the first's objective minus the second's."""
+    ci95: tuple[float, float]
+    """Its 95% confidence interval, by Student's t; NaN for one seed."""
+    p_value: float
+    """Of the paired, two-sided t test; NaN for one seed."""
+    seeds: int
+    """How many seeds both finished without failing."""
+
+
+class Level(NamedTuple):
+    """The points that share a value of a hyperparameter, or a range of its values."""
+
+    label: str
+    values: list[Any]
+    points: np.ndarray
+    """int array: which."""
+
+
+def means(table: np.ndarray) -> np.ndarray:
+    """Of each row the mean of what is finite; NaN where nothing is."""
+    finite = np.isfinite(table)
+    sums, count = np.where(finite, table, 0.0).sum(1), finite.sum(1)
+    return np.divide(sums, count, out=np.full(len(table), np.nan), where=count > 0)
+
+
+def ranked(table: np.ndarray, mode: str, feasible: np.ndarray | None = None) -> np.ndarray:
+    """The rows of (points, seeds), best mean first; those with a seed that is not finite after all
+    whole ones, those with none that is last; of equal ones the lower number first. Rows that are
+    not feasible come after all others."""
+    best_first = means(table) if mode == "min" else -means(table)
+    feasible = np.ones(len(table), bool) if feasible is None else feasible
+    return np.lexsort((best_first, ~np.isfinite(table).all(1), ~feasible))
+
+
+def mean_spread_interval(values: np.ndarray) -> tuple[float, float, tuple[float, float]]:
+    """The mean, the sample standard deviation, and the mean's 95% interval by Student's t."""
+    n, mean = len(values), float(values.mean())
+    if n == 1:
+        return mean, math.nan, (math.nan, math.nan)
+    from scipy.stats import t  # takes half a second to import
+
+    spread = float(values.std(ddof=1))
+    half = float(t.ppf(0.975, n - 1)) * spread / math.sqrt(n)
+    return mean, spread, (mean - half, mean + half)
+
+
+def paired(differences: np.ndarray) -> Comparison:
+    """The paired t test of these differences."""
+    mean, spread, interval = mean_spread_interval(differences)
+    n = len(differences)
+    if n == 1:
+        return Comparison(mean, interval, math.nan, n)
+    from scipy.stats import t
+
+    if spread == 0:
+        return Comparison(mean, interval, float(mean == 0), n)
+    p_value = 2 * float(t.sf(abs(mean) / (spread / math.sqrt(n)), n - 1))
+    return Comparison(mean, interval, p_value, n)
+
+
+def levels(points: Points, name: str) -> list[Level]:
+    """The points by their value of a hyperparameter, numbers in order, then the rest, and those
+    that have none; more than 12 numbers by eighths of them.
+
+    Raises:
+      ValueError: for a name that the points have not.
+    """
+    if name not in points.names:
+        raise ValueError(f"the sweep has no axis {name!r}; it has {list(points.names)}.")
+    alike: dict[Hashable, tuple[Any, list[int]]] = {}
+    for i, point in enumerate(points):
+        value = point.get(name, ABSENT)
+        alike.setdefault(points.value_key(name, value), (value, []))[1].append(i)
+    numbers = sorted((x for x in alike.values() if is_number(x[0])), key=lambda x: float(x[0]))
+    parts = len(numbers) if len(numbers) <= MOST_LEVELS else PARTS
+    found = []
+    for part in np.array_split(np.arange(len(numbers)), parts) if parts else ():
+        some = [numbers[i] for i in part]
+        values = [value for value, _ in some]
+        text = label(values[0])
+        if len(values) > 1:
+            text = " … ".join(f"{x:.{4 if 0.9 < x < 1 else 2}g}" for x in (values[0], values[-1]))
+        found.append(Level(text, values, np.sort(np.concatenate([at for _, at in some]))))
+    others = [x for x in alike.values() if not is_number(x[0])]
+    return found + [Level(label(value), [value], np.array(at)) for value, at in others]

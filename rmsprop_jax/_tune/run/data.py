@@ -1,0 +1,112 @@
+"""Data from the host, batch by batch: each step's batch is requested once, while devices work.
+
+The caller's function runs on the caller's thread, because JAX's settings (x64, the PRNG
+implementation, transfer guards) belong to a thread. Its arrays are copied, because a loader may
+write the next batch into the same buffer.
+"""
+
+import concurrent.futures
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from rmsprop_jax._tune.experiment_spec import Stages
+from rmsprop_jax._tune.run.cluster import Cluster, checksum
+from rmsprop_jax._tune.space.values import refuse_dtype
+
+Source = Callable[[int], Any]
+
+
+class BatchReader:
+    """The batches of `batches(t)`, segment by segment, on the devices.
+
+    Args:
+      source: from a step, counted from 1, to a batch, a pytree of arrays.
+      processes: where they are placed.
+      first: the step that is asked for first, to know the shapes.
+
+    Attributes:
+      one: the first batch, abstract.
+      shapes: of its arrays and their dtypes, in words.
+      checksum: of its contents.
+    """
+
+    def __init__(self, source: Source, processes: Cluster, first: int):
+        if not callable(source):
+            raise ValueError(f"batches must be a function from a step to a batch, got {source!r}.")
+        self._source, self._processes = source, processes
+        self._first: tuple[int, Any, list[Any]] | None = None
+        self._asked = {first: self._checked(first, source(first))}
+        abstract = lambda x: jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype))
+        self.one = jax.tree.map(abstract, self._asked[first])
+        leaves = jax.tree.leaves_with_path(self.one)
+        self.shapes = [f"{jax.tree_util.keystr(k)}{x.dtype}{list(x.shape)}" for k, x in leaves]
+        self.checksum = checksum(self._asked[first])
+        self._next: tuple[tuple[int, int], concurrent.futures.Future] | None = None
+        self._placed: tuple[tuple[int, int], Any] | None = None
+        self._stages: Stages | None = None
+
+    def along(self, stages: Stages) -> None:
+        """Where the segments end."""
+        self._stages = stages
+
+    def segment(self, start: int, stop: int) -> Any:
+        """The batches of the steps in (start, stop], on the devices, each leaf with a leading axis
+        as long as the longest segment."""
+        assert self._stages is not None
+        if self._placed is None or self._placed[0] != (start, stop):
+            if self._next is not None and self._next[0] == (start, stop):
+                stacked = self._next[1].result()
+            else:
+                stacked = self._stacked(start, stop)
+            self._processes.refuse_different(f"batches({start + 1}) to batches({stop})", stacked)
+            self._placed = (start, stop), self._processes.place(stacked)
+        return self._placed[1]
+
+    def prepare(self, start: int) -> None:
+        """Request the batches of the segment that begins after step `start`.
+
+        Call this while the devices run the segment before. An error is raised when that segment is
+        needed, so that the one under way is recorded first.
+        """
+        assert self._stages is not None
+        if start >= self._stages.steps:
+            return
+        ahead = start, self._stages.after(start)
+        if self._next is None or self._next[0] != ahead:
+            self._next = ahead, concurrent.futures.Future()
+            try:
+                self._next[1].set_result(self._stacked(*ahead))
+            except Exception as error:
+                self._next[1].set_exception(error)
+
+    def _stacked(self, start: int, stop: int) -> Any:
+        assert self._stages is not None
+        each = []
+        for t in range(start + 1, stop + 1):
+            batch = self._asked.pop(t, None)
+            each.append(self._checked(t, self._source(t)) if batch is None else batch)
+        short = self._stages.longest - len(each)
+        fill = lambda *xs: np.stack([*xs, *[xs[-1]] * short])
+        return jax.tree.map(fill, *each)
+
+    def _checked(self, t: int, batch: Any) -> Any:
+        """The batch as NumPy arrays; ValueError where it is another than the first."""
+        try:
+            arrays = jax.tree.map(np.array, batch)  # a copy
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"batches({t}) is no pytree of arrays: {error}.") from error
+        if not jax.tree.leaves(arrays) or any(x.dtype == object for x in jax.tree.leaves(arrays)):
+            raise ValueError(f"batches({t}) must be a pytree of arrays, got {batch!r}.")
+        for x in jax.tree.leaves(arrays):
+            refuse_dtype(f"an array of batches({t})", x.dtype)
+        kinds = [(x.shape, str(x.dtype)) for x in jax.tree.leaves(arrays)]
+        self._first = self._first or (t, jax.tree.structure(arrays), kinds)
+        if self._first[1:] != (jax.tree.structure(arrays), kinds):
+            raise ValueError(
+                f"batches({t}) has another structure, shape or dtype than batches({self._first[0]})"
+                f": {kinds} instead of {self._first[2]}. All batches must be alike."
+            )
+        return arrays

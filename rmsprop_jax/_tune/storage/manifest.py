@@ -1,0 +1,306 @@
+"""What a folder's `manifest.json` says was asked for: written, read, checked, and extended."""
+
+import collections
+import json
+import math
+from collections.abc import Callable, Hashable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from rmsprop_jax._tune.experiment_spec import ExperimentSpec, Stages
+from rmsprop_jax._tune.space.points import Points
+from rmsprop_jax._tune.space.values import decode, encode
+from rmsprop_jax._tune.storage.arrays import FileError
+from rmsprop_jax._tune.training.fingerprint import Fingerprint
+from rmsprop_jax._tune.training.trace import Group, group_points
+
+# Parts that must be as they were for a folder to go on.
+SAME = {
+    "record_every": "another record_every",
+    "static": "other static names",
+    "args": "other args",
+    "metrics": "other metrics",
+}
+DEPTH = 300  # of lists and dicts in each other; a value takes two for each of its own
+LAST_STEP = 2**53
+
+
+def manifest_of(plan: ExperimentSpec, aim: dict[str, Any]) -> dict[str, Any]:
+    """What a plan and an aim (its objective and mode) are as JSON."""
+    texts = [_structure(group) for group in plan.groups]
+    of = lambda each: dict(zip(texts, each, strict=True))
+    lengths = lambda one: {name: m.shape[0] for name, m in one.items() if m.shape}
+    return {
+        "points": [{name: encode(x, name) for name, x in point.items()} for point in plan.points],
+        "static": sorted(plan.points.static),
+        "seeds": list(plan.seeds),
+        **aim,
+        "record_every": plan.every,
+        "training": None if plan.stages is None else _encoded(plan.stages),
+        "metrics": {name: [str(m.dtype), len(m.shape)] for name, m in plan.metrics[0].items()},
+        "lengths": of(map(lengths, plan.metrics)),
+        "dtypes": plan.fingerprint.dtypes,
+        "args": plan.fingerprint.args,
+        "programs": of(plan.fingerprint.programs),
+        "constants": of(plan.fingerprint.constants),
+        "jax": plan.fingerprint.jax,
+    }
+
+
+def _encoded(stages: Stages) -> dict[str, Any]:
+    evaluations = [[name, str(m.dtype)] for name, m in stages.evaluations.items()]
+    return stages._asdict() | {"rungs": list(stages.rungs), "evaluations": evaluations}
+
+
+def _structure(group: Group) -> str:
+    """A name for a structure."""
+    structure = {name: encode(x, name) for name, x in group.structure.items()}
+    return json.dumps([structure, sorted(group.dtypes)], sort_keys=True)
+
+
+def points_of(manifest: dict[str, Any]) -> Points:
+    """The points that a manifest names."""
+    decoded = ({name: decode(x) for name, x in point.items()} for point in manifest["points"])
+    return Points.of(list(decoded), manifest["static"])
+
+
+def plan_of(manifest: dict[str, Any]) -> ExperimentSpec:
+    """What a manifest says was asked for; an exception of any kind where it makes no sense."""
+    _check(manifest)
+    points = points_of(manifest)
+    groups = group_points(points)
+    texts = [_structure(group) for group in groups]
+    for name in ("lengths", "programs", "constants"):
+        _require(set(manifest[name]) == set(texts), name, list(manifest[name]))
+    hashes = {name: [manifest[name][t] for t in texts] for name in ("programs", "constants")}
+    fingerprint = Fingerprint.of(manifest["dtypes"], manifest["args"], manifest["jax"], hashes)
+    metrics = []
+    for text in texts:
+        lengths, shaped = manifest["lengths"][text], {}
+        for name, (dtype, rank) in manifest["metrics"].items():
+            shape = (lengths[name],) if rank else ()
+            shaped[name] = jax.ShapeDtypeStruct(shape, np.dtype(dtype))
+        metrics.append(shaped)
+    training, stages = manifest["training"], None
+    if training is not None:
+        of = {name: jax.ShapeDtypeStruct((), np.dtype(d)) for name, d in training["evaluations"]}
+        stages = Stages(**training | {"rungs": tuple(training["rungs"]), "evaluations": of})
+    seeds = tuple(manifest["seeds"])
+    return ExperimentSpec(
+        points, seeds, manifest["record_every"], groups, metrics, fingerprint, stages
+    )
+
+
+def _require(holds: bool, name: str, value: Any) -> None:
+    if not holds:
+        raise FileError(f"its {name} is {repr(value)[:100]}")
+
+
+def _check(manifest: dict[str, Any]) -> None:
+    """FileError for a field of another type, or a number out of its range."""
+    wanted = {
+        "points", "static", "seeds", "objective", "mode", "record_every", "training", "metrics",
+        "lengths", "dtypes", "args", "programs", "constants", "jax", "files",
+    }  # fmt: skip
+    _require(isinstance(manifest, dict) and set(manifest) == wanted, "fields", list(manifest))
+    _require(_depth(manifest) <= DEPTH, "depth", _depth(manifest))
+    is_list = lambda x, kind: isinstance(x, list) and all(type(one) is kind for one in x)
+    is_dict = lambda x, kinds: isinstance(x, dict) and all(type(one) in kinds for one in x.values())
+    is_step = lambda x: type(x) is int and 0 < x <= LAST_STEP
+    for name, fits in (
+        ("points", lambda x: is_list(x, dict) and x),
+        ("static", lambda x: is_list(x, str)),
+        ("seeds", lambda x: is_list(x, int) and x and len(set(x)) == len(x)),
+        ("objective", lambda x: is_dict(x, [str]) and len(x) == 1),
+        ("mode", lambda x: x in ("min", "max")),
+        ("record_every", lambda x: is_dict(x, [int]) and all(map(is_step, x.values()))),
+        ("training", lambda x: x is None or isinstance(x, dict)),
+        ("metrics", lambda x: is_dict(x, [list]) and x),
+        ("lengths", lambda x: is_dict(x, [dict])),
+        ("dtypes", lambda x: is_dict(x, [str])),
+        ("args", lambda x: x is None or isinstance(x, str)),
+        ("programs", lambda x: is_dict(x, [str])),
+        ("constants", lambda x: is_dict(x, [str])),
+        ("jax", lambda x: isinstance(x, str)),
+        ("files", lambda x: is_list(x, str)),
+    ):
+        _require(bool(fits(manifest[name])), name, manifest[name])
+    for name, metric in manifest["metrics"].items():
+        fits = len(metric) == 2 and type(metric[0]) is str and metric[1] in (0, 1)
+        _require(fits and not np.dtype(metric[0]).hasobject, f"metric {name!r}", metric)
+    ((kind, name),) = manifest["objective"].items()
+    known = name in manifest["metrics"] if kind == "metric" else kind in ("function", "several")
+    _require(known, "objective", manifest["objective"])
+    series = {name for name, (_, rank) in manifest["metrics"].items() if rank}
+    _require(set(manifest["record_every"]) <= series, "record_every", manifest["record_every"])
+    for lengths in manifest["lengths"].values():
+        _require(set(lengths) == series and all(map(is_step, lengths.values())), "lengths", lengths)
+    if (training := manifest["training"]) is not None:
+        _require(set(training) == set(Stages._fields), "training", training)
+        steps, every, rungs = (training[x] for x in ("steps", "evaluate_every", "rungs"))
+        _require(is_step(steps), "steps", steps)
+        _require(is_step(every) and every <= steps, "evaluate_every", every)
+        fits = is_list(rungs, int) and rungs == sorted(set(rungs))
+        _require(fits and all(0 < x < steps for x in rungs), "rungs", rungs)
+        scheduler, evaluations = training["scheduler"], training["evaluations"]
+        _require(scheduler is None or isinstance(scheduler, dict), "scheduler", scheduler)
+        known = [[name, manifest["metrics"][name][0]] for name, _ in evaluations]
+        _require(evaluations == known, "evaluations", evaluations)
+        for lengths in manifest["lengths"].values():
+            own = {n: x for n, x in lengths.items() if n not in dict(evaluations)}
+            _require(set(own.values()) <= {steps}, "lengths", lengths)
+
+
+def _depth(x: Any) -> int:
+    """How deep lists and dicts are nested."""
+    depth, level = 0, [x]
+    while level:
+        nested = [one for one in level if isinstance(one, dict | list)]
+        each = [one.values() if isinstance(one, dict) else one for one in nested]
+        level, depth = [inside for some in each for inside in some], depth + 1
+    return depth
+
+
+def bytes_of(plan: ExperimentSpec, trials: int) -> int:
+    """What the metrics of so many trials take, with the numbers of their steps."""
+    total = 0
+    for name in plan.metrics[0]:
+        columns = 1
+        if plan.has_steps(name):
+            every = plan.every.get(name, 1)
+            columns = sum(math.ceil(one[name].shape[0] / every) + 1 for one in plan.metrics)
+        total += columns * (trials * plan.dtype(name).itemsize + np.dtype(np.int64).itemsize)
+    return total
+
+
+# Another call, and the folder of an earlier one.
+
+
+def extended(
+    asked: dict[str, Any], before: dict[str, Any], points: Points, path: Path
+) -> dict[str, Any]:
+    """What is asked for, with what the folder has already; ValueError where they contradict.
+
+    Args:
+      asked: the manifest of what is asked for.
+      before: that of the folder.
+      points: those of `asked`.
+      path: the folder.
+    """
+
+    def refuse(what: str, then: Any, now: Any, remedy: str = ""):
+        raise ValueError(
+            f"{path} holds a sweep with {what}: {then} there, {now} here. "
+            f"{remedy or 'Give another path, or call sweep as it was called.'}"
+        )
+
+    if before["jax"] != asked["jax"]:
+        refuse(
+            "another version of jax",
+            before["jax"],
+            asked["jax"],
+            "Its numbers could differ in the last digits: go on with that version, or give another "
+            "path; SweepResult.load reads the folder with any.",
+        )
+    for name in before["dtypes"].keys() & asked["dtypes"].keys():
+        if asked["dtypes"][name] != before["dtypes"][name]:
+            refuse(f"{name!r} of another dtype", before["dtypes"][name], asked["dtypes"][name])
+    if before["args"] is None:
+        raise ValueError(
+            f"{path} was saved without a hash of its args, which were large, so that it cannot be "
+            "gone on with; SweepResult.load reads it. Give another path."
+        )
+    for name, what in SAME.items():
+        if asked[name] != before[name]:
+            refuse(what, before[name], asked[name])
+    _check_training(asked["training"], before["training"], refuse)
+    stored = points_of(before)
+    known, keys = list(keys_of(points, stored)), list(keys_of(points, points))
+    if missing := set(known) - set(keys):
+        one = stored[min(map(known.index, missing))]
+        refuse(
+            "points that are not among these (points may be added, not left out)",
+            f"{len(known)}, {one} for one",
+            f"{len(keys)}",
+        )
+    if set(before["seeds"]) - set(asked["seeds"]):
+        refuse("other seeds (seeds may be added)", before["seeds"], asked["seeds"])
+    for structure in before["programs"].keys() & asked["programs"].keys():
+        for name, what in (
+            ("programs", "another train (its code, data that it closes over, or what np.random or "
+                "the clock gave while it was traced)"),
+            ("constants", "other data that train closes over"),
+        ):  # fmt: skip
+            then, now = before[name][structure], asked[name][structure]
+            if then != now:
+                refuse(f"{what}, for {structure}", then[:12], now[:12])
+    same = keys == known and before["seeds"] == asked["seeds"]
+    if before["training"] and before["training"]["scheduler"] and not same:
+        refuse(
+            "a scheduler, whose decisions are about its points and seeds",
+            f"{len(known)} points × {len(before['seeds'])} seeds",
+            f"{len(keys)} × {len(asked['seeds'])}, or another order",
+        )
+    new = set(keys) - set(known)
+    added = [point for key, point in zip(keys, asked["points"], strict=True) if key in new]
+    of_both = {name: before[name] | asked[name] for name in ("programs", "constants", "lengths")}
+    of_both["dtypes"] = before["dtypes"] | asked["dtypes"]
+    return asked | of_both | {"points": before["points"] + added}
+
+
+def _check_training(asked: Any, before: Any, refuse: Callable[..., None]) -> None:
+    """A `Training` goes on with the same stages, or with more steps where it can."""
+    if (asked is None) != (before is None):
+        kind = lambda stages: "a function" if stages is None else "a Training"
+        refuse("another kind of training", kind(before), kind(asked))
+    if asked is None:
+        return
+    if asked["scheduler"] != before["scheduler"]:
+        refuse(*_difference(before["scheduler"], asked["scheduler"]))
+    for name, what in (
+        ("evaluate_every", "another evaluate_every"),
+        ("evaluations", "other metrics of evaluate"),
+    ):
+        if asked[name] != before[name]:
+            more = asked["steps"] != before["steps"] and name == "evaluate_every"
+            remedy = (
+                f"To go on with more steps, give evaluate_every={before[name]}." if more else ""
+            )
+            refuse(what, before[name] or "none", asked[name] or "none", remedy)
+    if asked["steps"] < before["steps"]:
+        refuse("more steps", before["steps"], asked["steps"])
+    if asked["steps"] > before["steps"] and before["scheduler"]:
+        refuse(
+            "a scheduler and other steps",
+            before["steps"],
+            asked["steps"],
+            "What was stopped cannot go on: sweep the best points anew, or go on with one by "
+            "training.run(..., state=result.state(record), start=...).",
+        )
+    if asked["rungs"] != before["rungs"]:
+        refuse("other rungs of its scheduler", before["rungs"], asked["rungs"])
+
+
+def _difference(before: Any, asked: Any) -> tuple[str, Any, Any]:
+    """Two schedulers: what differs, then and now."""
+    fields = lambda one: one.get("fields") if one else None
+    then, now = fields(before), fields(asked)
+    if not then or not now or before["class"] != asked["class"]:
+        plain = lambda one: one if one is None or len(one) > 1 else one["class"]
+        said = lambda one: "none" if one is None else plain(one)
+        return "another scheduler", said(before), said(asked)
+    other = [name for name in then if then[name] != now.get(name)]
+    some = lambda fields: {name: fields.get(name) for name in other}
+    what = f"another scheduler ({asked['class']} with another {' and '.join(other)})"
+    return what, some(then), some(now)
+
+
+def keys_of(like: Points, points: Points) -> Iterator[Hashable]:
+    """A key for each point, as these are told apart in `like`; equal points differ by a number."""
+    seen: collections.Counter[Hashable] = collections.Counter()
+    for key in map(like.key, points):
+        yield key, seen[key]
+        seen[key] += 1

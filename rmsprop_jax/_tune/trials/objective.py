@@ -1,0 +1,126 @@
+"""What a sweep looks for: a metric, or a function of the metrics; which is better."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from rmsprop_jax._tune.experiment_spec import ExperimentSpec, TrialData
+
+Objective: TypeAlias = str | Callable[[dict[str, np.ndarray]], Any]
+
+
+class ObjectiveSpec(NamedTuple):
+    """The objective and its direction. Nothing of it is stored but a name: it is computed from the
+    metrics, whenever they are read."""
+
+    objective: Objective | tuple[Objective, ...]
+    """Several, of which none is best: the first counts, where all are finite."""
+    mode: str
+
+    @property
+    def name(self) -> str:
+        """A metric's name, or the function's."""
+        if isinstance(self.objective, tuple):
+            return ", ".join(ObjectiveSpec(one, self.mode).name for one in self.objective)
+        if isinstance(self.objective, str):
+            return self.objective
+        name = getattr(self.objective, "__name__", "objective")
+        return "objective" if name == "<lambda>" else name
+
+    @property
+    def noted(self) -> dict[str, Any]:
+        """What a folder notes: the objective, a metric by its name, a function by its qualified
+        name, and the mode."""
+        if isinstance(self.objective, tuple):
+            objective = {"several": self.name}
+        elif isinstance(self.objective, str):
+            objective = {"metric": self.objective}
+        else:
+            kind = type(self.objective).__qualname__
+            objective = {"function": getattr(self.objective, "__qualname__", kind)}
+        return {"objective": objective, "mode": self.mode}
+
+    def values(self, plan: ExperimentSpec, trials: TrialData) -> np.ndarray:
+        """The objective of each trial where it stands, float64."""
+        if isinstance(self.objective, tuple):
+            each = np.array(
+                [ObjectiveSpec(one, self.mode).values(plan, trials) for one in self.objective]
+            )
+            return np.where(np.isfinite(each).all(0), each[0], np.nan)
+        if isinstance(self.objective, str):
+            return trials.newest.get(self.objective, trials.metrics[self.objective]).astype(float)
+        objective, ends = self.objective, kept_values(plan, trials)
+        series = {n: read_only(x) for n, x in trials.metrics.items()}
+        each = (
+            {n: x[i, : ends[n][i]] if n in ends else x[i] for n, x in series.items()}
+            for i in range(len(trials.number))
+        )
+        return np.array([as_float(objective(one), self.name) for one in each], float)
+
+
+def kept_values(plan: ExperimentSpec, trials: TrialData) -> dict[str, np.ndarray]:
+    """For each series how many values each trial has; what follows them is filled up."""
+    if plan.stages:
+        names = filter(plan.has_steps, plan.metrics[0])
+        return {
+            n: np.searchsorted(plan.steps(n), trials.steps_completed, side="right") for n in names
+        }
+    points = trials.number // len(plan.seeds)
+    return {name: ends[points] for name, ends in plan.ends().items()}
+
+
+def read_only(x: np.ndarray) -> np.ndarray:
+    """Return a view that an objective cannot write into: the result holds the array itself."""
+    view = x.view()
+    view.flags.writeable = False
+    return view
+
+
+def as_float(value: Any, name: str) -> float:
+    """What an objective gave; ValueError where it is no number."""
+    array = np.asarray(value)
+    if array.size != 1 or array.dtype.kind in "OUSc":
+        said = f"an array of shape {array.shape}" if array.ndim else repr(value)
+        raise ValueError(f"the objective {name!r} returned {said}, wanted one number.")
+    return float(array.reshape(()))
+
+
+def checked(objective: Any, mode: Any, plan: ExperimentSpec) -> ObjectiveSpec:
+    """The objective, tried on zeros; ValueError where it cannot be had from these metrics."""
+    if mode not in ("min", "max"):
+        raise ValueError(f'mode must be "min" or "max", got {mode!r}.')
+    aim, names = ObjectiveSpec(objective, mode), list(plan.metrics[0])
+    shapes = {name: plan.shape(name) for name in names}
+    has = ", ".join(f"{name} {list(shape) or 'scalar'}" for name, shape in shapes.items())
+    if isinstance(objective, str):
+        if objective not in names:
+            raise ValueError(
+                f"the objective is {objective!r}, but train returned {sorted(names)}: pass "
+                "objective=... one of these, or a function of the metrics."
+            )
+        return aim
+    if not callable(objective):
+        raise ValueError(
+            f"objective must be a metric's name or a function, got {type(objective).__name__}."
+        )
+    zeros = {name: read_only(np.zeros(x, plan.dtype(name))) for name, x in shapes.items()}
+    try:
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            value = objective(zeros)
+    except (KeyError, TypeError, AttributeError, IndexError, NameError) as error:
+        raise ValueError(
+            f"the objective {aim.name!r} raised {error!r} when tried on zeros; the metrics are "
+            f"NumPy arrays: {has}."
+        ) from error
+    except Exception as error:  # a division by zero, say: zeros are not what it is meant for
+        if "read-only" in str(error):
+            raise ValueError(
+                f"the objective {aim.name!r} must not write into the metrics, which are the "
+                f"result's own arrays; it raised {error!r}. Copy them first: x = x.copy()."
+            ) from error
+        return aim
+    as_float(value, aim.name)
+    return aim
