@@ -92,7 +92,7 @@ def test_every_keeps_each_kth_step_and_the_last(every):
 
 
 @pytest.mark.parametrize(
-    "options", [{"batch_size": 0}, {"batch_size": "all"}, {"every": 0}, {"every": True}]
+    "options", [{"batch_size": 0}, {"batch_size": "all"}, {"record_every": 0}, {"record_every": True}]
 )
 def test_counts_out_of_range_are_refused(options):
     with pytest.raises(ValueError, match="must be an int of at least 1"):
@@ -148,7 +148,7 @@ def go(order, platform, trials, stages=None, structures=1, **options):
     log, recorded = [], []
     ledger = types.SimpleNamespace(
         numbers={},
-        trials=types.SimpleNamespace(reached=np.zeros(trials, int)),
+        trials=types.SimpleNamespace(steps_completed=np.zeros(trials, int)),
         record=lambda call, seconds: recorded.append((call.live.trials.tolist(), call.stop)),
         show=lambda: None,
     )

@@ -542,7 +542,7 @@ def of_kinds(study, kinds, train, **options):
 @pytest.mark.parametrize("where", BROKEN)
 def test_what_is_caught_fails_one_study_trial(where, capsys):
     study, told = optuna.create_study(sampler=SAMPLERS["random"]()), []
-    options = BROKEN[where] | {"callbacks": [lambda study, trial: told.append(trial.number)]}
+    options = BROKEN[where] | {"study_callbacks": [lambda study, trial: told.append(trial.number)]}
     result = of_kinds(study, ["good", "bad", "good", "bad", "good"], **options)
     states = ["COMPLETE", "FAIL", "COMPLETE", "FAIL", "COMPLETE"]
     assert [trial.state.name for trial in study.trials] == states
@@ -840,7 +840,7 @@ REFUSED = {
     "objectives": ({"objective": ("loss", "validation")}, "1 directions, and objective names 2"),
     "steps": ({"steps": None}, "a Training needs steps"),
     "function": ({"train": value_of}, "is for a Training"),
-    "callbacks": ({"callbacks": print}, "callbacks must be a list of functions"),
+    "callbacks": ({"study_callbacks": print}, "study_callbacks must be a list of functions"),
     "keep": ({"keep_states": 13}, "more than the 12 points"),
 }  # fmt: skip
 

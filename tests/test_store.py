@@ -314,7 +314,7 @@ def test_seconds_add_up_over_the_calls(tmp_path):
 
 
 OTHERS = {
-    "every": ({"every": 2}, "another every"),
+    "record_every": ({"record_every": 2}, "another record_every"),
     "args": ({"args": (jnp.float32(2.0),)}, "other args"),
     "points": ({"points": X[:2]}, r"not among these .* \{'x': 3.0\} for one"),
     "seeds": ({"seeds": [1]}, "other seeds"),

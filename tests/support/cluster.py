@@ -185,10 +185,10 @@ class Own:
     """A scheduler of the user's own, which never stops anybody."""
 
     def __init__(self, rungs):
-        self.rungs = rungs
+        self.steps_of_rungs = rungs
 
     def rungs(self, steps):
-        return self.rungs
+        return self.steps_of_rungs
 
     def decide(self, step, view):
         return None
