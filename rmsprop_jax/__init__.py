@@ -3,7 +3,8 @@
 from rmsprop_jax import plots, presets, search
 from rmsprop_jax._optimizer.rmsprop import ScaleByRmsState, rmsprop, scale_by_rms
 from rmsprop_jax._optimizer.stochastic_rounding import StochasticRoundingState, stochastic_rounding
-from rmsprop_jax._tune.api import SweepInterrupted, sweep
+from rmsprop_jax._tune.api import sweep
+from rmsprop_jax._tune.interrupts import SweepInterrupted
 from rmsprop_jax._tune.results.result import PointResult, SweepResult
 from rmsprop_jax._tune.results.statistics import Comparison
 from rmsprop_jax._tune.schedulers import (
@@ -25,7 +26,7 @@ from rmsprop_jax._tune.space.sampling import (
     uniform,
 )
 from rmsprop_jax._tune.training.training import Training
-from rmsprop_jax._tune.trials.table import TrialReport
+from rmsprop_jax._tune.trials.progress import TrialReport
 
 __version__ = "0.1.0"
 

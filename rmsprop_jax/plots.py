@@ -9,7 +9,7 @@ import numpy as np
 from rmsprop_jax._tune.results.statistics import levels, mean_spread_interval
 from rmsprop_jax._tune.space.values import is_number
 from rmsprop_jax._tune.space.values import label as value_label
-from rmsprop_jax._tune.trials.objective import kept_values
+from rmsprop_jax._tune.trials.objective import recorded_counts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -541,7 +541,7 @@ def _lines(
     it is not finite, and their steps."""
     first, known = trials[0], result._trials
     at = result.steps[metric]
-    at = at[: kept_values(result._plan, known.take([first]))[metric][0]]
+    at = at[: recorded_counts(result._plan, known.take([first]))[metric][0]]
     lines = known.metrics[metric][trials, : len(at)].astype(float)
     if (
         not len(at) or at[-1] < known.steps_completed[first]

@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rmsprop_jax._tune.options import own_settings
+from rmsprop_jax._tune.jax_settings import own_settings
 from rmsprop_jax._tune.results.result import SweepResult
 from rmsprop_jax._tune.space.sampling import Distribution
 from rmsprop_jax._tune.training.training import Train, Training
 from rmsprop_jax._tune.trials.objective import Objective
-from rmsprop_jax._tune.trials.table import Report
+from rmsprop_jax._tune.trials.progress import Report
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -152,14 +152,30 @@ def optimize(
       Framework](https://arxiv.org/abs/1907.10902), KDD 2019.
     """
     start = time.perf_counter()
-    loop = _with_optuna("optimize", "runner")
-    asked = loop.Asked(
-        n_trials, max_concurrent_trials, seeds, objective, args, batch_size, devices, progress,
-        record_every, callback, study_callbacks, catch, attributes, steps, evaluate_every,
-        keep_states,
-    )  # fmt: skip
+    runner = _with_optuna("optimize", "runner")
     with own_settings("search.optimize"):
-        return loop.optimize(train, study, space, asked, start)
+        return runner.optimize(
+            study,
+            space,
+            objective,
+            start,
+            train=train,
+            n_trials=n_trials,
+            max_concurrent_trials=max_concurrent_trials,
+            seeds=seeds,
+            args=args,
+            batch_size=batch_size,
+            devices=devices,
+            progress=progress,
+            record_every=record_every,
+            callback=callback,
+            study_callbacks=study_callbacks,
+            catch=catch,
+            attributes=attributes,
+            steps=steps,
+            evaluate_every=evaluate_every,
+            keep_states=keep_states,
+        )
 
 
 def to_params(

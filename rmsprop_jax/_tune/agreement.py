@@ -1,7 +1,6 @@
-"""What the processes of one sweep must have alike, compared before anything runs."""
+"""What all processes of a cluster must pass alike, compared before anything runs."""
 
 import dataclasses
-import enum
 import hashlib
 import json
 from collections.abc import Mapping
@@ -10,44 +9,34 @@ from typing import Any
 import jax
 import numpy as np
 
+from rmsprop_jax._tune.options import Agreement, Options
 from rmsprop_jax._tune.run.cluster import Cluster
 from rmsprop_jax._tune.training.fingerprint import hash_of_arrays
 
 LONGEST = 60  # characters of a value that an error shows; a longer one is compared by its hash
 
 
-class Counts(enum.Enum):
-    """Whose value of an argument counts."""
-
-    ALL = "every process gives the same"
-    LEADER = "process 0 gives it, the others need not"
-
-
-ARGUMENTS = dict.fromkeys(
-    (
-        *("points", "seeds", "objective", "mode", "args", "batch_size", "devices"),
-        *("path", "record_every", "steps", "evaluate_every", "scheduler", "keep_states", "batches"),
-        *("checkpoint_seconds", "train"),  # last, since its programs follow from others
-    ),
-    Counts.ALL,
-) | dict.fromkeys(("progress", "callback"), Counts.LEADER)
-"""For each argument of `sweep` whose value counts."""
+def compared_arguments() -> list[str]:
+    """Return the arguments on which all processes must agree; `train` last, since its programs
+    follow from others."""
+    names = [f.name for f in dataclasses.fields(Options) if f.metadata["agree"] is Agreement.ALL]
+    return sorted(names, key=lambda name: name == "train")
 
 
-def refuse_disagreement(processes: Cluster, given: Mapping[str, Any]) -> None:
+def refuse_disagreement(cluster: Cluster, given: Mapping[str, Any], has_callback: bool) -> None:
     """Compare what the processes were given; the same ValueError on all where it differs.
 
     Args:
-      processes: that make the call.
-      given: for each argument on which all must agree what decides it, as JSON has it; and of the
-        callback, whether there is one.
+      cluster: whose processes make the call.
+      given: for each argument on which all must agree what decides it, as JSON.
+      has_callback: whether this process has a callback.
     """
-    compared = [name for name, counts in ARGUMENTS.items() if counts is Counts.ALL]
+    compared = compared_arguments()
     values = {name: _short(given[name]) for name in compared}
-    each = processes.meet("the arguments", [given["callback"], values])
-    first_has_callback, first = each[0]
-    for i, (has_callback, other) in enumerate(each):
-        if has_callback and not first_has_callback:
+    each = cluster.meet("the arguments", [has_callback, values])
+    leader_has_callback, first = each[0]
+    for i, (one_has_callback, other) in enumerate(each):
+        if one_has_callback and not leader_has_callback:
             raise ValueError(
                 f"callback was given on process {i} and not on process 0, which is the only one "
                 "that calls it. Pass the same callback in every process, or only on process 0."
@@ -55,14 +44,14 @@ def refuse_disagreement(processes: Cluster, given: Mapping[str, Any]) -> None:
         if unlike := [name for name in compared if first[name] != other[name]]:
             raise ValueError(
                 f"{_listed(unlike)} must be the same on every process, got "
-                + "; ".join(_said(name, first[name], other[name], i) for name in unlike)
+                + "; ".join(_difference(name, first[name], other[name], i) for name in unlike)
                 + ". Make the same call in every process, or sweep apart with "
                 "devices=jax.local_devices()."
             )
 
 
 def described(value: Any) -> Any:
-    """A value as JSON, alike in two processes for values that are alike.
+    """Return a value as JSON, alike in two processes for values that are alike.
 
     Functions and classes count by their qualified names, dataclasses by their fields, and objects
     of other kinds by what they print, where this is no address.
@@ -94,7 +83,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= LONGEST else "#" + hashlib.sha256(text.encode()).hexdigest()
 
 
-def _said(name: str, first: str, other: str, process: int) -> str:
+def _difference(name: str, first: str, other: str, process: int) -> str:
     if first.startswith("#") or other.startswith("#"):
         return f"different contents of {name} on process 0 and process {process}"
     return f"{name}={first} on process 0 and {other} on process {process}"

@@ -1,69 +1,221 @@
-"""The arguments of a sweep, checked, and what is said of them before anything runs."""
+"""The arguments of `sweep` and of `search.optimize`, validated once.
 
-import contextlib
+Each field declares on whose value the processes of a cluster must agree, and what a folder
+remembers of it. `agreement.py` and `storage/manifest.py` read these declarations.
+"""
+
+import dataclasses
+import enum
 import os
-import sys
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
-from tqdm import tqdm
 
-from rmsprop_jax._tune.experiment_spec import Stages
-from rmsprop_jax._tune.run.cluster import Cluster
-from rmsprop_jax._tune.space.points import Points
-from rmsprop_jax._tune.space.values import has_nan, is_int
-from rmsprop_jax._tune.training.trace import Group, Metrics, Traces
-
-LONG_PROGRAM = 20_000  # equations: a Python loop was unrolled, and compiles for minutes
-STAGES = {
-    "steps": None, "evaluate_every": None, "scheduler": None, "batches": None, "keep_states": 1,
-}  # fmt: skip
-"""The arguments that are for a `Training`, as they are where they are not given."""
+from rmsprop_jax._tune.schedulers import Scheduler
+from rmsprop_jax._tune.space.seeds import checked_seeds
+from rmsprop_jax._tune.space.values import is_int, is_real
+from rmsprop_jax._tune.storage.paths import local_folder
+from rmsprop_jax._tune.trials.objective import Objective
+from rmsprop_jax._tune.trials.progress import Report
 
 
-@contextlib.contextmanager
-def own_settings(name: str) -> Iterator[None]:
-    """A mesh, `disable_jit` and a transfer guard of the caller's are for code of another kind."""
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(jax.set_mesh(jax.sharding.Mesh(np.empty((), object), ())))
-        except ValueError as error:  # JAX traces
+class Agreement(enum.Enum):
+    """Whose value of an argument counts, where several processes make one call."""
+
+    ALL = "every process must pass the same"
+    LEADER = "the leader's value counts, the others need not pass it"
+    ONE_PROCESS = "only a call in one process has the argument"
+
+
+def argument(
+    default: Any = dataclasses.MISSING, *, agree: Agreement, remembered: tuple[str, ...] = ()
+) -> Any:
+    """Declare a field of `Options`.
+
+    Args:
+      default: the value where it is not given.
+      agree: whose value counts.
+      remembered: the entries of a folder's manifest that follow from it; none where a later call
+        with the folder may pass another value.
+    """
+    declared = {"agree": agree, "remembered": remembered}
+    return dataclasses.field(default=default, metadata=declared)
+
+
+ALL, LEADER, ONE_PROCESS = Agreement
+
+STEPWISE_ONLY = ("steps", "evaluate_every", "scheduler", "batches", "keep_states")
+"""The arguments that only a `Training` takes."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """The arguments of a call; `sweep` and `search.optimize` document them.
+
+    Raises:
+      ValueError: for a value that no call takes.
+    """
+
+    train: Any = argument(
+        agree=ALL,
+        remembered=("training", "metrics", "lengths", "dtypes", "programs", "constants"),
+    )
+    points: Any = argument((), agree=ALL, remembered=("points", "static"))
+    seeds: Any = argument(1, agree=ALL, remembered=("seeds",))
+    objective: Objective | tuple[Objective, ...] = argument(
+        "loss", agree=ALL, remembered=("objective",)
+    )
+    mode: str | tuple[str, ...] = argument("min", agree=ALL, remembered=("mode",))
+    args: tuple[Any, ...] = argument((), agree=ALL, remembered=("args",))
+    batch_size: int | str = argument("auto", agree=ALL)
+    devices: Sequence[Any] | None = argument(None, agree=ALL)
+    path: str | os.PathLike[str] | None = argument(None, agree=ALL)
+    progress: bool = argument(True, agree=LEADER)
+    record_every: int | Mapping[str, int] = argument(1, agree=ALL, remembered=("record_every",))
+    callback: Callable[[Report], Any] | None = argument(None, agree=LEADER)
+    steps: int | None = argument(None, agree=ALL, remembered=("training",))
+    evaluate_every: int | None = argument(None, agree=ALL, remembered=("training",))
+    scheduler: Scheduler | None = argument(None, agree=ALL, remembered=("training",))
+    keep_states: int | str = argument(1, agree=ALL)
+    batches: Callable[[int], Any] | None = argument(None, agree=ALL)
+    checkpoint_seconds: float = argument(30, agree=ALL)
+    # Of `search.optimize`.
+    n_trials: int = argument(1, agree=ONE_PROCESS)
+    max_concurrent_trials: int | None = argument(None, agree=ONE_PROCESS)
+    study_callbacks: Sequence[Callable[..., Any]] = argument((), agree=ONE_PROCESS)
+    catch: Any = argument((), agree=ONE_PROCESS)
+    attributes: Mapping[str, Objective] | None = argument(None, agree=ONE_PROCESS)
+
+    def __post_init__(self) -> None:
+        change = lambda name, value: object.__setattr__(self, name, value)
+        if self.path is not None:
+            change("path", local_folder(self.path))
+        change("seeds", checked_seeds(self.seeds))
+        if not isinstance(self.args, tuple):
+            kind = type(self.args).__name__
+            raise ValueError(f"args must be a tuple, got a {kind}. Write args=(data,).")
+        if self.batch_size != "auto":
+            change("batch_size", count("batch_size", self.batch_size, ' or "auto"'))
+        if self.callback is not None and not callable(self.callback):
             raise ValueError(
-                f"{name} was called inside jax.jit, grad or vmap, or inside another sweep's train: "
-                "call it outside; it compiles by itself."
-            ) from error
-        stack.enter_context(jax.disable_jit(False))
-        stack.enter_context(jax.transfer_guard("allow"))
-        yield
+                f"callback must be a function of a report, got {self.callback!r}. Write "
+                "callback=lambda report: print(report[0].metrics)."
+            )
+        self._check_training()
+        if self.devices is not None:
+            change("devices", checked_devices(self.devices))
+        self._check_search(change)
+
+    def _check_training(self) -> None:
+        seconds, keep, scheduler = self.checkpoint_seconds, self.keep_states, self.scheduler
+        if not is_real(seconds) or not seconds >= 0:
+            raise ValueError(
+                f"checkpoint_seconds must be a number of at least 0, got {seconds!r}. Write "
+                "checkpoint_seconds=30."
+            )
+        if keep != "all" and (not is_int(keep) or int(keep) < 0):
+            raise ValueError(
+                f'keep_states must be 0, a whole number, or "all", got {keep!r}. Write '
+                "keep_states=1."
+            )
+        if scheduler is None:
+            return
+        if isinstance(scheduler, type) or not callable(getattr(scheduler, "decide", None)):
+            raise ValueError(
+                f"scheduler must be an object with decide(step, view), got {scheduler!r}. Write "
+                "scheduler=rj.SuccessiveHalving() or rj.PopulationBasedTraining(space)."
+            )
+
+    def _check_search(self, change: Callable[[str, Any], None]) -> None:
+        change("n_trials", count("n_trials", self.n_trials))
+        if self.max_concurrent_trials is not None:
+            concurrent = count("max_concurrent_trials", self.max_concurrent_trials)
+            change("max_concurrent_trials", concurrent)
+        callbacks = self.study_callbacks
+        if not isinstance(callbacks, list | tuple) or not all(map(callable, callbacks)):
+            raise ValueError(
+                "study_callbacks must be a list of functions (study, frozen trial), got "
+                f"{callbacks!r}. Write study_callbacks=[callback]."
+            )
+        catch: Any = self.catch
+        catch = tuple(catch) if hasattr(catch, "__iter__") else (catch,)
+        if not all(isinstance(kind, type) and issubclass(kind, Exception) for kind in catch):
+            raise ValueError(
+                f"catch must be a class of exceptions, or a tuple of some, got {self.catch!r}. "
+                "Write catch=(ValueError,)."
+            )
+        change("catch", catch)
+
+    def schedule_of(self, caller: str) -> tuple[int, int, tuple[int, ...]]:
+        """Return the steps of a `Training`, the steps between evaluations, and the rungs.
+
+        Args:
+          caller: the call that a user made, for errors.
+        """
+        if self.steps is None:
+            raise ValueError(
+                f"steps must be given for a Training, got None. Write {caller}(training, ..., "
+                "steps=1000)."
+            )
+        steps = count("steps", self.steps)
+        every = -(-steps // 20)
+        if self.evaluate_every is not None:
+            every = min(count("evaluate_every", self.evaluate_every), steps)
+        rungs: list[int] = []
+        if self.scheduler is not None:
+            if callable(rungs_of := getattr(self.scheduler, "rungs", None)):
+                listed: Any = rungs_of(steps)
+                rungs = list(listed)
+            else:  # whenever there is something new
+                rungs = list(range(every, steps, every))
+            if not all(is_int(rung) and 0 < rung < steps for rung in rungs):
+                raise ValueError(
+                    f"the scheduler's rungs must be whole numbers between 1 and {steps - 1}, got "
+                    f"{rungs}. Return such steps from rungs(steps)."
+                )
+        return steps, every, tuple(sorted(set(map(int, rungs))))
+
+    def refuse_stepwise(self) -> None:
+        """Refuse arguments that only a `Training` takes.
+
+        Raises:
+          ValueError: where one of them is given.
+        """
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        given = [name for name in STEPWISE_ONLY if getattr(self, name) != defaults[name]]
+        if given:
+            raise ValueError(
+                f"{', '.join(given)} must be left out where train is a function, which runs as a "
+                "whole. Write a Training, rj.Training(init, step), whose steps are known."
+            )
 
 
-def count(name: str, value: Any, other: str = "") -> int:
+def count(name: str, value: Any, alternative: str = "") -> int:
+    """Return an int of at least 1; ValueError for anything else."""
     if not is_int(value) or value < 1:
-        raise ValueError(f"{name} must be an int of at least 1{other}, got {value!r}.")
+        raise ValueError(
+            f"{name} must be an int of at least 1{alternative}, got {value!r}. Write {name}=1."
+        )
     return int(value)
 
 
 def checked_devices(devices: Any) -> list[Any]:
-    if devices is None:
-        return jax.devices()
+    """Return the devices as a list; ValueError for what cannot run a trial."""
     listed = list(devices) if isinstance(devices, Iterable) else [devices]
     if not listed:
-        raise ValueError("devices is empty: leave it out to use all.")
+        raise ValueError("devices must not be empty, got []. Leave the argument out to use all.")
     if not all(isinstance(device, jax.Device) for device in listed):
-        raise ValueError(
-            f"devices must be JAX devices, got {devices!r}: jax.devices({devices!r})."
-            if isinstance(devices, str)
-            else f"devices must be JAX devices, got {devices!r}: some of jax.devices()."
-        )
+        fix = f"jax.devices({devices!r})" if isinstance(devices, str) else "jax.devices()[:1]"
+        raise ValueError(f"devices must be JAX devices, got {devices!r}. Write devices={fix}.")
     if len(set(listed)) < len(listed):
-        raise ValueError(f"devices must differ from one another, got {listed}.")
+        raise ValueError(
+            f"devices must differ from one another, got {listed}. Name each of them once."
+        )
     if away := [device for device in listed if not _is_there(device)]:
         raise ValueError(
             f"devices must be there to run on, got {away}, which are only described (of a topology "
-            "to compile for): give some of jax.devices()."
+            "to compile for). Pass some of jax.devices()."
         )
     return listed
 
@@ -73,159 +225,3 @@ def _is_there(device: Any) -> bool:
         return device in jax.devices(device.platform)
     except RuntimeError:  # JAX has no such platform here
         return False
-
-
-def refuse_stages(asked: Any) -> None:
-    """ValueError where a function is given what is for a `Training`."""
-    given = {name: getattr(asked, name) for name in STAGES if hasattr(asked, name)}
-    if unlike := [name for name, value in given.items() if value != STAGES[name]]:
-        raise ValueError(
-            f"{', '.join(unlike)} is for a Training, whose steps are known: train is a function, "
-            "which runs as a whole. Write rj.Training(init, step)."
-        )
-
-
-def checked_steps(steps: Any, evaluate_every: Any, call: str) -> tuple[int, int]:
-    """The steps of a `Training`, and how many lie between evaluations."""
-    if steps is None:
-        raise ValueError(f"a Training needs steps: {call}(training, ..., steps=...).")
-    steps = count("steps", steps)
-    every = -(-steps // 20)
-    if evaluate_every is not None:
-        every = min(count("evaluate_every", evaluate_every), steps)
-    return steps, every
-
-
-def checked_batch_size(batch_size: Any) -> int | str:
-    return "auto" if batch_size == "auto" else count("batch_size", batch_size, ' or "auto"')
-
-
-def check_args(args: Any) -> None:
-    if not isinstance(args, tuple):
-        raise ValueError(f"args must be a tuple, got {type(args).__name__}: write args=(data,).")
-
-
-def check_callback(callback: Any) -> None:
-    if callback is not None and not callable(callback):
-        raise ValueError(f"callback must be a function of a report, got {callback!r}.")
-
-
-def checked_keep_states(keep: Any, points: int) -> int | str:
-    if isinstance(keep, str) or not is_int(keep) or keep < 0:
-        if keep == "all":
-            return "all"
-        raise ValueError(f'keep_states must be 0, a whole number, or "all", got {keep!r}.')
-    if keep > points:
-        raise ValueError(f'keep_states={keep} is more than the {points} points: "all" keeps those.')
-    return int(keep)
-
-
-def series(traces: Traces, stages: Stages | None) -> Metrics:
-    """What a trial gives: of a training the metrics of a step, each step, and evaluations."""
-    if stages is None:
-        return traces.metrics
-    over = lambda m, n: jax.ShapeDtypeStruct((n,), m.dtype)
-    of_steps = {name: over(m, stages.steps) for name, m in traces.metrics.items()}
-    boundaries = len(stages.boundaries)
-    return of_steps | {name: over(m, boundaries) for name, m in traces.evaluations.items()}
-
-
-def checked_every(
-    every: Any, metrics: list[dict[str, Any]], objective: Any, stages: Stages | None
-) -> dict[str, int]:
-    """Of which metrics each so-manieth step is kept."""
-    has_steps = {
-        name: max(one[name].shape[0] for one in metrics)
-        for name, metric in metrics[0].items()
-        if metric.shape and not (stages and name in stages.evaluations)
-    }
-    if isinstance(every, Mapping):
-        if unknown := set(every) - set(has_steps):
-            raise ValueError(
-                f"record_every names {sorted(unknown)}, but the metrics with one value a step are "
-                f"{sorted(has_steps)}."
-            )
-        return {
-            name: k for name, x in every.items() if (k := count(f"record_every[{name!r}]", x)) > 1
-        }
-    every = count("record_every", every)
-    if every == 1 or not has_steps:
-        return {}
-    # Another 1-D metric may be no series of steps: parameters, or the evaluations beside them.
-    by_objective = has_steps.get(objective) if isinstance(objective, str) else None
-    steps = by_objective or max(has_steps.values())
-    return {name: every for name, length in has_steps.items() if length == steps}
-
-
-def check_metrics(groups: list[Group], traces: list[Traces], points: Points) -> None:
-    """All groups must return the same metrics, and read, together, every axis."""
-    check_same_metrics(groups, traces, points)
-    read = set().union(*(names for one in traces for names in one.reads.values()))
-    if unread := [name for name in points.names if name not in read]:
-        raise ValueError(
-            f"train never reads the axis {', '.join(map(repr, unread))}: it would repeat the same "
-            "trials. Read it from hp, or leave it out."
-        )
-
-
-def check_same_metrics(groups: list[Group], traces: list[Traces], points: Points) -> None:
-    """All groups must return the same metrics."""
-    first = traces[0].metrics | traces[0].evaluations
-    for group, one in zip(groups, traces, strict=True):
-        mine = one.metrics | one.evaluations
-        for name in first.keys() | mine.keys():
-            said = [
-                f"{m[name].dtype}{list(m[name].shape)}" if name in m else "no such metric"
-                for m in (first, mine)
-            ]
-            both = [m[name] for m in (first, mine) if name in m]
-            alike = len(both) == 2 and both[0].dtype == both[1].dtype
-            alike = alike and len(both[0].shape) == len(both[1].shape)
-            padded = alike and has_nan(both[0].dtype)
-            if said[0] != said[1] and not padded:
-                raise ValueError(
-                    f"metric {name!r} differs between structures: {said[0]} with "
-                    f"{groups[0].structure}, {said[1]} with {group.structure}. Return the same "
-                    "names, ranks and dtypes for all, and integers of the same length (floats may "
-                    "differ in length: NaN follows the last)."
-                )
-    if traces[0].state is not None and (
-        clash := {"status", "steps_completed"} & {*first, *points.names}
-    ):
-        raise ValueError(f"{sorted(clash)}: a training's results have columns of that name.")
-
-
-def warn(traces: list[Traces], seeds: tuple[int, ...], stacklevel: int) -> None:
-    """Warn at the user's line, so many calls above."""
-    if len(seeds) > 1 and not any(one.reads_key for one in traces):
-        warnings.warn(
-            f"train never reads its key, so its {len(seeds)} seeds are {len(seeds)} times the same "
-            "trial, with a spread of 0: use the key, or leave seeds out.",
-            stacklevel=stacklevel,
-        )
-    if (longest := max(one.equations for one in traces)) > LONG_PROGRAM:
-        warnings.warn(
-            f"train is a program of {longest:,} equations, and may compile for minutes: a Python "
-            "loop over steps or batches was unrolled. jax.lax.scan or jax.lax.fori_loop has its "
-            "body once, and a Training takes it step by step.",
-            stacklevel=stacklevel,
-        )
-
-
-def warn_caller(message: str) -> None:
-    """Warn at the line that called this package, from anywhere in it."""
-    level, frame = 1, sys._getframe()
-    while frame is not None and frame.f_globals.get("__name__", "").startswith("rmsprop_jax."):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, stacklevel=level)
-
-
-def say_idle_cores(processes: Cluster) -> None:
-    mine = [d for d in processes.mesh.devices.tolist() if d.process_index == jax.process_index()]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if mine[0].platform == "cpu" and len(mine) == 1 and (cores or 1) > 1:
-        tqdm.write(
-            f"sweep: 1 CPU device on {cores} cores. To use all, before JAX is first used: "
-            f'jax.config.update("jax_num_cpu_devices", {cores})',
-            file=sys.stderr,
-        )

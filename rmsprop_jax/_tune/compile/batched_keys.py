@@ -7,17 +7,16 @@ and cuts the numbers that it returns, so that equal keys no longer draw equal nu
 """
 
 import re
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from rmsprop_jax._tune.compile.compiled import BATCHED, stacked
-from rmsprop_jax._tune.compile.kernels import GroupKernels
+from rmsprop_jax._tune.compile.kernels import BATCHED, GroupKernels, stacked
 from rmsprop_jax._tune.run.cluster import Cluster
 from rmsprop_jax._tune.training.trace import equations
+from rmsprop_jax._tune.warn import warn_caller
 
 SAFE = "key<fry>"  # as JAX prints the dtype of threefry2x32's keys
 LENGTH = 7919  # of a batch that is traced only: no array of a training has this length
@@ -32,8 +31,7 @@ def fitting_batch_size(
     batch_size: int | str,
     pieces: Sequence[GroupKernels],
     args: tuple[Any, ...],
-    processes: Cluster,
-    stacklevel: int,
+    cluster: Cluster,
 ) -> int | str:
     """Return the batch size, which is 1 where "auto" would change the numbers that are drawn.
 
@@ -41,8 +39,7 @@ def fitting_batch_size(
       batch_size: a number, or "auto".
       pieces: of each structure.
       args: of the sweep.
-      processes: where it runs.
-      stacklevel: how many calls above the user's line is.
+      cluster: where the trials run.
 
     Raises:
       ValueError: for a number above 1 that would change the numbers that are drawn.
@@ -54,11 +51,10 @@ def fitting_batch_size(
             f"batch_size must be 1, because {REASON}, got {batch_size}. Pass batch_size=1, or use "
             'keys of JAX\'s default implementation, jax.random.key(seed, impl="threefry2x32").'
         )
-    if processes.free_memory() is not None:  # else it is 1 in any case
-        warnings.warn(
+    if cluster.free_memory() is not None:  # else it is 1 in any case
+        warn_caller(
             f"batch_size is 1, because {REASON}. Pass batch_size=1, or use keys of JAX's default "
-            'implementation, jax.random.key(seed, impl="threefry2x32"), which share a batch.',
-            stacklevel=stacklevel,
+            'implementation, jax.random.key(seed, impl="threefry2x32"), which share a batch.'
         )
     return 1
 
@@ -68,10 +64,14 @@ def _draws_otherwise(pieces: GroupKernels, args: tuple[Any, ...]) -> bool:
     if not any(map(_may_draw, pieces.traces.pieces.values())):
         return False
     abstract = jax.eval_shape(lambda: args)
-    for piece in pieces.each().values():
-        job, at, state = (stacked(x, LENGTH) for x in (piece.job, piece.at, list(piece.state)))
-        batch = jax.jit(jax.vmap(piece.call, BATCHED))
-        text = batch.lower(job, at, piece.span, state, piece.batches, abstract).as_text()
+    for kernel in pieces.each().values():
+        inputs = kernel.inputs._replace(
+            trial=stacked(kernel.inputs.trial, LENGTH),
+            start=stacked(kernel.inputs.start, LENGTH),
+            args=abstract,
+        )
+        batch = jax.jit(jax.vmap(kernel.call, BATCHED))
+        text = batch.lower(stacked(list(kernel.states), LENGTH), inputs).as_text()
         if GENERATOR.search(text):
             return True
     return False

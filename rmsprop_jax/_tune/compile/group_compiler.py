@@ -1,4 +1,4 @@
-"""Programs compiled ahead of their turn, in threads, with a batch that fits the memory."""
+"""The programs of static groups: how the batch size is chosen, and compiling in threads."""
 
 import concurrent.futures
 import os
@@ -8,20 +8,21 @@ from typing import Any, NamedTuple
 
 import jax
 
-from rmsprop_jax._tune.compile.compiled import CompiledKernel, DeviceLayout
+from rmsprop_jax._tune.compile.compiled import CompiledKernel
 from rmsprop_jax._tune.compile.kernels import GroupKernels
+from rmsprop_jax._tune.compile.layout import DeviceLayout
 from rmsprop_jax._tune.run.cluster import Cluster
-from rmsprop_jax._tune.training.trace import naming
+from rmsprop_jax._tune.space.static_groups import naming
 
 
 class GroupPrograms(NamedTuple):
-    """All that one structure runs, in one layout: `whole` of a function, else the others."""
+    """All that one static group runs, in one layout."""
 
     layout: DeviceLayout
-    whole: Any = None
-    init: Any = None
-    segment: Any = None
-    evaluate: Any = None
+    segment: CompiledKernel
+    init: CompiledKernel | None = None
+    """Makes a state; a function has none."""
+    evaluate: CompiledKernel | None = None
 
     def each(self) -> list[CompiledKernel]:
         return [program for program in self[1:] if program is not None]
@@ -34,89 +35,105 @@ class GroupPrograms(NamedTuple):
 
     @property
     def memory(self) -> int:
-        """Bytes that the largest of them needs."""
+        """Bytes that the largest of them needs on each device."""
         return max(program.memory for program in self.each())
 
 
 class GroupCompiler:
-    """Makes the programs of one structure.
+    """Makes the programs of one static group, with a batch size that fits the memory.
 
     Args:
-      pieces: what runs.
-      args: placed.
-      processes: where.
-      batch_size: a number, or "auto".
-      jobs: how many there are in all.
-      most: which "auto" does not exceed; None where the memory alone decides.
+      kernels: what runs.
+      args: of the sweep, placed on the devices.
+      cluster: where to run.
+      batch_size: how many trials share a batch, or "auto". "auto" is 1 where the free memory of the
+        devices is not known, as on a CPU, where `vmap` gains nothing; else as many as fit.
+      trials: how many there are in all.
+      most: a limit for "auto"; None where the memory alone decides.
+
+    Attributes:
+      size: the batch size of the programs that are tried first.
     """
 
     def __init__(
         self,
-        pieces: GroupKernels,
+        kernels: GroupKernels,
         args: Any,
-        processes: Cluster,
+        cluster: Cluster,
         batch_size: int | str,
-        jobs: int,
+        trials: int,
         most: int | None = None,
     ):
-        self.pieces, self._args = pieces, args
-        self._processes, self._jobs = processes, jobs
-        self.most = min(-(-jobs // processes.mesh.size), most or jobs)
-        self.memory = processes.free_memory() if batch_size == "auto" else None
-        if self.memory is not None:
-            self.size = self.most
+        self.kernels, self._args = kernels, args
+        self._cluster, self._trials = cluster, trials
+        self._most = min(-(-trials // cluster.mesh.size), most or trials)
+        self._memory = cluster.free_memory() if batch_size == "auto" else None
+        if self._memory is not None:
+            self.size = self._most
         else:
-            self.size = 1 if batch_size == "auto" else min(int(batch_size), self.most)
+            self.size = 1 if batch_size == "auto" else min(int(batch_size), self._most)
 
     def layout(self, size: int) -> DeviceLayout:
-        """For so many jobs in a batch."""
-        return DeviceLayout.fit(self._processes.mesh.size, size, self.pieces.bytes, self._jobs)
+        """Return the layout for batches of `size` trials."""
+        return DeviceLayout.fit(self._cluster.mesh.size, size, self.kernels.bytes, self._trials)
 
     def make(self, size: int) -> GroupPrograms:
-        """The programs for so many jobs in a batch, lowered."""
+        """Return the programs for batches of `size` trials, lowered and not compiled."""
         layout = self.layout(size)
-        program = lambda piece: CompiledKernel(piece, self._args, layout, self._processes)
-        with naming(self.pieces.plan.groups[self.pieces.group]):
-            each = {name: program(piece) for name, piece in self.pieces.each().items()}
+        program = lambda kernel: CompiledKernel(kernel, self._args, layout, self._cluster)
+        with naming(self.kernels.spec.groups[self.kernels.group]):
+            each = {name: program(kernel) for name, kernel in self.kernels.each().items()}
         return GroupPrograms(layout, **each)
 
     def finish(self, programs: GroupPrograms) -> GroupPrograms:
-        """These compiled, or those of the largest batch that fits the memory."""
-        with naming(self.pieces.plan.groups[self.pieces.group]):
-            if self.memory is None:
+        """Return these programs compiled, or those of the largest batch that fits the memory."""
+        with naming(self.kernels.spec.groups[self.kernels.group]):
+            if self._memory is None:
                 return programs.compile()
-            return largest(self.make, self.most, self.memory, programs)
+            return largest_that_fits(self.make, self._most, self._memory, programs)
+
+    def compile(self) -> GroupPrograms:
+        """Return the programs, compiled in this thread."""
+        return self.finish(self.make(self.size))
 
 
-def compiled_ahead(makers: Sequence[GroupCompiler]) -> Generator[tuple[GroupPrograms, float]]:
-    """The programs of each in turn, and for how many seconds they held up: others compile in
-    threads meanwhile (XLA leaves Python's lock), while rounds of earlier ones run."""
-    workers = max(min(os.cpu_count() or 1, len(makers)), 1)
+def compile_ahead(compilers: Sequence[GroupCompiler]) -> Generator[tuple[GroupPrograms, float]]:
+    """Yield the programs of each group in turn, and for how many seconds the caller waited.
+
+    Those of later groups compile in threads meanwhile: XLA releases Python's lock, and the trials
+    of earlier groups run.
+    """
+    workers = max(min(os.cpu_count() or 1, len(compilers)), 1)
     pool = concurrent.futures.ThreadPoolExecutor(max(workers, 2), "compile")
-    pending: list[tuple[GroupPrograms, list[concurrent.futures.Future]]] = []
+    pending: list[tuple[GroupPrograms, list[concurrent.futures.Future[CompiledKernel]]]] = []
     try:
-        for i, maker in enumerate(makers):
+        for i, compiler in enumerate(compilers):
             start = time.perf_counter()
-            while len(pending) < min(workers, len(makers) - i):
-                next_maker = makers[i + len(pending)]
-                programs = next_maker.make(next_maker.size)
+            while len(pending) < min(workers, len(compilers) - i):
+                next_compiler = compilers[i + len(pending)]
+                programs = next_compiler.make(next_compiler.size)
                 futures = [pool.submit(program.compile) for program in programs.each()]
                 pending.append((programs, futures))
             programs, futures = pending.pop(0)
-            concurrent.futures.wait(futures)  # what failed there says so again in `finish`
-            yield maker.finish(programs), time.perf_counter() - start
+            concurrent.futures.wait(futures)  # `finish` raises the error of one that failed
+            yield compiler.finish(programs), time.perf_counter() - start
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def largest(make: Callable[[int], Any], most: int, memory: float, first: Any | None = None) -> Any:
-    """The compiled programs of the largest batch, up to `most`, that needs no more memory.
+def largest_that_fits(
+    make: Callable[[int], GroupPrograms],
+    most: int,
+    memory: float,
+    first: GroupPrograms | None = None,
+) -> GroupPrograms:
+    """Return the compiled programs of the largest batch that needs no more than `memory` bytes.
 
     Args:
-      make: the programs from a batch size.
-      most: jobs that a device has in all.
-      memory: bytes.
-      first: those of `most`, where they are made already.
+      make: returns the programs for a batch size.
+      most: the largest batch: the trials that a device has in all.
+      memory: bytes on each device.
+      first: the programs of `most`, where they are made already.
     """
     size, programs = most, first
     while True:
@@ -130,5 +147,5 @@ def largest(make: Callable[[int], Any], most: int, memory: float, first: Any | N
         if fits >= 1 or size == 1:
             return programs
         size = max(1, min(size - 1, int(size * fits)))
-        size = -(-most // -(-most // size))  # no more than needed, so that the last round is full
+        size = -(-most // -(-most // size))  # no more than needed, so that the last wave is full
         programs = None

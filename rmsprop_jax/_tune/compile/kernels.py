@@ -1,131 +1,161 @@
-"""What one job runs for one trial, as a pure function of arrays; and the jobs' arrays."""
+"""What a compiled program runs for one trial, as a pure function of arrays.
 
-from typing import Any
+A kernel is `call(states, inputs) -> (states, outputs)`. `wave_of` (compiled.py) runs it for all
+trials of a wave. With D devices, C batches on each (the capacity), B trials in a batch, and a
+segment of at most L steps, these arrays enter and leave a wave:
+
+    array            shape              sharding  content
+    states           (D·C, B, leaf…)    trial     each leaf of the state; donated to the new states
+    inputs.count     (D,)               trial     how many batches the device runs
+    inputs.trial     (D·C, B, …)        trial     the traced hyperparameters, and the key's data
+    inputs.start     (D·C, B)           trial     the steps that the trial has run
+    inputs.length    (D·C,)             trial     the steps that the batch runs now
+    inputs.data      (L, …)             whole     the data of the steps (`batches`)
+    inputs.args      (…)                whole     `args` of the sweep
+    outputs          (D·C, B, L or …)   trial     the metrics
+
+A kernel without a state, or that needs no start, has an empty tree there.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import jaxpr_as_fun
 
-from rmsprop_jax._tune.compile.compiled import Kernel, stacked
 from rmsprop_jax._tune.compile.narrow_dtypes import carried, carrier, uncarried
 from rmsprop_jax._tune.experiment_spec import ExperimentSpec
 from rmsprop_jax._tune.space.seeds import key_of
-from rmsprop_jax._tune.training.trace import Group, Traces
+from rmsprop_jax._tune.training.trace import Traces
+
+
+class Inputs(NamedTuple):
+    """What a kernel reads, besides the states. Each field is a tree of arrays."""
+
+    trial: Any
+    """Of each trial: its traced hyperparameters, a dict, and the data of its key."""
+    start: Any = ()
+    """Of each trial: the steps that it has run."""
+    length: Any = ()
+    """Of each batch: the steps that it runs now."""
+    data: Any = None
+    """The data of these steps, the same for all trials."""
+    args: Any = ()
+    """The sweep's `args`, the same for all trials."""
+
+
+BATCHED = (0, Inputs(trial=0, start=0, length=None, data=None, args=None))
+"""Which of a kernel's arguments have a leading axis over the trials of a batch."""
+
+
+class Kernel(NamedTuple):
+    """A pure function for one trial, and its abstract arguments, but for `args`."""
+
+    call: Callable[[list[Any], Inputs], tuple[list[Any], Any]]
+    """`call(states, inputs) -> (states, outputs)`. Where states go in and come out, the new ones
+    take the place of the old ones on the devices."""
+    inputs: Inputs
+    states: tuple[Any, ...] = ()
 
 
 class GroupKernels:
-    """The pieces of one structure.
+    """The kernels of one static group.
 
     Args:
-      traces: what was traced.
-      plan: what is asked.
-      group: which of its groups.
-      batch: what `batches` gives for a step, abstract, or None.
+      traces: the group's traced functions.
+      spec: the experiment.
+      group: the number of the group.
+      data: what `batches` returns for a step, abstract; None without `batches`.
     """
 
-    def __init__(self, traces: Traces, plan: ExperimentSpec, group: int, batch: Any = None):
-        self.traces, self.plan, self.group, self._batch = traces, plan, group, batch
-        key = key_of(0)  # for its implementation, and the shape of its data
-        self._impl = jax.random.key_impl(key)
-        dtypes = plan.groups[group].dtypes
-        numbers = {name: jax.ShapeDtypeStruct((), dtype) for name, dtype in dtypes.items()}
-        self._job = numbers, jax.eval_shape(jax.random.key_data, key)
+    def __init__(self, traces: Traces, spec: ExperimentSpec, group: int, data: Any = None):
+        self.traces, self.spec, self.group, self._data = traces, spec, group, data
+        self._impl = jax.random.key_impl(key_of(0))
+        numbers = {n: jax.ShapeDtypeStruct((), d) for n, d in spec.groups[group].dtypes.items()}
+        self._trial = numbers, jax.eval_shape(jax.random.key_data, key_of(0))
         self._number = jax.ShapeDtypeStruct((), np.int32)
-        self._state = [] if traces.state is None else list(map(carrier, traces.state.data))
+        self._states = () if traces.state is None else tuple(map(carrier, traces.state.data))
 
     @property
     def bytes(self) -> int:
-        """What a call holds for one job: its state, and the metrics of the longest segment."""
-        stages, traces = self.plan.stages, self.traces
+        """What a call holds for one trial: its state, and the metrics of the longest segment."""
         size = lambda arrays: sum(x.size * x.dtype.itemsize for x in arrays)
-        if stages is None:
-            return size(traces.metrics.values())
-        return size(self._state) + stages.longest * size(traces.metrics.values())
+        return size(self._states) + self.spec.schedule.longest * size(self.traces.metrics.values())
 
-    def _run(self, name: str, job, *inputs: Any) -> list[jax.Array]:
-        numbers, key_data = job
+    def each(self) -> dict[str, Kernel]:
+        """Return the kernels that run, by their names."""
+        return self.spec.schedule.kernels(self)
+
+    def _run(self, name: str, trial: Any, *inputs: Any) -> list[jax.Array]:
+        """Run a traced function of the user's."""
+        numbers, key_data = trial
         key = jax.random.wrap_key_data(key_data, impl=self._impl)
         jaxpr = self.traces.pieces[name].jaxpr
         each = zip(jax.tree.leaves((numbers, key, *inputs)), jaxpr.in_avals, strict=True)
         given = [uncarried(x, aval.dtype) for x, aval in each]
         return list(map(jnp.asarray, jaxpr_as_fun(jaxpr)(*given)))
 
-    def each(self) -> dict[str, Kernel]:
-        """What each of the programs runs, by its name among them."""
-        stages = self.plan.stages
-        if stages is None:
-            return {"whole": self.whole()}
-        evaluate = self.evaluate()
-        some = {} if evaluate is None else {"evaluate": evaluate}
-        return {"init": self.init(), "segment": self.segment(stages.longest)} | some
-
-    def whole(self) -> Kernel:
-        """All of a function: from numbers and key to what is kept of its metrics."""
+    def whole_run(self) -> Kernel:
+        """Return the kernel of a function: to the recorded values of its metrics."""
         names = sorted(self.traces.metrics)  # as JAX flattens a dict
-        kept = {name: self.plan.kept(self.group, name) for name in self.plan.every}
+        recorded = {}
+        for name in self.spec.record_every:
+            count = self.spec.count_recorded(self.group, name, self.spec.schedule.end)
+            recorded[name] = self.spec.recorded_steps[name][:count] - 1
 
-        def call(job, at, span, state, batches, args):
-            values = zip(names, self._run("train", job, args), strict=True)
-            return [], {n: x[kept[n] - 1] if n in kept else x for n, x in values}
+        def call(states: list[Any], inputs: Inputs) -> tuple[list[Any], Any]:
+            values = zip(names, self._run("train", inputs.trial, inputs.args), strict=True)
+            return [], {n: x[recorded[n]] if n in recorded else x for n, x in values}
 
-        return Kernel(call, self._job)
+        return Kernel(call, Inputs(self._trial))
 
     def init(self) -> Kernel:
-        """From numbers and key to a state."""
+        """Return the kernel that makes a state."""
 
-        def call(job, at, span, state, batches, args):
-            return list(map(carried, self._run("init", job, args))), {}
+        def call(states: list[Any], inputs: Inputs) -> tuple[list[Any], Any]:
+            return list(map(carried, self._run("init", inputs.trial, inputs.args))), {}
 
-        return Kernel(call, self._job)
+        return Kernel(call, Inputs(self._trial))
 
     def segment(self, length: int) -> Kernel:
-        """From a state to that of up to `length` steps later, and their metrics. How many there
-        are is data, so that one program serves all."""
+        """Return the kernel of a segment: to the state after up to `length` steps, and their
+        metrics. The number of steps is data, so that one program serves every segment."""
         names = sorted(self.traces.metrics)
         dtypes = [self.traces.metrics[name].dtype for name in names]
 
-        def call(job, start, count, state, batches, args):
-            def body(i, carry):
+        def call(states: list[Any], inputs: Inputs) -> tuple[list[Any], Any]:
+            def body(i: Any, carry: Any) -> Any:
                 state, series = carry
-                batch = jax.tree.map(
-                    lambda x: jax.lax.dynamic_index_in_dim(x, i, 0, False), batches
-                )
-                out = self._run("step", job, state, start + i + 1, batch, args)
+                at = lambda x: jax.lax.dynamic_index_in_dim(x, i, 0, False)
+                t, data = inputs.start + i + 1, jax.tree.map(at, inputs.data)
+                out = self._run("step", inputs.trial, state, t, data, inputs.args)
                 state, values = list(map(carried, out[: len(state)])), out[len(state) :]
                 put = lambda x, y: jax.lax.dynamic_update_index_in_dim(x, y, i, 0)
                 return state, list(map(put, series, values))
 
             empty = [jnp.zeros(length, dtype) for dtype in dtypes]
-            state, series = jax.lax.fori_loop(0, count, body, (state, empty))
+            state, series = jax.lax.fori_loop(0, inputs.length, body, (states, empty))
             return state, dict(zip(names, series, strict=True))
 
-        batches, number = stacked(jax.tree.map(carrier, self._batch), length), self._number
-        return Kernel(call, self._job, number, number, self._state, batches)
+        data = stacked(jax.tree.map(carrier, self._data), length)
+        inputs = Inputs(self._trial, self._number, self._number, data)
+        return Kernel(call, inputs, self._states)
 
     def evaluate(self) -> Kernel | None:
-        """From a state to the metrics of `evaluate`."""
+        """Return the kernel of `evaluate`, where there is one: to its metrics."""
         if "evaluate" not in self.traces.pieces:
             return None
         names = sorted(self.traces.evaluations)
 
-        def call(job, t, span, state, batches, args):
-            values = self._run("evaluate", job, state, t, args)
+        def call(states: list[Any], inputs: Inputs) -> tuple[list[Any], Any]:
+            values = self._run("evaluate", inputs.trial, states, inputs.start, inputs.args)
             return [], dict(zip(names, values, strict=True))
 
-        return Kernel(call, self._job, self._number, state=self._state)
+        return Kernel(call, Inputs(self._trial, self._number), self._states)
 
 
-def jobs_of(
-    plan: ExperimentSpec, group: Group, trials: np.ndarray, numbers: dict[str, np.ndarray]
-) -> Any:
-    """The numbers and the key data of these trials of a group, NumPy arrays.
-
-    Args:
-      plan, group: of the sweep.
-      trials: places in the points × the seeds.
-      numbers: for each traced hyperparameter the number of every trial of the sweep.
-    """
-    keys = jnp.stack([key_of(seed) for seed in plan.seeds])
-    data = np.asarray(jax.random.key_data(keys))[trials % len(plan.seeds)]
-    return {name: numbers[name][trials].astype(dtype) for name, dtype in group.dtypes.items()}, data
+def stacked(tree: Any, *n: int) -> Any:
+    """Return abstract arrays with leading axes of these lengths."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*n, *x.shape), x.dtype), tree)

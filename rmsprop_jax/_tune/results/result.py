@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from rmsprop_jax._tune.experiment_spec import FAILED, STOPPED, ExperimentSpec, TrialData
-from rmsprop_jax._tune.options import check_args
+from rmsprop_jax._tune.experiment_spec import ExperimentSpec
 from rmsprop_jax._tune.results.retrain import Retrainer
 from rmsprop_jax._tune.results.statistics import (
     ABSENT,
@@ -27,10 +26,14 @@ from rmsprop_jax._tune.results.statistics import (
 from rmsprop_jax._tune.space.points import dataframe, hyperparameters
 from rmsprop_jax._tune.space.seeds import checked_seeds, key_of
 from rmsprop_jax._tune.space.values import is_extended, is_number, label
-from rmsprop_jax._tune.storage import folder as store
-from rmsprop_jax._tune.training.state_spec import Kept, StateSpec
+from rmsprop_jax._tune.storage.kept_states import KeptStates
+from rmsprop_jax._tune.storage.load import load_folder
+from rmsprop_jax._tune.storage.paths import local_folder
+from rmsprop_jax._tune.storage.writer import FolderWriter
+from rmsprop_jax._tune.training.state_spec import StateSpec
+from rmsprop_jax._tune.trials.data import PRUNED, PRUNED_AS_FAILED, TrialData
 from rmsprop_jax._tune.trials.decision_log import AppliedDecision
-from rmsprop_jax._tune.trials.objective import Objective, ObjectiveSpec, checked
+from rmsprop_jax._tune.trials.objective import Objective, ObjectiveSpec, checked_objective
 
 if TYPE_CHECKING:
     import pandas
@@ -104,7 +107,7 @@ class SweepResult:
         *,
         retrainer: Retrainer | None = None,
         decided: Sequence[AppliedDecision] = (),
-        kept: Kept | None = None,
+        kept: KeptStates | None = None,
     ):
         if (np.diff(trials.number) < 0).any():
             order = np.argsort(trials.number)
@@ -117,8 +120,8 @@ class SweepResult:
         self._noted = aim.noted
         self.point_index, self.seed_index = np.divmod(trials.number, len(plan.seeds))
         self.metrics, self.steps_completed = trials.metrics, trials.steps_completed
-        self.rungs = plan.stages.rungs if plan.stages else ()
-        self.steps = {name: plan.steps(name) for name in self.metrics if plan.has_steps(name)}
+        self.rungs = tuple(plan.schedule.rungs)
+        self.steps = dict(plan.recorded_steps)
         self.objective = aim.values(plan, trials) if objective is None else objective
         self.failed, self.feasible = ~np.isfinite(self.objective), trials.feasible
         self.status = self._status()
@@ -126,11 +129,11 @@ class SweepResult:
         self.compile_seconds, self.run_seconds = map(float, trials.seconds)
 
     def _status(self) -> np.ndarray:
-        end = self._trials.asked
+        end = self._trials.steps_asked
         ways = {
-            "failed": self._trials.stopped == FAILED,
-            "pruned": (self._trials.stopped == STOPPED) & ~self.failed,
-            "unfinished": (self._trials.stopped == 0) & (self.steps_completed < end),
+            "failed": self._trials.pruned == PRUNED_AS_FAILED,
+            "pruned": (self._trials.pruned == PRUNED) & ~self.failed,
+            "unfinished": (self._trials.pruned == 0) & (self.steps_completed < end),
             "complete": (self.steps_completed >= end) & ~self.failed,
         }
         return np.select(list(ways.values()), list(ways), "failed")
@@ -177,7 +180,7 @@ class SweepResult:
           ValueError: for a folder that is damaged or no sweep's, an objective that is not to be had
             from its metrics, or none given where the folder knows of no metric.
         """
-        plan, trials, noted, decided, files, sweep = store.read(path)
+        plan, trials, noted, decided, files = load_folder(path)
         if objective is None:
             ((kind, name),) = noted["objective"].items()
             if kind != "metric":
@@ -187,8 +190,8 @@ class SweepResult:
                     f"give it, load(path, objective=...), or one of {sorted(plan.metrics[0])}."
                 )
             objective = name
-        aim = checked(objective, mode or noted["mode"], plan)
-        return cls(plan, trials, aim, decided=decided, kept=Kept(files=files, sweep=sweep))
+        aim = checked_objective(objective, mode or noted["mode"], plan)
+        return cls(plan, trials, aim, decided=decided, kept=KeptStates(files=files))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a folder that `load` reads, and that `sweep(path=...)` goes on with (save where
@@ -198,10 +201,10 @@ class SweepResult:
           ValueError: for static values that would not come back as they were.
           OSError: for a folder that has files already, or cannot be written.
         """
-        path = store.local_folder(path)
+        path = local_folder(path)
         if path.exists() and any(path.iterdir()):
             raise FileExistsError(f"{path} has files already: give the path of a new folder.")
-        folder = store.FolderWriter(path, self._plan, self._noted)
+        folder = FolderWriter(path, self._plan, self._noted)
         try:
             columns = {n: slice(None) for n in self.metrics if self._plan.has_steps(n)}
             folder.write(self._trials, columns)
@@ -212,13 +215,13 @@ class SweepResult:
         finally:
             folder.close()
 
-    def _save_state(self, folder: store.FolderWriter, trial: int) -> None:
+    def _save_state(self, folder: FolderWriter, trial: int) -> None:
         assert self._kept is not None
         found = self._kept.get(trial, self._group_number(trial // len(self.seeds)))
         if found is not None:
             leaves, form, _ = found
             reached = self.steps_completed[self._trials.number == trial][0]
-            folder.keep_state(trial, int(reached), [x[None] for x in leaves], form)
+            folder.write_final_state(trial, int(reached), [x[None] for x in leaves], form)
 
     def rescored(self, objective: Objective, mode: str | None = None) -> "SweepResult":
         """The same trials under another objective.
@@ -233,7 +236,7 @@ class SweepResult:
         Raises:
           ValueError: for an objective that is not to be had from the metrics.
         """
-        aim = checked(objective, mode or self.mode, self._plan)
+        aim = checked_objective(objective, mode or self.mode, self._plan)
         return SweepResult(
             self._plan,
             self._trials,
@@ -280,17 +283,16 @@ class SweepResult:
                 "this result was loaded, and a folder holds no train: call sweep with its path "
                 "again, which runs nothing twice, and retrain what that returns."
             )
-        check_args(args)
-        i, stages = self._place_of(record), self._plan.stages
+        i, schedule = self._place_of(record), self._plan.schedule
         group = self._group_number(i)
         with retrainer.settings():
             (seed,) = self.seeds[:1] if seed is None else checked_seeds((seed,))
-            if stages is None:
+            if not schedule.stored_progress:
                 numbers = self._arrays(group, self.points.traced(i))
                 return retrainer.run_whole(group, numbers, seed, args)
             path = [
                 (start, stop, self._arrays(group, numbers))
-                for start, stop, _, numbers in self._path(i, stages.steps)
+                for start, stop, _, numbers in self._path(i, schedule.end)
             ]
             return retrainer.run_steps(group, path, seed, args, batches)
 
@@ -424,7 +426,7 @@ class SweepResult:
 
     def __repr__(self) -> str:
         said = f"{len(self)} of {self._plan.trials} trials"
-        if self._plan.stages:
+        if self._plan.schedule.stored_progress:
             count = {name: int((self.status == name).sum()) for name in ("pruned", "unfinished")}
             said = (
                 f"{int((self.status == 'complete').sum())} of {self._plan.trials} trials complete"
@@ -442,7 +444,7 @@ class SweepResult:
         """
         table = np.full((len(self.points), len(self.seeds)), np.nan)
         whole = self.status == "complete"
-        if whole.any() and self._plan.stages:
+        if whole.any() and self._plan.schedule.stored_progress:
             whole &= self.steps_completed == self.steps_completed[whole].max()
         table[self.point_index, self.seed_index] = np.where(whole, self.objective, np.nan)
         return table
@@ -629,7 +631,7 @@ class SweepResult:
         for name, values in self.metrics.items():
             columns[name] = self._trials.newest.get(name, values)
         columns |= {"objective": self.objective, "failed": self.failed}
-        if self._plan.stages:
+        if self._plan.schedule.stored_progress:
             columns |= {"status": self.status, "steps_completed": self.steps_completed}
         return dataframe(columns)
 
@@ -680,7 +682,7 @@ class SweepResult:
         data["objective"] = ((trial, seed), table(self.objective))
         data["failed"] = ((trial, seed), failed)
         data[ours("finished")] = ((trial, seed), finished)
-        if self._plan.stages:
+        if self._plan.schedule.stored_progress:
             reached, status = np.zeros(shape, int), np.full(shape, "unfinished")
             reached[self.point_index, self.seed_index] = self.steps_completed
             status[self.point_index, self.seed_index] = self.status
@@ -709,5 +711,5 @@ def lineages(
         for one in decided:
             if point in one.copies:
                 donor, numbers = one.copies[point]
-                found[-1].append((one.boundary, donor * len(plan.seeds) + seed, numbers))
+                found[-1].append((one.step, donor * len(plan.seeds) + seed, numbers))
     return found

@@ -8,9 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from rmsprop_jax._tune.options import own_settings
+from rmsprop_jax._tune.jax_settings import own_settings
 from rmsprop_jax._tune.space.seeds import key_of
-from rmsprop_jax._tune.training.trace import Group, check_call, check_calls
+from rmsprop_jax._tune.space.static_groups import StaticGroup
+from rmsprop_jax._tune.training.trace import check_call, check_calls
 from rmsprop_jax._tune.training.training import Train, Training, evaluation_key, stacked_batches
 
 Numbers = dict[str, np.ndarray]
@@ -37,7 +38,7 @@ class Retrainer:
     It notes JAX's settings when it is made, so make it where the sweep runs.
     """
 
-    def __init__(self, train: Train | Training, groups: Sequence[Group], device: Any):
+    def __init__(self, train: Train | Training, groups: Sequence[StaticGroup], device: Any):
         self._train, self._groups, self._device = train, groups, device
         self._settings = {name: getattr(jax.config, name) for name in SETTINGS}
         self._programs: dict[int, Callable[..., Any]] = {}
@@ -67,7 +68,7 @@ class Retrainer:
         train: Any = self._train
         check_call(train, "train", "train(hp, key, *args)", args)
         if group not in self._programs:
-            static = self._groups[group].structure
+            static = self._groups[group].static
             self._programs[group] = jax.jit(
                 lambda numbers, key, args: train(static | numbers, key, *args)
             )
@@ -111,7 +112,7 @@ class Retrainer:
 
     def _program(self, group: int) -> Callable[..., Any]:
         if group not in self._programs:
-            training, static = self._train, self._groups[group].structure
+            training, static = self._train, self._groups[group].static
             assert isinstance(training, Training)
 
             @functools.partial(jax.jit, static_argnames="steps")
@@ -126,7 +127,7 @@ class Retrainer:
     def _evaluation(self, group: int) -> Callable[..., Any]:
         if group not in self._evaluations:
             of_state: Any = self._train.evaluate  # type: ignore[union-attr]
-            static = self._groups[group].structure
+            static = self._groups[group].static
             self._evaluations[group] = jax.jit(
                 lambda numbers, key, args, state, t: of_state(
                     static | numbers, state, evaluation_key(key, t), *args

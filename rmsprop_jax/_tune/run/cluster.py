@@ -52,7 +52,7 @@ class Cluster:
       devices: of this process only, or some of every process.
 
     Attributes:
-      first: whether this process is the leader, which writes, draws, and decides.
+      is_leader: whether this process is the leader, which writes, draws, and decides.
       count: of the processes.
     """
 
@@ -64,7 +64,7 @@ class Cluster:
                 "those of this process, jax.local_devices(), or some of every process."
             )
         self.count = len(indices)
-        self.first = self.count == 1 or jax.process_index() == 0
+        self.is_leader = self.count == 1 or jax.process_index() == 0
         self.mesh = Mesh(np.asarray(devices), ("trial",))
 
     @contextlib.contextmanager
@@ -163,7 +163,7 @@ class Cluster:
 
     def _all_here(self, folder: str, mine: str) -> list[Any]:
         """What each process said, once all have; OtherProcessError where one left before."""
-        if self.first:
+        if self.is_leader:
             said, why = [mine], None
             while len(said) < self.count and not why:
                 text = coordination.read(f"{folder}{len(said)}", POLL)
@@ -207,7 +207,7 @@ class Cluster:
         """
         if self.count == 1:
             return json.loads(json.dumps(value))
-        return self.meet(what, value if self.first else None)[0]
+        return self.meet(what, value if self.is_leader else None)[0]
 
     def refuse_different(self, what: str, tree: Any) -> None:
         """ValueError, on all, where the processes do not have the same arrays."""
@@ -229,11 +229,11 @@ class Cluster:
         each = self.meet("free memory", memory)
         return None if None in each else min(each)
 
-    def on_first(self, call: Callable[[], T]) -> T | None:
+    def on_leader(self, call: Callable[[], T]) -> T | None:
         """Call on the leader only. Where that raises the leader leaves, and the others hear it."""
-        return call() if self.first else None
+        return call() if self.is_leader else None
 
-    def from_first(self, array: np.ndarray) -> np.ndarray:
+    def from_leader(self, array: np.ndarray) -> np.ndarray:
         """The leader's array, bit for bit; the others give one of its shape and dtype."""
         if self.count == 1 or array.size == 0:
             return array
@@ -292,7 +292,7 @@ class DescribedDevices(Cluster):
     """
 
     def __init__(self, devices: Sequence[Any], memory: float | None = None):
-        self.count, self.first = 1, True
+        self.count, self.is_leader = 1, True
         self.mesh = Mesh(np.asarray(devices), ("trial",))
         self._memory = memory
 

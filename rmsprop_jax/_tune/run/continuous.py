@@ -1,107 +1,100 @@
-"""Trainings under way side by side, each at a step of its own: any may leave, any may come."""
+"""Trials of one static group that run side by side, each at a step of its own: any may leave, any
+may come."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 
-from rmsprop_jax._tune.experiment_spec import Stages
-from rmsprop_jax._tune.run.batch import CompiledGroup, Dispatched, States, TrialBatch, rows_of
+from rmsprop_jax._tune.run.batch import HostStates, OnHost, TrialBatch, rows_of
+from rmsprop_jax._tune.run.local_devices import LocalDevices
+from rmsprop_jax._tune.training.schedule import Schedule
 
 
-class Flight:
-    """The trials of one structure that are under way.
+class ContinuousWaves:
+    """The waves of one static group.
 
     Args:
-      structure: compiled.
-      stages: where segments end.
+      backend: where they run.
+      schedule: where segments end.
+      group: the number of the group.
 
     Attributes:
-      lives: the rounds in which they are seated.
+      batches: the waves: one batch on each device, so that there are several, of which one runs
+        while the host looks at what another measured.
     """
 
-    def __init__(self, structure: CompiledGroup, stages: Stages):
-        self.structure, self._stages = structure, stages
-        self.lives: list[TrialBatch] = []
+    def __init__(self, backend: LocalDevices, schedule: Schedule, group: int):
+        self._backend, self._schedule, self._group = backend, schedule, group
+        self.batches: list[TrialBatch] = []
 
-    def start(self) -> Iterator[Dispatched]:
-        """Start a segment of every round, one as often as one is asked for."""
-        for live in self.lives:
-            yield self.structure.advance(live, self._stops(live.steps_completed), None)
+    def next_stops(self, steps_completed: np.ndarray) -> np.ndarray:
+        """Return the ends of the segments of trials at these steps."""
+        return np.array([self._schedule.next_stop(step) for step in steps_completed.tolist()], int)
 
-    def _stops(self, reached: np.ndarray) -> np.ndarray:
-        return np.array([self._stages.after(step) for step in reached.tolist()])
+    @property
+    def _slots(self) -> int:
+        return self._backend.layout(self._group).slots(1)
 
     @property
     def loose(self) -> int:
-        """How many trials are in rounds that are not full."""
-        room = self.structure.layout.room(1)
-        return sum(len(live.trials) % room for live in self.lives)
+        """How many trials are in waves that are not full."""
+        return sum(len(batch.trials) % self._slots for batch in self.batches)
 
-    def seat(
-        self,
-        leaving: Iterable[int],
-        coming: np.ndarray,
-        numbers: dict[str, np.ndarray],
-        first: int,
-    ) -> None:
-        """Some trials leave, and others begin: a round that either concerns is formed anew, the
-        states of those that stay going through the host. The others keep theirs on the devices. A
-        round is a batch on each device, so that there are several, of which one runs while what
-        another gave is looked at.
+    def exchange(self, leaving: Collection[int], coming: np.ndarray, first: int) -> None:
+        """Let trials leave, and others begin.
+
+        A wave that either concerns is formed anew: the states of trials that stay go through the
+        host. Other waves keep theirs on the devices.
 
         Args:
-          leaving: trials that are under way.
-          coming: trials that are not.
-          numbers: of every trial.
-          first: the device of the first trial of a new round.
+          leaving: trials that run here.
+          coming: trials that do not.
+          first: the number of the device with the first trial of a new wave.
         """
-        room = self.structure.layout.room(1)
-        gone, kept, loose = list(leaving), [], []
-        for live in self.lives:
-            stays = ~np.isin(live.trials, gone)
-            has_seats = len(live.trials) < room and len(coming)
-            if stays.all() and not has_seats and self._may_share(live.steps_completed):
-                kept.append(live)
+        kept: list[TrialBatch] = []
+        staying: list[tuple[np.ndarray, np.ndarray, HostStates]] = []
+        for batch in self.batches:
+            stays = ~np.isin(batch.trials, list(leaving))
+            has_slots = len(batch.trials) < self._slots and len(coming)
+            if stays.all() and not has_slots and self._may_share(batch.steps_completed):
+                kept.append(batch)
             elif stays.any():
-                states = rows_of(self.structure.states(live), np.flatnonzero(stays))
-                loose.append((live.trials[stays], live.steps_completed[stays], states))
-        if len(coming):
-            loose.append(self._begun(coming, room, numbers))
-        self.lives = kept
-        if loose:
-            trials, reached, states = zip(*loose, strict=True)
-            states = [np.concatenate(leaf) for leaf in zip(*states, strict=True)]
-            which = np.concatenate(trials), np.concatenate(reached)
-            for live, own in self._formed(*which, states, room, first):
-                self.structure.begin(live, numbers, own)
-                self.lives.append(live)
+                states = rows_of(self._backend.states(batch), np.flatnonzero(stays))
+                staying.append((batch.trials[stays], batch.steps_completed[stays], states))
+        self.batches = kept
+        if not staying:
+            self.batches += self._new(coming, first)
+            return
+        for batch in self._new(coming, 0):
+            self._backend.begin(batch)
+            begun = batch.trials, batch.steps_completed, self._backend.states(batch)
+            staying.append(begun)
+        trials, steps, states = zip(*staying, strict=True)
+        leaves = [np.concatenate(leaf) for leaf in zip(*states, strict=True)]
+        formed = self._formed(np.concatenate(trials), np.concatenate(steps), leaves, first)
+        self.batches += formed
 
-    def _may_share(self, reached: np.ndarray) -> bool:
-        """Whether trials that stand there may share batches: these run equally many steps."""
-        lengths = self._stops(reached) - reached
-        return self.structure.layout.batch_size == 1 or len(np.unique(lengths)) == 1
+    def _may_share(self, steps_completed: np.ndarray) -> bool:
+        """Return whether trials at these steps may share a `vmap`: they run equally many steps."""
+        lengths = self.next_stops(steps_completed) - steps_completed
+        return self._backend.layout(self._group).batch_size == 1 or len(np.unique(lengths)) == 1
 
-    def _begun(
-        self, trials: np.ndarray, room: int, numbers: dict[str, np.ndarray]
-    ) -> tuple[np.ndarray, np.ndarray, States]:
-        """Trials, the steps behind them, and their first states."""
-        made = []
-        for at in range(0, len(trials), room):
-            live = TrialBatch(trials[at : at + room], 0)
-            self.structure.begin(live, numbers, None)
-            made.append(self.structure.states(live))
-        states = [np.concatenate(leaf) for leaf in zip(*made, strict=True)]
-        return trials, np.zeros(len(trials), int), states
+    def _new(self, trials: np.ndarray, first: int) -> Iterator[TrialBatch]:
+        """Yield waves of trials that begin."""
+        for at in range(0, len(trials), self._slots):
+            part = trials[at : at + self._slots]
+            yield TrialBatch(self._group, part, np.zeros(len(part), int), first)
 
     def _formed(
-        self, trials: np.ndarray, reached: np.ndarray, states: States, room: int, first: int
-    ) -> Iterator[tuple[TrialBatch, States]]:
-        """Rounds of these trials, and the states of each."""
-        groups = [np.arange(len(trials))]
-        if not self._may_share(reached):
-            lengths = self._stops(reached) - reached
-            groups = [np.flatnonzero(lengths == n) for n in np.unique(lengths)]
-        for rows in groups:
-            for at in range(0, len(rows), room):
-                some = rows[at : at + room]
-                yield TrialBatch(trials[some], reached[some], first), rows_of(states, some)
+        self, trials: np.ndarray, steps: np.ndarray, leaves: HostStates, first: int
+    ) -> Iterator[TrialBatch]:
+        """Yield waves of trials at these steps, with these states."""
+        parts = [np.arange(len(trials))]
+        if not self._may_share(steps):
+            lengths = self.next_stops(steps) - steps
+            parts = [np.flatnonzero(lengths == n) for n in np.unique(lengths)]
+        for part in parts:
+            for at in range(0, len(part), self._slots):
+                rows = part[at : at + self._slots]
+                states = OnHost(rows_of(leaves, rows))
+                yield TrialBatch(self._group, trials[rows], steps[rows], first, states)

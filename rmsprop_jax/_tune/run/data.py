@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from rmsprop_jax._tune.experiment_spec import Stages
 from rmsprop_jax._tune.run.cluster import Cluster, checksum
 from rmsprop_jax._tune.space.values import refuse_dtype
+from rmsprop_jax._tune.training.schedule import Schedule
 
 Source = Callable[[int], Any]
 
@@ -24,45 +24,45 @@ class BatchReader:
 
     Args:
       source: from a step, counted from 1, to a batch, a pytree of arrays.
-      processes: where they are placed.
+      cluster: on whose devices they are placed.
       first: the step that is asked for first, to know the shapes.
 
     Attributes:
-      one: the first batch, abstract.
+      abstract: the first batch, abstract.
       shapes: of its arrays and their dtypes, in words.
       checksum: of its contents.
     """
 
-    def __init__(self, source: Source, processes: Cluster, first: int):
+    def __init__(self, source: Source, cluster: Cluster, first: int):
         if not callable(source):
             raise ValueError(f"batches must be a function from a step to a batch, got {source!r}.")
-        self._source, self._processes = source, processes
+        self._source, self._cluster = source, cluster
         self._first: tuple[int, Any, list[Any]] | None = None
         self._asked = {first: self._checked(first, source(first))}
-        abstract = lambda x: jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype))
-        self.one = jax.tree.map(abstract, self._asked[first])
-        leaves = jax.tree.leaves_with_path(self.one)
+        shape = lambda x: jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype))
+        self.abstract = jax.tree.map(shape, self._asked[first])
+        leaves = jax.tree.leaves_with_path(self.abstract)
         self.shapes = [f"{jax.tree_util.keystr(k)}{x.dtype}{list(x.shape)}" for k, x in leaves]
         self.checksum = checksum(self._asked[first])
         self._next: tuple[tuple[int, int], concurrent.futures.Future] | None = None
         self._placed: tuple[tuple[int, int], Any] | None = None
-        self._stages: Stages | None = None
+        self._schedule: Schedule | None = None
 
-    def along(self, stages: Stages) -> None:
-        """Where the segments end."""
-        self._stages = stages
+    def along(self, schedule: Schedule) -> None:
+        """Set where the segments end."""
+        self._schedule = schedule
 
     def segment(self, start: int, stop: int) -> Any:
         """The batches of the steps in (start, stop], on the devices, each leaf with a leading axis
         as long as the longest segment."""
-        assert self._stages is not None
+        assert self._schedule is not None
         if self._placed is None or self._placed[0] != (start, stop):
             if self._next is not None and self._next[0] == (start, stop):
                 stacked = self._next[1].result()
             else:
                 stacked = self._stacked(start, stop)
-            self._processes.refuse_different(f"batches({start + 1}) to batches({stop})", stacked)
-            self._placed = (start, stop), self._processes.place(stacked)
+            self._cluster.refuse_different(f"batches({start + 1}) to batches({stop})", stacked)
+            self._placed = (start, stop), self._cluster.place(stacked)
         return self._placed[1]
 
     def prepare(self, start: int) -> None:
@@ -71,10 +71,10 @@ class BatchReader:
         Call this while the devices run the segment before. An error is raised when that segment is
         needed, so that the one under way is recorded first.
         """
-        assert self._stages is not None
-        if start >= self._stages.steps:
+        assert self._schedule is not None
+        if start >= self._schedule.end:
             return
-        ahead = start, self._stages.after(start)
+        ahead = start, self._schedule.next_stop(start)
         if self._next is None or self._next[0] != ahead:
             self._next = ahead, concurrent.futures.Future()
             try:
@@ -83,12 +83,12 @@ class BatchReader:
                 self._next[1].set_exception(error)
 
     def _stacked(self, start: int, stop: int) -> Any:
-        assert self._stages is not None
+        assert self._schedule is not None
         each = []
         for t in range(start + 1, stop + 1):
             batch = self._asked.pop(t, None)
             each.append(self._checked(t, self._source(t)) if batch is None else batch)
-        short = self._stages.longest - len(each)
+        short = self._schedule.longest - len(each)
         fill = lambda *xs: np.stack([*xs, *[xs[-1]] * short])
         return jax.tree.map(fill, *each)
 

@@ -90,6 +90,11 @@ class StudyClient:
         """Whether a callback stopped the study."""
         return self._study._stop_flag
 
+    @property
+    def may_prune(self) -> bool:
+        """Whether the study's pruner can end a trial. Asking it costs a database some queries."""
+        return not isinstance(self._study.pruner, optuna.pruners.NopPruner)
+
     # One trial.
 
     def ask(self) -> optuna.Trial:

@@ -1,21 +1,25 @@
 """What a folder's `manifest.json` says was asked for: written, read, checked, and extended."""
 
 import collections
+import dataclasses
 import json
 import math
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from rmsprop_jax._tune.experiment_spec import ExperimentSpec, Stages
+from rmsprop_jax._tune.experiment_spec import ExperimentSpec
+from rmsprop_jax._tune.options import Options
 from rmsprop_jax._tune.space.points import Points
+from rmsprop_jax._tune.space.static_groups import StaticGroup, group_points
 from rmsprop_jax._tune.space.values import decode, encode
 from rmsprop_jax._tune.storage.arrays import FileError
 from rmsprop_jax._tune.training.fingerprint import Fingerprint
-from rmsprop_jax._tune.training.trace import Group, group_points
+from rmsprop_jax._tune.training.schedule import Stepwise, decoded_schedule
+from rmsprop_jax._tune.training.trace import Metrics
 
 # Parts that must be as they were for a folder to go on.
 SAME = {
@@ -28,37 +32,48 @@ DEPTH = 300  # of lists and dicts in each other; a value takes two for each of i
 LAST_STEP = 2**53
 
 
-def manifest_of(plan: ExperimentSpec, aim: dict[str, Any]) -> dict[str, Any]:
-    """What a plan and an aim (its objective and mode) are as JSON."""
-    texts = [_structure(group) for group in plan.groups]
-    of = lambda each: dict(zip(texts, each, strict=True))
-    lengths = lambda one: {name: m.shape[0] for name, m in one.items() if m.shape}
-    return {
-        "points": [{name: encode(x, name) for name, x in point.items()} for point in plan.points],
-        "static": sorted(plan.points.static),
-        "seeds": list(plan.seeds),
-        **aim,
-        "record_every": plan.every,
-        "training": None if plan.stages is None else _encoded(plan.stages),
-        "metrics": {name: [str(m.dtype), len(m.shape)] for name, m in plan.metrics[0].items()},
-        "lengths": of(map(lengths, plan.metrics)),
-        "dtypes": plan.fingerprint.dtypes,
-        "args": plan.fingerprint.args,
-        "programs": of(plan.fingerprint.programs),
-        "constants": of(plan.fingerprint.constants),
-        "jax": plan.fingerprint.jax,
+ENTRIES: dict[str, Callable[[ExperimentSpec], Any]] = {
+    "points": lambda s: [{n: encode(x, n) for n, x in point.items()} for point in s.points],
+    "static": lambda s: sorted(s.points.static),
+    "seeds": lambda s: list(s.seeds),
+    "record_every": lambda s: s.record_every,
+    "training": lambda s: s.schedule.encode(),
+    "metrics": lambda s: {n: [str(m.dtype), len(m.shape)] for n, m in s.metrics[0].items()},
+    "lengths": lambda s: _by_group(s, [_lengths(one) for one in s.metrics]),
+    "dtypes": lambda s: s.fingerprint.dtypes,
+    "args": lambda s: s.fingerprint.args,
+    "programs": lambda s: _by_group(s, s.fingerprint.programs),
+    "constants": lambda s: _by_group(s, s.fingerprint.constants),
+}
+"""How the entries of a manifest follow from an experiment, but for the objective and the mode."""
+
+
+def remembered_entries() -> list[str]:
+    """Return the entries of a manifest that follow from the arguments of a call."""
+    each = (field.metadata["remembered"] for field in dataclasses.fields(Options))
+    return list(dict.fromkeys(name for names in each for name in names))
+
+
+def manifest_of(spec: ExperimentSpec, objective: dict[str, Any]) -> dict[str, Any]:
+    """Return as JSON what an experiment asks for, and what ranks its trials."""
+    entries = {
+        n: objective[n] if n in objective else ENTRIES[n](spec) for n in remembered_entries()
     }
+    return entries | {"jax": spec.fingerprint.jax}
 
 
-def _encoded(stages: Stages) -> dict[str, Any]:
-    evaluations = [[name, str(m.dtype)] for name, m in stages.evaluations.items()]
-    return stages._asdict() | {"rungs": list(stages.rungs), "evaluations": evaluations}
+def _by_group(spec: ExperimentSpec, each: Sequence[Any]) -> dict[str, Any]:
+    return dict(zip(map(_group_name, spec.groups), each, strict=True))
 
 
-def _structure(group: Group) -> str:
-    """A name for a structure."""
-    structure = {name: encode(x, name) for name, x in group.structure.items()}
-    return json.dumps([structure, sorted(group.dtypes)], sort_keys=True)
+def _lengths(metrics: Metrics) -> dict[str, int]:
+    return {name: m.shape[0] for name, m in metrics.items() if m.shape}
+
+
+def _group_name(group: StaticGroup) -> str:
+    """Return a name for a static group."""
+    static = {name: encode(x, name) for name, x in group.static.items()}
+    return json.dumps([static, sorted(group.dtypes)], sort_keys=True)
 
 
 def points_of(manifest: dict[str, Any]) -> Points:
@@ -67,12 +82,12 @@ def points_of(manifest: dict[str, Any]) -> Points:
     return Points.of(list(decoded), manifest["static"])
 
 
-def plan_of(manifest: dict[str, Any]) -> ExperimentSpec:
+def spec_of(manifest: dict[str, Any]) -> ExperimentSpec:
     """What a manifest says was asked for; an exception of any kind where it makes no sense."""
     _check(manifest)
     points = points_of(manifest)
     groups = group_points(points)
-    texts = [_structure(group) for group in groups]
+    texts = [_group_name(group) for group in groups]
     for name in ("lengths", "programs", "constants"):
         _require(set(manifest[name]) == set(texts), name, list(manifest[name]))
     hashes = {name: [manifest[name][t] for t in texts] for name in ("programs", "constants")}
@@ -84,13 +99,14 @@ def plan_of(manifest: dict[str, Any]) -> ExperimentSpec:
             shape = (lengths[name],) if rank else ()
             shaped[name] = jax.ShapeDtypeStruct(shape, np.dtype(dtype))
         metrics.append(shaped)
-    training, stages = manifest["training"], None
-    if training is not None:
-        of = {name: jax.ShapeDtypeStruct((), np.dtype(d)) for name, d in training["evaluations"]}
-        stages = Stages(**training | {"rungs": tuple(training["rungs"]), "evaluations": of})
-    seeds = tuple(manifest["seeds"])
     return ExperimentSpec(
-        points, seeds, manifest["record_every"], groups, metrics, fingerprint, stages
+        points,
+        tuple(manifest["seeds"]),
+        manifest["record_every"],
+        groups,
+        metrics,
+        fingerprint,
+        decoded_schedule(manifest["training"]),
     )
 
 
@@ -101,10 +117,7 @@ def _require(holds: bool, name: str, value: Any) -> None:
 
 def _check(manifest: dict[str, Any]) -> None:
     """FileError for a field of another type, or a number out of its range."""
-    wanted = {
-        "points", "static", "seeds", "objective", "mode", "record_every", "training", "metrics",
-        "lengths", "dtypes", "args", "programs", "constants", "jax", "files",
-    }  # fmt: skip
+    wanted = {*remembered_entries(), "jax", "files"}
     _require(isinstance(manifest, dict) and set(manifest) == wanted, "fields", list(manifest))
     _require(_depth(manifest) <= DEPTH, "depth", _depth(manifest))
     is_list = lambda x, kind: isinstance(x, list) and all(type(one) is kind for one in x)
@@ -139,7 +152,11 @@ def _check(manifest: dict[str, Any]) -> None:
     for lengths in manifest["lengths"].values():
         _require(set(lengths) == series and all(map(is_step, lengths.values())), "lengths", lengths)
     if (training := manifest["training"]) is not None:
-        _require(set(training) == set(Stages._fields), "training", training)
+        _require(
+            set(training) == {field.name for field in dataclasses.fields(Stepwise)},
+            "training",
+            training,
+        )
         steps, every, rungs = (training[x] for x in ("steps", "evaluate_every", "rungs"))
         _require(is_step(steps), "steps", steps)
         _require(is_step(every) and every <= steps, "evaluate_every", every)
@@ -164,15 +181,15 @@ def _depth(x: Any) -> int:
     return depth
 
 
-def bytes_of(plan: ExperimentSpec, trials: int) -> int:
-    """What the metrics of so many trials take, with the numbers of their steps."""
+def bytes_of(spec: ExperimentSpec, trials: int) -> int:
+    """Return the bytes of the metrics of so many trials, with the numbers of their steps."""
     total = 0
-    for name in plan.metrics[0]:
+    for name in spec.metrics[0]:
         columns = 1
-        if plan.has_steps(name):
-            every = plan.every.get(name, 1)
-            columns = sum(math.ceil(one[name].shape[0] / every) + 1 for one in plan.metrics)
-        total += columns * (trials * plan.dtype(name).itemsize + np.dtype(np.int64).itemsize)
+        if spec.has_steps(name):
+            every = spec.record_every.get(name, 1)
+            columns = sum(math.ceil(one[name].shape[0] / every) + 1 for one in spec.metrics)
+        total += columns * (trials * spec.dtype(name).itemsize + np.dtype(np.int64).itemsize)
     return total
 
 

@@ -9,10 +9,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from rmsprop_jax._tune.space.static_groups import StaticGroup
 from rmsprop_jax._tune.space.values import is_key
-from rmsprop_jax._tune.training.trace import Group, Traces, constants
+from rmsprop_jax._tune.training.trace import Traces, constants
 
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in the text of an object without one of its own
+MODULE_NAME = re.compile(r"module @\S+")
 MOST_BYTES = 64 * 2**20  # of args, that are hashed although no folder asks for it
 
 
@@ -30,7 +32,9 @@ class Fingerprint:
       jax: the version.
     """
 
-    def __init__(self, groups: Sequence[Group], traces: Sequence[Traces], args: Any, needed: bool):
+    def __init__(
+        self, groups: Sequence[StaticGroup], traces: Sequence[Traces], args: Any, needed: bool
+    ):
         self.dtypes = {name: str(dtype) for group in groups for name, dtype in group.dtypes.items()}
         size = sum(np.size(x) * np.dtype(np.uint64).itemsize for x in jax.tree.leaves(args))
         self.args = hash_of_arrays(args) if needed or size <= MOST_BYTES else None
@@ -61,7 +65,7 @@ class Fingerprint:
     def _hashed(self, what: str) -> list[str]:
         if self._traces is not None:
             pieces = [one.pieces.values() for one in self._traces]
-            texts = [[piece.lower().as_text() for piece in some] for some in pieces]
+            texts = [[_text(piece) for piece in some] for some in pieces]
             closed_over = [[x for one in some for x in constants(one.jaxpr)] for some in pieces]
             self._hashes = {
                 "programs": [hashlib.sha256("".join(t).encode()).hexdigest() for t in texts],
@@ -73,6 +77,14 @@ class Fingerprint:
     def __getstate__(self) -> dict[str, Any]:
         self._hashed("programs")
         return self.__dict__
+
+
+def _text(piece: jax.stages.Traced) -> str:
+    """Return the lowered program, without the name of the function that was traced.
+
+    That function is a wrapper of ours: a rename must not keep a folder from being resumed.
+    """
+    return MODULE_NAME.sub("module @jit__lambda", piece.lower().as_text(), count=1)
 
 
 def hash_of_arrays(tree: Any) -> str:

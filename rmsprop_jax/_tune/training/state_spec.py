@@ -4,7 +4,6 @@ import functools
 import json
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +12,6 @@ import numpy as np
 from jax.core import Tracer
 
 from rmsprop_jax._tune.space.values import decode, encode, is_key, refuse_dtype, typed
-from rmsprop_jax._tune.storage.arrays import damaged, open_arrays
 from rmsprop_jax._tune.training.training import strong
 
 DEPTH = 40  # of closures in closures: an optimiser is a chain of chains
@@ -108,55 +106,6 @@ def leaves_of(stored: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     """The arrays of a file of states, each with a leading axis over its trials."""
     dtypes = stored["dtypes"].tolist()
     return [typed(stored[f"leaf {i}"], np.dtype(name)) for i, name in enumerate(dtypes)]
-
-
-class Kept:
-    """States that were kept: in memory, or each in a file of its own.
-
-    Args:
-      memory: for each trial its arrays.
-      specs: for each structure of the sweep its state.
-      files: for each trial its file.
-      sweep: the id of the sweep that wrote them.
-      forms: for each structure what is known of it where `specs` are not.
-    """
-
-    def __init__(
-        self,
-        memory: dict[int, list[np.ndarray]] | None = None,
-        specs: Sequence[StateSpec] = (),
-        files: dict[int, Path] | None = None,
-        sweep: str | None = None,
-        forms: Sequence[StateForm] = (),
-    ):
-        self._memory = {} if memory is None else memory  # the very dict: it fills up
-        self._specs, self._files, self._sweep, self._forms = specs, files or {}, sweep, forms
-
-    def without_structure(self) -> "Kept":
-        """The same, as it can be pickled: a structure may hold functions."""
-        forms = [spec.form for spec in self._specs] or self._forms
-        return Kept(self._memory, (), self._files, self._sweep, forms)
-
-    def trials(self) -> list[int]:
-        """Those with a state."""
-        return sorted({*self._memory, *(t for t, file in self._files.items() if file.exists())})
-
-    def get(
-        self, trial: int, structure: int
-    ) -> tuple[list[np.ndarray], StateForm, StateSpec | None] | None:
-        """A trial's arrays and their form, and its structure where that is known; None where it was
-        not kept."""
-        if trial in self._memory:
-            arrays = [x.copy() for x in self._memory[trial]]
-            form = self._specs[structure].form if self._specs else self._forms[structure]
-        elif trial in self._files and self._files[trial].exists():
-            file, remedy = self._files[trial], "result.retrain trains it again"
-            with damaged(file, remedy), open_arrays(file, self._sweep) as stored:
-                form = StateForm(stored["impls"].tolist(), str(stored["tree"]))
-                arrays = [x[0] for x in leaves_of(stored)]
-        else:
-            return None
-        return arrays, form, self._specs[structure] if self._specs else form.spec(arrays)
 
 
 def check_leaves(state: Any, what: str) -> None:

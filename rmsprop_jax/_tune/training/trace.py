@@ -1,8 +1,7 @@
 """A training under an abstract trace: the points that share one, and what a sweep refuses."""
 
-import contextlib
 import inspect
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +10,7 @@ import numpy as np
 from jax.core import Tracer
 
 from rmsprop_jax._tune.space.points import RESERVED, Points
+from rmsprop_jax._tune.space.static_groups import StaticGroup, naming
 from rmsprop_jax._tune.space.values import is_number, refuse_dtype
 from rmsprop_jax._tune.training.state_spec import REMEDY, StateSpec, check_leaves, check_same
 from rmsprop_jax._tune.training.trace_errors import explain
@@ -19,43 +19,6 @@ from rmsprop_jax._tune.training.training import Training, evaluation_key, strong
 Metrics = dict[str, jax.ShapeDtypeStruct]
 
 LONGEST_NAME = 200  # characters of a metric's name
-
-
-class Group(NamedTuple):
-    """The points that share their structure, and so one compiled program."""
-
-    structure: dict[str, Any]
-    """The values that `train` gets as Python objects."""
-    dtypes: dict[str, Any]
-    """The dtypes of the values that it gets as traced scalars."""
-    indices: list[int]
-    """Which points."""
-
-
-def group_points(points: Points) -> list[Group]:
-    """Points by structure, in order of appearance."""
-    groups: dict[Hashable, Group] = {}
-    dtypes = {name: points.dtype(name) for name in points.names}
-    for i, point in enumerate(points):
-        traced = points.traced(i)
-        structure = {name: value for name, value in point.items() if name not in traced}
-        key = frozenset(traced), points.key(structure)
-        if key not in groups:
-            groups[key] = Group(structure, {name: dtypes[name] for name in traced}, [])
-        groups[key].indices.append(i)
-    return list(groups.values())
-
-
-@contextlib.contextmanager
-def naming(group: Group) -> Iterator[None]:
-    """Note on an error that comes of one structure which it is."""
-    try:
-        yield
-    except Exception as error:
-        note = f"This happened with the static hyperparameters {group.structure}."
-        if group.structure and note not in getattr(error, "__notes__", ()):
-            error.add_note(note)
-        raise
 
 
 class _Recorded(dict):
@@ -178,7 +141,7 @@ class _Tracer:
       args: of the sweep, not traced.
     """
 
-    def __init__(self, group: Group, points: Points, args: tuple[Any, ...]):
+    def __init__(self, group: StaticGroup, points: Points, args: tuple[Any, ...]):
         self._group, self._points, self._args = group, points, args
         self.reads: dict[str, set[str]] = {}
         self.pieces: dict[str, jax.stages.Traced] = {}
@@ -196,7 +159,7 @@ class _Tracer:
           *inputs: abstract, between the key and the args.
         """
         group, read = self._group, self.reads.setdefault(name, set())
-        recorded = lambda numbers: _Recorded(group.structure | numbers, self._points.names, read)
+        recorded = lambda numbers: _Recorded(group.static | numbers, self._points.names, read)
         try:
             traced = self._traced(call, recorded, group.dtypes, inputs, self._abstract_args)
         except Exception as error:
@@ -222,8 +185,8 @@ class _Tracer:
 
     def _with_numbers(self, call, inputs, names: Sequence[str]) -> None:
         """Trace `call`, the named numbers of hp and args as Python numbers."""
-        group, point = self._group, self._points[self._group.indices[0]]
-        structure = group.structure | {n: point[n] for n in names if n in group.dtypes}
+        group, point = self._group, self._points[self._group.points[0]]
+        structure = group.static | {n: point[n] for n in names if n in group.dtypes}
         dtypes = {n: dtype for n, dtype in group.dtypes.items() if n not in names}
         leaves, treedef = jax.tree_util.tree_flatten_with_path(self._args)
         is_known = [f"args{jax.tree_util.keystr(path)}" in names for path, _ in leaves]
@@ -240,7 +203,7 @@ class _Tracer:
 
 
 def trace_train(
-    train: Callable[..., Any], group: Group, points: Points, args: tuple[Any, ...]
+    train: Callable[..., Any], group: StaticGroup, points: Points, args: tuple[Any, ...]
 ) -> Traces:
     """Trace a function on abstract numbers; ValueError for what a sweep cannot run."""
     check_call(train, "train", "train(hp, key, *args)", args)
@@ -263,7 +226,7 @@ def trace_train(
 
 
 def trace_training(
-    training: Training, group: Group, points: Points, args: tuple[Any, ...], batch: Any
+    training: Training, group: StaticGroup, points: Points, args: tuple[Any, ...], batch: Any
 ) -> Traces:
     """Trace a training's pieces on abstract numbers; ValueError for what a sweep cannot run.
 
@@ -326,11 +289,11 @@ def trace_training(
     return Traces(tracer.pieces, metrics, evaluations, spec, tracer.reads, tracer.reads_key)
 
 
-def _refuse_jitted(function: Any, name: str, group: Group, error: Exception) -> None:
-    if hasattr(function, "lower") and group.structure:  # of jax.jit: it traces what it gets
+def _refuse_jitted(function: Any, name: str, group: StaticGroup, error: Exception) -> None:
+    if hasattr(function, "lower") and group.static:  # of jax.jit: it traces what it gets
         raise ValueError(
             f"{name} is jitted by itself, and so its jax.jit traces the structure too, "
-            f"{group.structure}. Give the function that you jitted ({name}.__wrapped__): the "
+            f"{group.static}. Give the function that you jitted ({name}.__wrapped__): the "
             "sweep compiles it."
         ) from error
 

@@ -1,168 +1,200 @@
-"""What a scheduler decided: asked once, checked, written down, told to every process, replayed."""
+"""A scheduler's decisions: asked once, checked, written, told to every process, replayed."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from rmsprop_jax._tune.experiment_spec import FAILED, STOPPED, ExperimentSpec
-from rmsprop_jax._tune.options import warn_caller
+from rmsprop_jax._tune.experiment_spec import ExperimentSpec
 from rmsprop_jax._tune.run.cluster import Cluster
 from rmsprop_jax._tune.schedulers import Decision, Scheduler, SchedulerView
 from rmsprop_jax._tune.space.values import is_int, is_real
+from rmsprop_jax._tune.trials.data import PRUNED, PRUNED_AS_FAILED
+from rmsprop_jax._tune.warn import warn_caller
 
 
 class AppliedDecision(NamedTuple):
     """What follows from a decision."""
 
-    boundary: int
-    stopped: dict[int, int]
-    """For each point that ends here, why."""
+    step: int
+    pruned: dict[int, int]
+    """For each point that ends at the step, why: `PRUNED` or `PRUNED_AS_FAILED`."""
     copies: dict[int, tuple[int, dict[str, float]]]
-    """For each point that copies, of which, and all numbers with which it goes on."""
+    """For each point that copies, which point, and all numbers with which it goes on."""
     objective: list[list[float | str]]
-    """What was decided on, for people to read: of each point and seed; "nan" for none."""
+    """What the scheduler saw of each point and seed, for people to read; "nan" for none."""
 
     def encode(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Return the decision as JSON."""
         return {
-            "step": self.boundary,
+            "step": self.step,
             "objective": self.objective,
-            "prune": {str(point): why for point, why in self.stopped.items()},
+            "prune": {str(point): reason for point, reason in self.pruned.items()},
             "copy": {str(point): list(copy) for point, copy in self.copies.items()},
         }
 
     @classmethod
     def decode(cls, stored: dict[str, Any]) -> "AppliedDecision":
-        stopped = {int(point): why for point, why in stored["prune"].items()}
+        pruned = {int(point): reason for point, reason in stored["prune"].items()}
         copies = {int(point): (copy[0], copy[1]) for point, copy in stored["copy"].items()}
-        return cls(stored["step"], stopped, copies, stored["objective"])
+        return cls(stored["step"], pruned, copies, stored["objective"])
 
 
 class DecisionLog:
-    """A sweep's decisions, those from before and those to come.
+    """The decisions of a sweep's scheduler, earlier ones and new ones.
 
     Args:
-      scheduler: who decides.
-      plan: what is asked.
-      objective: its name.
-      of_init_only: for each structure the names that only `init` reads.
-      known: what was decided before.
-      write: writes one down, or None.
-      processes: the first of them asks.
+      scheduler: decides.
+      spec: the experiment.
+      objective: the name of the objective.
+      init_only: for each static group the hyperparameters that only `init` reads.
+      stored: the decisions that a folder has, as JSON, on the leader.
+      write: writes a decision, as JSON; None without a folder.
+      cluster: whose leader asks the scheduler.
+
+    Attributes:
+      decisions: all so far, in order.
     """
 
     def __init__(
         self,
         scheduler: Scheduler,
-        plan: ExperimentSpec,
+        spec: ExperimentSpec,
         objective: str,
-        of_init_only: Sequence[set[str]],
-        known: Sequence[dict[str, Any]],
+        init_only: Sequence[set[str]],
+        stored: Sequence[dict[str, Any]],
         write: Callable[[dict[str, Any]], None] | None,
-        processes: Cluster,
+        cluster: Cluster,
     ):
-        self._scheduler, self._plan, self._objective = scheduler, plan, objective
-        self._of_init_only = of_init_only
-        self._write, self._processes, self._has_warned = write, processes, False
-        self.known = [
-            AppliedDecision.decode(one) for one in processes.tell("decisions", list(known))
-        ]
+        self._scheduler, self._spec, self._objective = scheduler, spec, objective
+        self._init_only = init_only
+        self._write, self._cluster, self._has_warned = write, cluster, False
+        told = cluster.tell("decisions", list(stored))
+        self.decisions = list(map(AppliedDecision.decode, told))
 
-    def at(
-        self,
-        boundary: int,
-        table: Callable[[], SchedulerView],
-        before: Callable[[AppliedDecision], None],
-    ) -> AppliedDecision:
-        """What was, or now is, decided at a boundary.
+    def find(self, step: int) -> AppliedDecision | None:
+        """Return an earlier decision."""
+        return next((one for one in self.decisions if one.step == step), None)
+
+    def ask(self, step: int, view: Callable[[], SchedulerView]) -> AppliedDecision:
+        """Ask the scheduler, on the leader; return the checked decision on every process.
 
         Args:
-          boundary: a step.
-          table: what the scheduler sees.
-          before: called with a new decision before it is written down.
+          step: the rung.
+          view: returns what the scheduler sees; called on the leader.
         """
-        for one in self.known:
-            if one.boundary == boundary:
-                return one
 
         def ask() -> dict[str, Any]:
-            seen = table()
+            seen = view()
             if not self._has_warned and not seen.has_objective:
                 self._has_warned = True
                 warn_caller(
                     f"the objective {self._objective!r} is not finite for any point after step "
-                    f"{boundary}, so that halving stops none there and population copies none. If "
-                    "it becomes finite later, put the first rung where it is."
+                    f"{step}, so that SuccessiveHalving prunes none there and "
+                    "PopulationBasedTraining copies none. If it becomes finite later, put the "
+                    "first rung where it is."
                 )
-            return self._checked(boundary, seen, self._scheduler.decide(boundary, seen)).encode()
+            answer = self._scheduler.decide(step, seen)
+            return _Answer(self._scheduler, self._spec, self._init_only, step, seen).check(answer)
 
-        encoded = self._processes.tell("a decision", self._processes.on_first(ask))
-        decided, write = AppliedDecision.decode(encoded), self._write
-        before(decided)
-        self._processes.on_first(lambda: write and write(encoded))
-        self.known.append(decided)
-        return decided
+        return AppliedDecision.decode(
+            self._cluster.tell("a decision", self._cluster.on_leader(ask))
+        )
 
-    def _checked(self, boundary: int, table: SchedulerView, answer: Any) -> AppliedDecision:
-        """ValueError for an answer that cannot be followed."""
+    def write(self, decision: AppliedDecision) -> None:
+        """Write a new decision, before any trial follows it."""
+        write = self._write
+        self._cluster.on_leader(lambda: write and write(decision.encode()))
+        self.decisions.append(decision)
 
-        def refuse(what: str):
-            raise ValueError(
-                f"the scheduler {self._scheduler!r} answered, at step {boundary}, {what}"
-            )
 
-        answer = Decision() if answer is None else answer
+class _Answer:
+    """The check of a scheduler's answer; ValueError for one that cannot be followed."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        spec: ExperimentSpec,
+        init_only: Sequence[set[str]],
+        step: int,
+        view: SchedulerView,
+    ):
+        self._scheduler, self._points, self._init_only = scheduler, spec.points, init_only
+        self._step, self._view = step, view
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise ValueError(
+            f"the scheduler {self._scheduler!r} answered, at step {self._step}, {what}"
+        )
+
+    def _is_active(self, point: Any) -> bool:
+        known = range(len(self._view.points))
+        return is_int(point) and point in known and bool(self._view.active[point])
+
+    def check(self, answer: Any) -> dict[str, Any]:
+        """Return what follows from the answer, as JSON."""
+        answer, view = Decision() if answer is None else answer, self._view
         if not isinstance(answer, Decision):
-            refuse(f"{answer!r}, wanted a Decision(prune=... or None.")
-        known, active = range(len(table.points)), table.active
-        is_point = lambda x: is_int(x) and x in known and active[x]
-        if not isinstance(answer.prune, Sequence | np.ndarray) or isinstance(answer.prune, str):
-            refuse(f"prune={answer.prune!r}, wanted a list of points.")
-        if bad := [x for x in answer.prune if not is_point(x)]:
-            refuse(f"prune with {bad}, wanted numbers of points that still run.")
-        stop = {int(x) for x in answer.prune}
-        if len(stop) == active.sum():
-            refuse("that all points are pruned.")
+            self._refuse(f"{answer!r}, which must be a Decision(prune=..., copy=...) or None.")
+        pruned = self._pruned(answer)
         if not isinstance(answer.copy, Mapping):
-            refuse(f"copy={answer.copy!r}, wanted a dict from points to (donor, numbers).")
-        copies = {}
-        for point, copy in answer.copy.items():
-            if not isinstance(copy, tuple | list) or len(copy) != 2:
-                refuse(f"copy with {point!r}: {copy!r}, wanted (donor, numbers).")
-            donor, new = copy
-            if not (is_point(point) and is_point(donor)) or {point, donor} & stop:
-                refuse(f"that {point!r} copies {donor!r}, wanted two points that go on.")
-            if donor in answer.copy:
-                refuse(f"that {donor} gives and takes: a donor copies from no one.")
-            if table.group[point] != table.group[donor]:
-                refuse(f"that {point} copies {donor}, a point of another static group.")
-            copies[int(point)] = (
-                int(donor),
-                self._numbers(table, int(point), int(donor), new, refuse),
+            self._refuse(
+                f"copy={answer.copy!r}, which must be a dict from points to (donor, numbers)."
             )
-        why = lambda x: STOPPED if np.isfinite(table.objective[x]).all() else FAILED
+        copies = {
+            int(point): self._copy(point, copy, pruned, answer)
+            for point, copy in answer.copy.items()
+        }
+        is_finite = lambda point: np.isfinite(view.objective[point]).all()
+        reasons = {p: PRUNED if is_finite(p) else PRUNED_AS_FAILED for p in sorted(pruned)}
         plain = lambda x: x if math.isfinite(x) else str(x)
-        objective = [list(map(plain, row)) for row in table.objective.tolist()]
-        return AppliedDecision(boundary, {x: why(x) for x in sorted(stop)}, copies, objective)
+        objective = [list(map(plain, row)) for row in view.objective.tolist()]
+        return AppliedDecision(self._step, reasons, copies, objective).encode()
 
-    def _numbers(self, table: SchedulerView, point: int, donor: int, new: Any, refuse: Any) -> dict:
-        """All numbers with which a point goes on."""
-        points = self._plan.points
+    def _pruned(self, answer: Decision) -> set[int]:
+        prune = answer.prune
+        if not isinstance(prune, Sequence | np.ndarray) or isinstance(prune, str):
+            self._refuse(f"prune={prune!r}, which must be a list of points.")
+        if others := [x for x in prune if not self._is_active(x)]:
+            self._refuse(f"prune with {others}, which must be numbers of points that still run.")
+        if len(set(prune)) == self._view.active.sum():
+            self._refuse("that all points are pruned. At least one must go on.")
+        return {int(x) for x in prune}
+
+    def _copy(
+        self, point: Any, copy: Any, pruned: set[int], answer: Decision
+    ) -> tuple[int, dict[str, float]]:
+        """Return the donor of a point, and all numbers with which the point goes on."""
+        if not isinstance(copy, tuple | list) or len(copy) != 2:
+            self._refuse(f"copy with {point!r}: {copy!r}, which must be (donor, numbers).")
+        donor, new = copy
+        go_on = self._is_active(point) and self._is_active(donor)
+        if not go_on or {point, donor} & pruned:
+            self._refuse(f"that {point!r} copies {donor!r}, which must be two points that go on.")
+        if donor in answer.copy:
+            self._refuse(f"that {donor} gives and takes: a donor must not copy another.")
+        if self._view.group[point] != self._view.group[donor]:
+            self._refuse(f"that {point} copies {donor}, a point of another static group.")
+        return int(donor), self._numbers(int(point), int(donor), new)
+
+    def _numbers(self, point: int, donor: int, new: Any) -> dict[str, float]:
+        points, view = self._points, self._view
         traced = list(points.traced(point))
         if not isinstance(new, Mapping) or set(new) - set(traced):
-            refuse(f"the numbers {new!r} for {point}, wanted a dict of some of {traced}.")
+            self._refuse(
+                f"the numbers {new!r} for {point}, which must be a dict of some of {traced}."
+            )
         if bad := {n: x for n, x in new.items() if not is_real(x) or not math.isfinite(x)}:
-            refuse(f"{bad} for {point}, wanted finite numbers.")
+            self._refuse(f"{bad} for {point}, which must be finite numbers.")
         is_int_axis = lambda name: points.dtype(name).kind == "i"
         if bad := {n: x for n, x in new.items() if is_int_axis(n) and not float(x).is_integer()}:
             name, x = next(iter(bad.items()))
-            refuse(
+            self._refuse(
                 f"{bad} for {point}, but the axis {name!r} has ints, so that the numbers must be "
                 f"whole. Write its values as floats, such as {name}=[{float(x)}]."
             )
-        of_donor = self._of_init_only[table.group[point]]
-        own = lambda name: table.points[donor if name in of_donor else point][name]
-        whole = lambda name, x: int(x) if is_int_axis(name) else float(x)
-        return {name: whole(name, new.get(name, own(name))) for name in traced}
+        of_donor = self._init_only[view.group[point]]
+        present = lambda name: view.points[donor if name in of_donor else point][name]
+        typed = lambda name, x: int(x) if is_int_axis(name) else float(x)
+        return {name: typed(name, new.get(name, present(name))) for name in traced}

@@ -1,17 +1,20 @@
 """What a sweep looks for: a metric, or a function of the metrics; which is better."""
 
+import dataclasses
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from rmsprop_jax._tune.experiment_spec import ExperimentSpec, TrialData
+from rmsprop_jax._tune.experiment_spec import ExperimentSpec
+from rmsprop_jax._tune.trials.data import TrialData
 
 Objective: TypeAlias = str | Callable[[dict[str, np.ndarray]], Any]
 
 
-class ObjectiveSpec(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class ObjectiveSpec:
     """The objective and its direction. Nothing of it is stored but a name: it is computed from the
     metrics, whenever they are read."""
 
@@ -42,33 +45,36 @@ class ObjectiveSpec(NamedTuple):
             objective = {"function": getattr(self.objective, "__qualname__", kind)}
         return {"objective": objective, "mode": self.mode}
 
-    def values(self, plan: ExperimentSpec, trials: TrialData) -> np.ndarray:
+    def values(self, spec: ExperimentSpec, data: TrialData) -> np.ndarray:
         """The objective of each trial where it stands, float64."""
         if isinstance(self.objective, tuple):
             each = np.array(
-                [ObjectiveSpec(one, self.mode).values(plan, trials) for one in self.objective]
+                [ObjectiveSpec(one, self.mode).values(spec, data) for one in self.objective]
             )
             return np.where(np.isfinite(each).all(0), each[0], np.nan)
         if isinstance(self.objective, str):
-            return trials.newest.get(self.objective, trials.metrics[self.objective]).astype(float)
-        objective, ends = self.objective, kept_values(plan, trials)
-        series = {n: read_only(x) for n, x in trials.metrics.items()}
+            return data.newest.get(self.objective, data.metrics[self.objective]).astype(float)
+        objective, ends = self.objective, recorded_counts(spec, data)
+        series = {n: read_only(x) for n, x in data.metrics.items()}
         each = (
             {n: x[i, : ends[n][i]] if n in ends else x[i] for n, x in series.items()}
-            for i in range(len(trials.number))
+            for i in range(len(data.number))
         )
         return np.array([as_float(objective(one), self.name) for one in each], float)
 
 
-def kept_values(plan: ExperimentSpec, trials: TrialData) -> dict[str, np.ndarray]:
-    """For each series how many values each trial has; what follows them is filled up."""
-    if plan.stages:
-        names = filter(plan.has_steps, plan.metrics[0])
-        return {
-            n: np.searchsorted(plan.steps(n), trials.steps_completed, side="right") for n in names
-        }
-    points = trials.number // len(plan.seeds)
-    return {name: ends[points] for name, ends in plan.ends().items()}
+def recorded_counts(spec: ExperimentSpec, data: TrialData) -> dict[str, np.ndarray]:
+    """Return for each series how many values each trial has; what follows them is filled up."""
+    counts = {}
+    for name, steps in spec.recorded_steps.items():
+        lengths = np.array([metrics[name].shape[0] for metrics in spec.metrics])
+        if len(set(lengths.tolist())) == 1:  # always so in a search, where points come later
+            length = lengths[0]
+        else:
+            length = lengths[spec.group_of()[data.number // len(spec.seeds)]]
+        reached = spec.schedule.reach(length, data.steps_completed)
+        counts[name] = np.searchsorted(steps, reached, side="right")
+    return counts
 
 
 def read_only(x: np.ndarray) -> np.ndarray:
@@ -87,12 +93,12 @@ def as_float(value: Any, name: str) -> float:
     return float(array.reshape(()))
 
 
-def checked(objective: Any, mode: Any, plan: ExperimentSpec) -> ObjectiveSpec:
+def checked_objective(objective: Any, mode: Any, spec: ExperimentSpec) -> ObjectiveSpec:
     """The objective, tried on zeros; ValueError where it cannot be had from these metrics."""
     if mode not in ("min", "max"):
         raise ValueError(f'mode must be "min" or "max", got {mode!r}.')
-    aim, names = ObjectiveSpec(objective, mode), list(plan.metrics[0])
-    shapes = {name: plan.shape(name) for name in names}
+    aim, names = ObjectiveSpec(objective, mode), list(spec.metrics[0])
+    shapes = {name: spec.shape(name) for name in names}
     has = ", ".join(f"{name} {list(shape) or 'scalar'}" for name, shape in shapes.items())
     if isinstance(objective, str):
         if objective not in names:
@@ -105,7 +111,7 @@ def checked(objective: Any, mode: Any, plan: ExperimentSpec) -> ObjectiveSpec:
         raise ValueError(
             f"objective must be a metric's name or a function, got {type(objective).__name__}."
         )
-    zeros = {name: read_only(np.zeros(x, plan.dtype(name))) for name, x in shapes.items()}
+    zeros = {name: read_only(np.zeros(x, spec.dtype(name))) for name, x in shapes.items()}
     try:
         with np.errstate(all="ignore"), warnings.catch_warnings():
             warnings.simplefilter("ignore")

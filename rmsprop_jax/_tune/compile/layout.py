@@ -1,0 +1,67 @@
+"""How the trials of a wave lie on the devices."""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+BUFFER_BYTES = 16 * 2**20  # on each device, for what the trials that share a call return
+MOST_BATCHES = 4096  # in one call on each device
+
+
+class DeviceLayout(NamedTuple):
+    """The slots of a wave: on each device `capacity` batches of `batch_size` trials.
+
+    The first batch goes to the device with the number `first` (0, if not said otherwise), the
+    second to the next device, and so on in turn.
+    """
+
+    devices: int
+    capacity: int
+    """How many batches fit a call on each device."""
+    batch_size: int
+
+    @classmethod
+    def fit(cls, devices: int, batch_size: int, trial_bytes: int, trials: int) -> "DeviceLayout":
+        """Return the layout for as many of these trials as a call may hold."""
+        most = -(-trials // (batch_size * devices))
+        fit = BUFFER_BYTES // max(trial_bytes * batch_size, 1)
+        return cls(devices, max(1, min(most, MOST_BATCHES, fit)), batch_size)
+
+    def slots(self, batches: int) -> int:
+        """Return how many trials fit so many batches on each device."""
+        return self.devices * batches * self.batch_size
+
+    def slots_of(self, count: int, first: int = 0) -> np.ndarray:
+        """Return the slot of each of `count` trials, among all slots of all devices."""
+        batch, place = np.divmod(np.arange(count), self.batch_size)
+        return self._rows(batch, first) * self.batch_size + place
+
+    def _rows(self, batch: np.ndarray, first: int) -> np.ndarray:
+        """Return the row of each batch, among the rows of all devices."""
+        row, device = np.divmod(batch, self.devices)
+        return (device + first) % self.devices * self.capacity + row
+
+    def batches_of(self, count: int, first: int = 0) -> np.ndarray:
+        """Return how many batches each device runs for `count` trials, int32."""
+        batches = -(-count // self.batch_size)
+        each = (batches + self.devices - 1 - np.arange(self.devices)) // self.devices
+        return np.roll(each, first).astype(np.int32)
+
+    def lay(self, rows: Any, count: int, first: int = 0) -> Any:
+        """Return arrays with a leading axis over trials, laid into the slots.
+
+        The last trial is repeated in what is left of its batch.
+        """
+        slot, fill = self.slots_of(count, first), np.zeros(self.slots(self.capacity), np.intp)
+        fill[slot] = np.arange(count)
+        if count:
+            fill[slot[-1] + 1 : slot[-1] + 1 + -count % self.batch_size] = count - 1
+        fill = fill.reshape(-1, self.batch_size)
+        return jax.tree.map(lambda x: np.asarray(x)[fill], rows)
+
+    def lay_batches(self, values: np.ndarray, first: int = 0) -> np.ndarray:
+        """Return an array with one value for each batch, laid into the rows."""
+        laid = np.zeros(self.devices * self.capacity, values.dtype)
+        laid[self._rows(np.arange(len(values)), first)] = values
+        return laid

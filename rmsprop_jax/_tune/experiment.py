@@ -1,0 +1,374 @@
+"""What is asked: an `Experiment`, the one front half of `sweep`, `search.optimize`, and AOT."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Collection, Generator, Hashable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from rmsprop_jax._tune.agreement import described, refuse_disagreement
+from rmsprop_jax._tune.compile.batched_keys import fitting_batch_size
+from rmsprop_jax._tune.compile.group_compiler import GroupCompiler, GroupPrograms, compile_ahead
+from rmsprop_jax._tune.compile.kernels import GroupKernels
+from rmsprop_jax._tune.experiment_checks import (
+    check_population,
+    check_reads,
+    check_same_metrics,
+    checked_keep_states,
+    checked_record_every,
+    note_idle_cores,
+    warn_of_traces,
+)
+from rmsprop_jax._tune.experiment_spec import ExperimentSpec
+from rmsprop_jax._tune.options import Options
+from rmsprop_jax._tune.results.retrain import Retrainer
+from rmsprop_jax._tune.run.cluster import Cluster
+from rmsprop_jax._tune.run.data import BatchReader
+from rmsprop_jax._tune.schedulers import settings_of
+from rmsprop_jax._tune.space.points import Points
+from rmsprop_jax._tune.space.static_groups import StaticGroup, group_points
+from rmsprop_jax._tune.training.fingerprint import Fingerprint
+from rmsprop_jax._tune.training.schedule import Schedule, Stepwise, WholeRun
+from rmsprop_jax._tune.training.state_spec import StateSpec
+from rmsprop_jax._tune.training.trace import Metrics, Traces, trace_train, trace_training
+from rmsprop_jax._tune.training.training import Training
+from rmsprop_jax._tune.trials.objective import ObjectiveSpec, checked_objective
+from rmsprop_jax._tune.warn import warn_caller
+
+Trace = Callable[[StaticGroup, Points], Traces]
+
+
+class Compiled(NamedTuple):
+    """A static group that is ready to run."""
+
+    kernels: GroupKernels
+    programs: GroupPrograms
+    seconds: float
+    """For how long the caller waited for it."""
+
+
+class Examples(NamedTuple):
+    """Points that stand for those that a search asks for later."""
+
+    points: Points
+    is_complete: bool
+    """Whether every static group has a point here; else one group that can be traced is enough."""
+    scheduler: dict[str, Any]
+    """What tells the search from others, as `schedulers.settings_of` does for a scheduler."""
+
+
+class Experiment:
+    """The trials that a call asks for: points in static groups, traced, with what they measure.
+
+    `prepare` makes it. A search adds groups while it runs (`group_for`).
+
+    Attributes:
+      spec: what a folder holds of the experiment.
+      traces: for each static group its traced functions.
+      objectives: what ranks trials; several for a study with several directions.
+      data: reads `batches`; None without them.
+      batch_size: of a `vmap`, or "auto".
+      keep_states: of how many of the best points final states are kept, or "all".
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        cluster: Cluster,
+        spec: ExperimentSpec,
+        traces: list[Traces],
+        trace: Trace,
+        data: BatchReader | None,
+        group_numbers: dict[Hashable, int | Exception],
+        static: Collection[str],
+    ):
+        self.options, self.cluster, self.spec, self.traces = options, cluster, spec, traces
+        self._trace, self.data = trace, data
+        self.batch_size: int | str = options.batch_size
+        self.keep_states: int | str = 0
+        self._groups, self._static = group_numbers, static
+        self._placed_args: Any = None
+        several = isinstance(options.mode, tuple)  # of a study with several directions
+        names: Any = options.objective if several else (options.objective,)
+        modes = options.mode if several else (options.mode,)
+        self.objectives = [
+            checked_objective(name, mode, spec) for name, mode in zip(names, modes, strict=True)
+        ]
+
+    @classmethod
+    def prepare(
+        cls, options: Options, cluster: Cluster, caller: str, examples: Examples | None = None
+    ) -> "Experiment":
+        """Trace every static group, and check what the trials return and read.
+
+        Args:
+        options: of the call, with `train` and `points`.
+          cluster: where the trials run.
+          caller: the function that a user called, for errors.
+          examples: of a search, whose points come later: stand for `options.points`.
+
+        Raises:
+          ValueError: for what no sweep can run.
+        """
+        points, data = examples.points if examples else options.points, None
+        is_sample = examples is not None and not examples.is_complete
+        groups = group_points(points)
+        make_schedule: Callable[[Metrics], Schedule]
+        if isinstance(options.train, Training):
+            training, (end, every, rungs) = options.train, options.schedule_of(caller)
+            settings = examples.scheduler if examples else _settings_of(options)
+            if options.batches is not None:
+                data = BatchReader(options.batches, cluster, first=1)
+            batch = data.abstract if data else None
+            trace = lambda group, points: trace_training(
+                training, group, points, options.args, batch
+            )
+            make_schedule = lambda metrics: Stepwise(end, every, rungs, settings, metrics)
+        else:
+            options.refuse_stepwise()
+            trace = lambda group, points: trace_train(options.train, group, points, options.args)
+            make_schedule = lambda metrics: WholeRun()
+        traced, failures = _traced(groups, points, trace, options.catch, is_sample)
+        groups, traces = [group for group, _ in traced], [one for _, one in traced]
+        check_same_metrics(groups, traces, points)
+        if not is_sample and not failures:
+            check_reads(traces, points)
+        check_population(options.scheduler, groups, traces)
+        schedule = make_schedule(traces[0].evaluations)
+        if data is not None:
+            data.along(schedule)
+        metrics = [schedule.series(one) for one in traces]
+        record_every = checked_record_every(
+            options.record_every, metrics, options.objective, schedule, traces[0].evaluations
+        )
+        is_hashed = options.path is not None or cluster.count > 1
+        fingerprint = Fingerprint(groups, traces, options.args, needed=is_hashed)
+        static = points.static
+        known = {group.key(points): i for i, group in enumerate(groups)}
+        count = len(points)
+        if examples:
+            points, count = Points.of([], ()), options.n_trials
+            groups = [group._replace(points=[]) for group in groups]
+        spec = ExperimentSpec(
+            points, options.seeds, record_every, groups, metrics, fingerprint, schedule
+        )
+        made = cls(options, cluster, spec, traces, trace, data, failures | known, static)
+        if made.state_specs:
+            made.keep_states = checked_keep_states(options.keep_states, count)
+        warn_of_traces(traces, options.seeds)
+        return made
+
+    def fit_batch_size(self, groups: Sequence[int]) -> None:
+        """Set the batch size to 1 where an automatic one would change random numbers.
+
+        Raises:
+          ValueError: where the batch size that was asked for would.
+        """
+        kernels = [self.kernels(group) for group in groups]
+        self.batch_size = fitting_batch_size(
+            self.batch_size, kernels, self.options.args, self.cluster
+        )
+
+    @property
+    def objective(self) -> ObjectiveSpec:
+        """What ranks trials. Of several objectives, the first, where all are finite."""
+        if len(self.objectives) == 1:
+            return self.objectives[0]
+        return ObjectiveSpec(
+            tuple(one.objective for one in self.objectives),  # type: ignore[misc]
+            self.objectives[0].mode,
+        )
+
+    @property
+    def state_specs(self) -> list[StateSpec]:
+        """For each static group its state; empty for functions."""
+        return [one.state for one in self.traces if one.state is not None]
+
+    @property
+    def init_only(self) -> list[set[str]]:
+        """For each static group the hyperparameters that only `init` reads."""
+        after = lambda one: (names for piece, names in one.reads.items() if piece != "init")
+        return [one.reads["init"].difference(*after(one)) for one in self.traces]
+
+    def result_spec(
+        self, points: Sequence[Mapping[str, Any]], groups: np.ndarray
+    ) -> tuple[ExperimentSpec, list[int]]:
+        """Return the spec of these points, and the numbers of the static groups that it has.
+
+        Args:
+          points: that were asked for.
+          groups: for each point the number of its static group.
+        """
+        if len(self.spec.points):
+            return self.spec, list(range(len(self.traces)))
+        used = list(dict.fromkeys(groups.tolist())) or list(range(len(self.traces)))
+        of_used = [
+            self.spec.groups[i]._replace(points=np.flatnonzero(groups == i).tolist()) for i in used
+        ]
+        traces = [self.traces[i] for i in used]
+        spec = dataclasses.replace(
+            self.spec,
+            points=Points.of(points, self._static),
+            groups=of_used,
+            metrics=[self.spec.metrics[i] for i in used],
+            fingerprint=Fingerprint(of_used, traces, self.options.args, needed=False),
+        )
+        return spec, used
+
+    def retrainer(self, groups: Sequence[StaticGroup]) -> Retrainer:
+        """Return what trains a trial of these groups once more."""
+        return Retrainer(self.options.train, groups, self.cluster.mesh.local_devices[0])
+
+    # Static groups.
+
+    def group_for(self, point: Mapping[str, Any]) -> int:
+        """Return the number of a point's static group, which is traced where it is new.
+
+        Raises:
+          Exception: what the group's tracing raised, each time.
+        """
+        points = Points.of([point], self._static)
+        (group,) = group_points(points)
+        key = group.key(points)
+        if key not in self._groups:
+            try:
+                self._groups[key] = self._add_group(group, points)
+            except Exception as error:  # raised again for the next point, if it is caught
+                self._groups[key] = error
+        found = self._groups[key]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def _add_group(self, group: StaticGroup, points: Points) -> int:
+        traces = self._trace(group, points)
+        metrics, first = self.spec.schedule.series(traces), self.spec.metrics[0]
+        if metrics != first:  # the first trials' arrays are there already
+            raise ValueError(
+                f"the metrics of {group.static} are {_listed(metrics)}, those of "
+                f"{self.spec.groups[0].static} {_listed(first)}: return the same names, shapes "
+                "and dtypes for all."
+            )
+        self.traces.append(traces)
+        self.spec.groups.append(group._replace(points=[]))
+        self.spec.metrics.append(metrics)
+        self.fit_batch_size([len(self.traces) - 1])
+        return len(self.traces) - 1
+
+    # Compiled groups.
+
+    def kernels(self, group: int) -> GroupKernels:
+        data = self.data.abstract if self.data else None
+        return GroupKernels(self.traces[group], self.spec, group, data)
+
+    def compiler(self, group: int, trials: int, most: int | None = None) -> GroupCompiler:
+        """Return what compiles a static group.
+
+        Args:
+          group: its number.
+          trials: how many of its trials there are in all.
+          most: a limit for an automatic batch size.
+        """
+        if self._placed_args is None:
+            self._placed_args = self.cluster.place(self.options.args)
+        kernels, args = self.kernels(group), self._placed_args
+        return GroupCompiler(kernels, args, self.cluster, self.batch_size, trials, most)
+
+    def compile(self, trials: dict[int, int], most: int | None = None) -> Generator[Compiled]:
+        """Yield static groups as they are ready, in order; later ones compile in threads meanwhile.
+
+        Args:
+          trials: for each group, how many trials are left to run.
+          most: a limit for an automatic batch size.
+        """
+        compilers = [self.compiler(group, count, most) for group, count in trials.items()]
+        ahead = compile_ahead(compilers)
+        try:
+            for compiler, (programs, seconds) in zip(compilers, ahead, strict=True):
+                yield Compiled(compiler.kernels, programs, seconds)
+        finally:
+            ahead.close()
+
+    # Several processes.
+
+    def refuse_disagreement(self) -> None:
+        """Refuse a call that the processes of a cluster do not make alike."""
+        if self.cluster.count == 1:
+            return
+        has_callback = self.options.callback is not None
+        refuse_disagreement(self.cluster, self._decisive(), has_callback)
+
+    def _decisive(self) -> dict[str, Any]:
+        """Return for each argument on which processes must agree what decides it, as JSON."""
+        options, spec, hashed = self.options, self.spec, self.spec.fingerprint
+        training, objective = spec.schedule.encode() or {}, self.objective
+        metrics = {name: str(spec.dtype(name)) for name in sorted(spec.metrics[0])}
+        rule = (
+            objective.name if isinstance(objective.objective, str) else f"function {objective.name}"
+        )
+        return {
+            "train": [hashed.programs, hashed.constants, metrics, jax.__version__],
+            "points": [described(list(spec.points)), sorted(spec.points.static)],
+            "seeds": spec.seeds,
+            "objective": rule,
+            "mode": objective.mode,
+            "args": hashed.args,
+            "batch_size": options.batch_size,
+            "devices": [device.id for device in self.cluster.mesh.devices.tolist()],
+            "path": options.path and os.fspath(options.path),
+            "record_every": spec.record_every,
+            "steps": training.get("steps"),
+            "evaluate_every": training.get("evaluate_every"),
+            "scheduler": training and [training["scheduler"], *training["rungs"]],
+            "keep_states": self.keep_states,
+            "batches": self.data and [self.data.shapes, self.data.checksum],
+            "checkpoint_seconds": float(options.checkpoint_seconds),
+        }
+
+    def note_idle_cores(self) -> None:
+        """Say how to use all cores, where the call named no devices and shows a bar."""
+        options = self.options
+        if options.progress and self.cluster.is_leader and options.devices is None:
+            note_idle_cores(self.cluster)
+
+
+def _traced(
+    groups: Sequence[StaticGroup],
+    points: Points,
+    trace: Trace,
+    catch: tuple[type[Exception], ...],
+    is_sample: bool,
+) -> tuple[list[tuple[StaticGroup, Traces]], dict[Hashable, int | Exception]]:
+    """Trace the groups, or of a sample the first that can be; and what others raised."""
+    traced: list[tuple[StaticGroup, Traces]] = []
+    failures: dict[Hashable, int | Exception] = {}
+    for group in groups:
+        if traced and is_sample:
+            break
+        try:
+            traced.append((group, trace(group, points)))
+        except catch as error:
+            failures[group.key(points)] = error
+    if not traced:
+        raise next(x for x in failures.values() if isinstance(x, Exception))
+    return traced, failures
+
+
+def _settings_of(options: Options) -> dict[str, Any] | None:
+    """Return what tells the scheduler from others; warn where a folder cannot compare it."""
+    if (scheduler := options.scheduler) is None:
+        return None
+    settings, is_all = settings_of(scheduler)
+    if options.path is not None and not is_all:
+        warn_caller(
+            f"the settings of the scheduler {scheduler!r} cannot be compared, so that a later call "
+            "with this path may go on with other settings, unnoticed: make it a dataclass of "
+            "numbers and strings, or give it a method fingerprint() -> str."
+        )
+    return settings
+
+
+def _listed(metrics: Metrics) -> str:
+    return ", ".join(f"{n} {m.dtype}{list(m.shape)}" for n, m in metrics.items())

@@ -1,0 +1,167 @@
+"""What an experiment refuses, warns of, and notes before anything runs."""
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from rmsprop_jax._tune.options import count
+from rmsprop_jax._tune.run.cluster import Cluster
+from rmsprop_jax._tune.schedulers import PopulationBasedTraining, Scheduler
+from rmsprop_jax._tune.space.points import Points
+from rmsprop_jax._tune.space.static_groups import StaticGroup
+from rmsprop_jax._tune.space.values import has_nan
+from rmsprop_jax._tune.training.schedule import Schedule
+from rmsprop_jax._tune.training.trace import Metrics, Traces
+from rmsprop_jax._tune.trials.objective import Objective
+from rmsprop_jax._tune.warn import warn_caller
+
+LONG_PROGRAM = 20_000  # equations: a Python loop was unrolled, and compiles for minutes
+COLUMNS = {"status", "steps_completed"}  # of results, beside hyperparameters and metrics
+
+
+def check_reads(traces: Sequence[Traces], points: Points) -> None:
+    """Refuse an axis that no static group reads."""
+    read = set().union(*(names for one in traces for names in one.reads.values()))
+    if unread := [name for name in points.names if name not in read]:
+        raise ValueError(
+            f"train never reads the axis {', '.join(map(repr, unread))}: it would repeat the same "
+            "trials. Read it from hp, or leave it out."
+        )
+
+
+def check_same_metrics(
+    groups: Sequence[StaticGroup], traces: Sequence[Traces], points: Points
+) -> None:
+    """Refuse static groups that return other metrics than the first."""
+    first = traces[0].metrics | traces[0].evaluations
+    for group, one in zip(groups, traces, strict=True):
+        mine = one.metrics | one.evaluations
+        for name in first.keys() | mine.keys():
+            said = [
+                f"{m[name].dtype}{list(m[name].shape)}" if name in m else "no such metric"
+                for m in (first, mine)
+            ]
+            both = [m[name] for m in (first, mine) if name in m]
+            alike = len(both) == 2 and both[0].dtype == both[1].dtype
+            alike = alike and len(both[0].shape) == len(both[1].shape)
+            padded = alike and has_nan(both[0].dtype)
+            if said[0] != said[1] and not padded:
+                raise ValueError(
+                    f"metric {name!r} differs between static groups: {said[0]} with "
+                    f"{groups[0].static}, {said[1]} with {group.static}. Return the same "
+                    "names, ranks and dtypes for all, and integers of the same length (floats may "
+                    "differ in length: NaN follows the last)."
+                )
+    if traces[0].state is not None and (clash := COLUMNS & {*first, *points.names}):
+        raise ValueError(f"{sorted(clash)}: a training's results have columns of that name.")
+
+
+def checked_record_every(
+    record_every: int | Mapping[str, int],
+    metrics: Sequence[Metrics],
+    objective: Objective | tuple[Objective, ...],
+    schedule: Schedule,
+    evaluations: Metrics,
+) -> dict[str, int]:
+    """Return for each series that is recorded in part, that only each k-th value is."""
+    lengths = {
+        name: max(one[name].shape[0] for one in metrics)
+        for name, metric in metrics[0].items()
+        if metric.shape and name not in evaluations
+    }
+    if isinstance(record_every, Mapping):
+        if unknown := set(record_every) - set(lengths):
+            raise ValueError(
+                f"record_every names {sorted(unknown)}, but the metrics with one value a step are "
+                f"{sorted(lengths)}."
+            )
+        each = {name: count(f"record_every[{name!r}]", x) for name, x in record_every.items()}
+        return {name: k for name, k in each.items() if k > 1}
+    every = count("record_every", record_every)
+    if every == 1 or not lengths:
+        return {}
+    # Another 1-D metric may be no series of steps: parameters, or evaluations within `train`.
+    steps = lengths.get(objective) if isinstance(objective, str) else None
+    steps = steps or max(lengths.values())
+    return {name: every for name, length in lengths.items() if length == steps}
+
+
+def checked_keep_states(keep: int | str, points: int) -> int | str:
+    """Return of how many of the best points final states are kept; ValueError for too many."""
+    if isinstance(keep, str):
+        return keep
+    if keep > points:
+        raise ValueError(
+            f"keep_states must be at most the number of points, {points}, got {keep}. Write "
+            'keep_states="all" to keep all.'
+        )
+    return int(keep)
+
+
+def check_population(
+    scheduler: Scheduler | None, groups: Sequence[StaticGroup], traces: Sequence[Traces]
+) -> None:
+    """Refuse a population that changes what `step` does not read, or has too few members."""
+    if not isinstance(scheduler, PopulationBasedTraining):
+        return
+    for group, one in zip(groups, traces, strict=True):
+        for name, distribution in scheduler.space.items():
+            if name not in group.dtypes:
+                raise ValueError(
+                    f"population changes {name!r}, which is no number of the points: these have "
+                    f"{sorted(group.dtypes)}."
+                )
+            if name not in one.reads["step"]:
+                raise ValueError(
+                    f"population changes {name!r}, but step never reads it, so that a change would "
+                    "do nothing: read it from hp in step, or leave it out of the space."
+                )
+            drawn = map(distribution.quantile, np.linspace(0.0, 1.0, 64, endpoint=False).tolist())
+            if group.dtypes[name].kind == "i" and not all(float(x).is_integer() for x in drawn):
+                raise ValueError(
+                    f"{name!r} must be an axis of floats, because population draws numbers from "
+                    f"{distribution} that are not whole, got an axis of ints. Write its values "
+                    f"as floats, such as {name}=[0.0]."
+                )
+        if len(group.points) < 4:
+            raise ValueError(
+                f"a population needs at least 4 points of each static group, {group.static} has "
+                f"{len(group.points)}."
+            )
+
+
+def warn_of_traces(traces: Sequence[Traces], seeds: tuple[int, ...]) -> None:
+    """Warn of a key that is never read, and of programs that compile for minutes.
+
+    Args:
+      traces: of all static groups.
+      seeds: of the sweep.
+    """
+    if len(seeds) > 1 and not any(one.reads_key for one in traces):
+        warn_caller(
+            f"train never reads its key, so its {len(seeds)} seeds are {len(seeds)} times the same "
+            "trial, with a standard deviation of 0: use the key, or leave seeds out."
+        )
+    if (longest := max(one.equations for one in traces)) > LONG_PROGRAM:
+        warn_caller(
+            f"train is a program of {longest:,} equations, and may compile for minutes: a Python "
+            "loop over steps or batches was unrolled. jax.lax.scan or jax.lax.fori_loop has its "
+            "body once, and a Training takes it step by step."
+        )
+
+
+def note_idle_cores(cluster: Cluster) -> None:
+    """Say how to use all cores, where one CPU device uses a part of them."""
+    devices = cluster.mesh.devices.tolist()
+    here = [device for device in devices if device.process_index == jax.process_index()]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if here[0].platform == "cpu" and len(here) == 1 and (cores or 1) > 1:
+        tqdm.write(
+            f"sweep: 1 CPU device on {cores} cores. To use all, before JAX is first used: "
+            f'jax.config.update("jax_num_cpu_devices", {cores})',
+            file=sys.stderr,
+        )

@@ -1,0 +1,209 @@
+"""Batches on the devices of this call: formed, dispatched, fetched."""
+
+import contextlib
+import time
+from collections.abc import Generator, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from rmsprop_jax._tune.compile.group_compiler import GroupPrograms
+from rmsprop_jax._tune.compile.kernels import GroupKernels, Inputs
+from rmsprop_jax._tune.compile.layout import DeviceLayout
+from rmsprop_jax._tune.compile.narrow_dtypes import uncarried
+from rmsprop_jax._tune.experiment import Experiment
+from rmsprop_jax._tune.run.batch import (
+    HostStates,
+    NotStarted,
+    OnDevice,
+    OnDisk,
+    OnHost,
+    SegmentResult,
+    TrialBatch,
+)
+from rmsprop_jax._tune.run.cluster import Cluster
+from rmsprop_jax._tune.session import Session
+from rmsprop_jax._tune.training.state_spec import StateSpec
+
+WAVE_SECONDS = 0.5  # tiny trials share a wave until it lasts as long: progress is shown by waves
+FIRST_WAVES = 4  # of one batch on each device, before waves grow; the first is slower
+TIMED_WAVES = 10  # after which none grows any more
+
+
+class Handle(NamedTuple):
+    """A segment on the devices, not waited for."""
+
+    batch: TrialBatch
+    start: np.ndarray
+    stop: np.ndarray
+    outputs: Any
+    evaluations: Any
+
+
+class WaveSize:
+    """How many batches on each device share a wave: more while waves are short.
+
+    Args:
+      layout: of the waves.
+      cluster: whose leader decides.
+    """
+
+    def __init__(self, layout: DeviceLayout, cluster: Cluster):
+        self._layout, self._cluster = layout, cluster
+        self._timed, self._fastest, self.batches = 0, np.inf, 1
+        self._last = time.perf_counter()
+
+    def restart(self) -> None:
+        """Begin to time a wave."""
+        self._last = time.perf_counter()
+
+    def measure(self, trials: int) -> None:
+        """A wave of so many trials ended: the next begins now."""
+        now = time.perf_counter()
+        seconds, self._last = now - self._last, now
+        batches = max(1, int(self._layout.batches_of(trials)[0]))
+        self._fastest = min(self._fastest, seconds / batches)
+        self._timed += 1
+        if self.batches < self._layout.capacity and FIRST_WAVES <= self._timed < TIMED_WAVES:
+            fit = min(int(WAVE_SECONDS / self._fastest), self._layout.capacity)
+            self.batches = max(self.batches, self._cluster.tell("batches of a wave", fit))
+
+
+class CompiledGroup(NamedTuple):
+    """One static group, ready to run."""
+
+    programs: GroupPrograms
+    state_spec: StateSpec | None
+    wave_size: WaveSize
+
+
+class LocalDevices:
+    """The devices of this call, as a backend: where batches of trials run.
+
+    Args:
+      experiment: what is asked.
+      session: what is known: the hyperparameters of trials, and their checkpoints.
+    """
+
+    def __init__(self, experiment: Experiment, session: Session):
+        self._experiment, self._cluster = experiment, experiment.cluster
+        self._table, self._checkpoints = session.table, session.checkpoints
+        self._groups: dict[int, CompiledGroup] = {}
+
+    # Static groups.
+
+    def compile(self, most: int | None = None) -> Generator[tuple[int, np.ndarray, float]]:
+        """Yield each group that has trials to run, as it is ready.
+
+        Args:
+          most: a limit for an automatic batch size.
+
+        Yields:
+          The group's number, its trials that have not ended, and for how many seconds it was waited
+          for.
+        """
+        groups = enumerate(self._experiment.spec.groups)
+        trials = {i: self._table.unfinished(group.points) for i, group in groups}
+        counts = {i: len(x) for i, x in trials.items() if len(x)}
+        with contextlib.closing(self._experiment.compile(counts, most)) as compiled:
+            for kernels, programs, seconds in compiled:
+                self.add(kernels, programs)
+                yield kernels.group, trials[kernels.group], seconds
+
+    def add(self, kernels: GroupKernels, programs: GroupPrograms) -> None:
+        """Have the programs of a group."""
+        wave_size = WaveSize(programs.layout, self._cluster)
+        self._groups[kernels.group] = CompiledGroup(programs, kernels.traces.state, wave_size)
+
+    def layout(self, group: int) -> DeviceLayout:
+        return self._groups[group].programs.layout
+
+    def wave_size(self, group: int) -> WaveSize:
+        return self._groups[group].wave_size
+
+    # Batches of trials.
+
+    def form(
+        self, group: int, trials: np.ndarray, steps_completed: np.ndarray, first: int = 0
+    ) -> Iterator[TrialBatch]:
+        """Yield trials of a group in waves, those at one step together.
+
+        Args:
+          group: its number.
+          trials: which.
+          steps_completed: the steps that each has run.
+          first: the number of the device with the first trial of each wave.
+        """
+        for step in np.unique(steps_completed).tolist():
+            here, at = trials[steps_completed == step], 0
+            while at < len(here):
+                size = self.layout(group).slots(self.wave_size(group).batches)
+                part = here[at : at + size]
+                states = OnDisk() if step else NotStarted()
+                yield TrialBatch(group, part, np.full(len(part), step), first, states)
+                at += size
+
+    def dispatch(self, batch: TrialBatch, until: np.ndarray | int, data: Any = None) -> Handle:
+        """Start a segment of a batch, and its evaluation.
+
+        Trials may stand at different steps; those that share a `vmap` must run equally many.
+
+        Args:
+          batch: formed here.
+          until: the step at which the segment ends, one for all or one for each trial.
+          data: of the steps, placed; None without `batches`.
+        """
+        count, first, start = len(batch.trials), batch.first, batch.steps_completed
+        stop, programs = np.full(count, until), self._groups[batch.group].programs
+        lengths = (stop - start)[:: programs.layout.batch_size].astype(np.int32)
+        leaves, batch.states = self._on_devices(batch), NotStarted()
+        inputs = Inputs(batch.placed, start.astype(np.int32), lengths, data)
+        leaves, outputs = programs.segment.start(leaves, inputs, count, first)
+        batch.states, batch.steps_completed, evaluations = OnDevice(leaves), stop, {}
+        if programs.evaluate is not None:
+            inputs = Inputs(batch.placed, stop.astype(np.int32))
+            _, evaluations = programs.evaluate.start(leaves, inputs, count, first)
+        return Handle(batch, start, stop, outputs, evaluations)
+
+    def begin(self, batch: TrialBatch) -> None:
+        """Bring a batch to the devices, and make its states where it has none."""
+        batch.states = OnDevice(self._on_devices(batch))
+
+    def _on_devices(self, batch: TrialBatch) -> list[jax.Array]:
+        """Return the batch's states on the devices."""
+        if isinstance(batch.states, OnDevice):
+            return batch.states.leaves
+        programs, count, first = self._groups[batch.group].programs, len(batch.trials), batch.first
+        inputs = self._table.inputs(batch.trials, batch.group)
+        batch.placed = programs.segment.place(inputs, count, first)
+        if not isinstance(batch.states, NotStarted):
+            return programs.segment.place(self.states(batch), count, first)
+        if programs.init is None:
+            return []
+        return programs.init.start([], Inputs(batch.placed), count, first)[0]
+
+    def fetch(self, handle: Handle) -> SegmentResult:
+        """Wait for a segment, and bring what it measured to the host."""
+        batch, start, stop, outputs, evaluations = handle
+        programs, count, first = self._groups[batch.group].programs, len(batch.trials), batch.first
+        # One at a time, each then freed: together they may be large.
+        metrics = {
+            name: programs.segment.fetch(outputs.pop(name), count, first) for name in list(outputs)
+        }
+        if programs.evaluate is not None:
+            evaluations = programs.evaluate.fetch(evaluations, count, first)
+        return SegmentResult(batch, start, stop, metrics, evaluations)
+
+    def states(self, batch: TrialBatch) -> HostStates:
+        """Return the states of a batch in the host's memory."""
+        if isinstance(batch.states, OnHost):
+            return batch.states.leaves
+        if not isinstance(batch.states, OnDevice):
+            return self._checkpoints.load(batch.trials)
+        group = self._groups[batch.group]
+        assert group.state_spec is not None
+        fetch = group.programs.segment.fetch
+        fetched = fetch(batch.states.leaves, len(batch.trials), batch.first)
+        each = zip(fetched, group.state_spec.data, strict=True)
+        return [uncarried(np.array(x), wanted.dtype) for x, wanted in each]

@@ -1,0 +1,118 @@
+"""Waves one after another, each to its end: for trials that nothing holds up."""
+
+import collections
+
+import jax
+
+from rmsprop_jax._tune.experiment import Experiment
+from rmsprop_jax._tune.run.batch import OnDevice, TrialBatch
+from rmsprop_jax._tune.run.local_devices import Handle, LocalDevices
+from rmsprop_jax._tune.session import Session
+from rmsprop_jax._tune.trials.checkpoints import BatchStates
+
+
+class SequentialRunner:
+    """Runs each wave to its end before the next one; the states stay on the devices.
+
+    Args:
+      experiment: what is asked.
+      session: what is known.
+    """
+
+    def __init__(self, experiment: Experiment, session: Session):
+        self._experiment, self._session = experiment, session
+        self._backend = LocalDevices(experiment, session)
+        self._in_flight: collections.deque[Handle] = collections.deque()
+        self._waited = 0.0  # seconds for the program of the segment under way
+
+    def run(self) -> None:
+        """Run all trials. Where an automatic batch does not fit the memory, try half as many."""
+        most = None
+        while True:
+            self._sizes: list[int] = []
+            self._in_flight.clear()
+            try:
+                self._run(most)
+                return
+            except jax.errors.JaxRuntimeError as error:
+                may = self._experiment.cluster.count == 1
+                most = smaller_batch(error, self._experiment.batch_size, self._sizes, may)
+            self._session.checkpoints.rewind()
+
+    def _run(self, most: int | None) -> None:
+        for group, trials, seconds in self._backend.compile(most):
+            self._sizes.append(self._backend.layout(group).batch_size)
+            self._waited = seconds
+            self._backend.wave_size(group).restart()
+            steps = self._session.table.data.steps_completed[trials]
+            for batch in self._backend.form(group, trials, steps):
+                self._run_wave(batch)
+            self._drain()
+
+    def _run_wave(self, batch: TrialBatch) -> None:
+        schedule, checkpoints = self._experiment.spec.schedule, self._session.checkpoints
+        while batch.step < schedule.end:
+            # The next segment waits for nothing: its states are on the devices already.
+            self._in_flight.append(self._backend.dispatch(batch, schedule.next_stop(batch.step)))
+            if len(self._in_flight) == self._depth(batch):
+                self._fetch()
+            if batch.step < schedule.end and checkpoints.is_due():
+                self._drain()
+                states = self._backend.states(batch)
+                checkpoints.write([BatchStates(batch.trials, batch.step, states)])
+        if _has_states(batch):
+            self._drain()
+
+    def _depth(self, batch: TrialBatch) -> int:
+        """Return how many segments are in flight.
+
+        A CPU's devices share their cores: another wave would only take them from this one.
+        """
+        if _has_states(batch):
+            return 2
+        return 1 if self._experiment.cluster.mesh.devices.flat[0].platform == "cpu" else 2
+
+    def _drain(self) -> None:
+        while self._in_flight:
+            self._fetch()
+
+    def _fetch(self) -> None:
+        """Fetch the oldest segment and record it; at the end of its wave, finish the trials."""
+        handle = self._in_flight.popleft()
+        result, batch = self._backend.fetch(handle), handle.batch
+        self._session.record(result, self._waited)
+        self._waited = 0.0
+        if handle.stop[0] < self._experiment.spec.schedule.end:
+            return
+        states = None
+        if self._session.final_states.may_be_best(batch.trials).any():
+            states = self._backend.states(batch)
+        if self._experiment.state_specs:
+            self._session.finish(batch.trials, states)
+        self._backend.wave_size(batch.group).measure(len(batch.trials))
+
+
+def _has_states(batch: TrialBatch) -> bool:
+    return isinstance(batch.states, OnDevice) and bool(batch.states.leaves)
+
+
+def smaller_batch(
+    error: Exception, batch_size: int | str, sizes: list[int], may_retry: bool
+) -> int:
+    """Return how many trials a batch may have after this error, where that helps; else raise it.
+
+    Args:
+      error: of JAX.
+      batch_size: as the call asked for it.
+      sizes: of the batches of the groups that ran; empty where none was compiled.
+      may_retry: whether the trials under way can begin again.
+    """
+    largest = max(sizes) if sizes else 1 if batch_size == "auto" else int(batch_size)
+    if "RESOURCE_EXHAUSTED" in str(error) and largest > 1:
+        if batch_size == "auto" and may_retry:
+            return largest // 2
+        error.add_note(
+            f"The devices ran out of memory with batches of {largest} trials: give a smaller "
+            "batch_size."
+        )
+    raise error

@@ -1,0 +1,173 @@
+"""All trials come to an evaluation step before any passes it: for schedulers, and for `batches`."""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from rmsprop_jax._tune.experiment import Experiment
+from rmsprop_jax._tune.run.batch import HostStates, NotStarted, OnDisk, OnHost, TrialBatch, rows_of
+from rmsprop_jax._tune.run.local_devices import LocalDevices
+from rmsprop_jax._tune.session import Session
+from rmsprop_jax._tune.trials.checkpoints import BatchStates
+from rmsprop_jax._tune.trials.decision_log import AppliedDecision
+
+
+class SynchronousRunner:
+    """Runs all trials from evaluation step to evaluation step; the devices hold all states.
+
+    Args:
+      experiment: what is asked.
+      session: what is known.
+    """
+
+    def __init__(self, experiment: Experiment, session: Session):
+        self._experiment, self._session = experiment, session
+        self._backend = LocalDevices(experiment, session)
+        self._batches: dict[int, list[TrialBatch]] = {}
+        """By static group."""
+        self._arrived: set[int] = set()
+        """The trials that came to the present step in this call."""
+
+    def run(self) -> None:
+        first, *others = self._experiment.spec.schedule.evaluation_steps.tolist()
+        for group, trials, seconds in self._backend.compile():
+            self._batches[group], wave_size = [], self._backend.wave_size(group)
+            wave_size.restart()
+            steps = self._session.table.data.steps_completed[trials]
+            for batch in self._backend.form(group, trials, steps):
+                self._advance(batch, first, seconds)
+                seconds = 0.0
+                wave_size.measure(len(batch.trials))
+                self._batches[group].append(batch)
+        self._after(first)
+        for step in others:
+            for batch in self._all_batches():
+                self._advance(batch, step)
+            self._after(step)
+
+    def _all_batches(self) -> Iterator[TrialBatch]:
+        for batches in self._batches.values():
+            yield from batches
+
+    def _advance(self, batch: TrialBatch, until: int, seconds: float = 0.0) -> None:
+        """Run a batch to an evaluation step, unless it was there before.
+
+        Args:
+          batch: of trials.
+          until: the step.
+          seconds: for which the batch waited for its program.
+        """
+        data = self._experiment.data
+        while batch.step < until:
+            stop = self._experiment.spec.schedule.next_stop(batch.step)
+            placed = data.segment(batch.step, stop) if data else None
+            handle = self._backend.dispatch(batch, stop, placed)
+            if data:
+                data.prepare(stop)
+            self._session.record(self._backend.fetch(handle), seconds)
+            seconds = 0.0
+            self._arrived.update(batch.trials.tolist())
+
+    def _after(self, step: int) -> None:
+        """Do what follows once all trials have come to an evaluation step."""
+        schedule = self._experiment.spec.schedule
+        if step == schedule.end:
+            for batch in self._all_batches():
+                self._finish(batch)
+        else:
+            # A copy is on disk before any trial goes on from it.
+            has_copied = step in schedule.rungs and self._decide(step)
+            if has_copied or self._session.checkpoints.is_due():
+                self._checkpoint()
+        self._arrived.clear()
+
+    def _finish(self, batch: TrialBatch) -> None:
+        wanted = self._session.final_states.may_be_best(batch.trials).any()
+        states = self._backend.states(batch) if wanted else None
+        self._session.finish(batch.trials, states)
+
+    def _checkpoint(self) -> None:
+        """Write the states of all trials under way, but those that did not move since."""
+        self._session.checkpoints.write(
+            [
+                BatchStates(batch.trials, batch.step, self._backend.states(batch))
+                for batch in self._all_batches()
+                if not isinstance(batch.states, OnDisk)
+            ]
+        )
+
+    def _decide(self, rung: int) -> bool:
+        """Ask the scheduler, or replay its decision, and follow it; return whether a trial copied.
+
+        The order makes each step safe to repeat after a kill: what is decided on is on disk before
+        the decision, the states of pruned trials too, and the decision before any trial follows.
+        """
+        table, log = self._session.table, self._session.decisions
+        assert log is not None
+        table.commit(np.array(sorted(self._arrived), int))
+        decision = log.find(rung)
+        if decision is None:
+            decision = log.ask(rung, lambda: table.view(rung, self._arrived))
+            self._keep_pruned(decision)
+            log.write(decision)
+        pruned = table.prune(decision)
+        donors = table.copy(decision, sorted(self._arrived))
+        if donors or not self._arrived.isdisjoint(pruned.tolist()):
+            for group in self._batches:
+                self._form_anew(group, rung, pruned, donors)
+        self._session.show()
+        return bool(donors)
+
+    def _keep_pruned(self, decision: AppliedDecision) -> None:
+        """Keep the states of pruned trials, which are not looked at again."""
+        final_states = self._session.final_states
+        pruned = self._experiment.spec.trials_of(list(decision.pruned))
+        for batch in self._all_batches() if final_states.keeps_all else ():
+            rows = np.flatnonzero(np.isin(batch.trials, pruned))
+            if len(rows):
+                states = rows_of(self._backend.states(batch), rows)
+                final_states.keep(batch.trials[rows], states)
+
+    def _form_anew(
+        self, group: int, rung: int, pruned: np.ndarray, donors: Mapping[int, int]
+    ) -> None:
+        """Form full waves of the trials of a group that go on from a rung.
+
+        Args:
+          group: its number.
+          rung: the step.
+          pruned: the trials that end there.
+          donors: for each trial that copies, whose state it takes over.
+        """
+        here = [batch for batch in self._batches[group] if batch.step == rung]
+        trials = np.concatenate([np.zeros(0, int), *(batch.trials for batch in here)])
+        row_of = {trial: i for i, trial in enumerate(trials.tolist())}
+        go_on = trials[~np.isin(trials, pruned)]
+        sources = [donors.get(trial, trial) for trial in trials.tolist()]
+        if missing := set(sources) - row_of.keys():
+            raise ValueError(
+                f"trials that start again take over, after step {rung}, the states of "
+                f"{len(missing)} others, which have gone on from there. Move all rounds and "
+                "states away, so that all trials start again, or give another path."
+            )
+        rows = [row_of[donors.get(trial, trial)] for trial in go_on.tolist()]
+        states, at = self._taken(here, np.array(rows, int)), 0
+        self._batches[group] = [batch for batch in self._batches[group] if batch.step != rung]
+        for batch in self._backend.form(group, go_on, np.full(len(go_on), rung)):
+            end = at + len(batch.trials)
+            batch.states, at = OnHost([leaf[at:end] for leaf in states]), end
+            self._batches[group].append(batch)
+
+    def _taken(self, batches: list[TrialBatch], rows: np.ndarray) -> HostStates:
+        """Return these rows of the states of some batches, which are left without.
+
+        One leaf at a time, so that the memory holds little more than the states twice.
+        """
+        each = []
+        for batch in batches:
+            each.append(self._backend.states(batch))
+            batch.states = NotStarted()
+        taken: HostStates = []
+        for _ in range(len(each[0]) if each else 0):
+            taken.append(np.concatenate([leaves.pop(0) for leaves in each])[rows])
+        return taken

@@ -1,0 +1,266 @@
+"""What is known while a sweep runs: a `Session`, opened and closed in one place."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from rmsprop_jax._tune.experiment import Experiment
+from rmsprop_jax._tune.results.result import SweepResult
+from rmsprop_jax._tune.run.batch import HostStates, SegmentResult
+from rmsprop_jax._tune.storage.kept_states import FinalFiles, KeptStates
+from rmsprop_jax._tune.storage.writer import FolderWriter
+from rmsprop_jax._tune.trials.checkpoints import CheckpointManager
+from rmsprop_jax._tune.trials.data import TrialData, empty_trials
+from rmsprop_jax._tune.trials.decision_log import DecisionLog
+from rmsprop_jax._tune.trials.final_states import FinalStates
+from rmsprop_jax._tune.trials.host_memory import free_bytes
+from rmsprop_jax._tune.trials.progress import ProgressBar, report_of
+from rmsprop_jax._tune.trials.table import TrialTable
+
+MEMORY_SHARE = 0.8  # of the host's free memory, for states
+
+
+class Session:
+    """The trial table, checkpoints, final states, decisions, progress bar, and folder of a call.
+
+    `open` makes it.
+
+    Attributes:
+      experiment: what is asked.
+      table: how far each trial is.
+      checkpoints: the states of trials under way, on disk.
+      final_states: the states that are kept of ended trials.
+      decisions: of a scheduler; None without one.
+    """
+
+    def __init__(
+        self, experiment: Experiment, folder: FolderWriter | None, stored: TrialData, start: float
+    ):
+        options, cluster, spec = experiment.options, experiment.cluster, experiment.spec
+        self.experiment, self._folder = experiment, folder
+        capacity = 0 if len(spec.points) else options.n_trials * len(spec.seeds)
+        write = folder.write if folder else None
+        self.table = TrialTable(spec, experiment.objective, stored, write, start, cluster, capacity)
+        states, has_folder = experiment.state_specs, options.path is not None
+        self.checkpoints = CheckpointManager(
+            self.table, states, options.checkpoint_seconds, folder, has_folder, cluster
+        )
+        self.final_states = FinalStates(
+            self.table, states, experiment.keep_states, folder, has_folder, cluster
+        )
+        self.decisions: DecisionLog | None = None
+        if options.scheduler is not None:
+            self.decisions = DecisionLog(
+                options.scheduler,
+                spec,
+                experiment.objective.name,
+                experiment.init_only,
+                folder.decisions if folder else [],
+                folder.write_decision if folder else None,
+                cluster,
+            )
+        self._final_files = self._told_final_files() if states and has_folder else None
+        self._progress: ProgressBar | None = None
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, experiment: Experiment, start: float) -> "Iterator[Session]":
+        """Open the session of a call.
+
+        Nothing is written or deleted before the last check has passed.
+
+        Args:
+          experiment: what is asked.
+          start: when the call began, by `time.perf_counter`.
+
+        Raises:
+          ValueError: for a folder of another sweep, or states that need more memory or disk than is
+            free.
+        """
+        with contextlib.ExitStack() as stack:
+            folder, stored = _read_folder(experiment, stack)
+            session = cls(experiment, folder, stored, start)
+            session._mark_pruned()
+            session.checkpoints.rewind()
+            session._check_room()
+            session._apply_copies()
+            is_shown = experiment.options.progress and experiment.cluster.is_leader
+            session._progress = ProgressBar(session.table, is_shown)
+            stack.callback(session._progress.close)
+            yield session
+
+    # The steps of opening.
+
+    def _mark_pruned(self) -> None:
+        """End the trials that known decisions pruned."""
+        for decision in self.decisions.decisions if self.decisions else ():
+            self.table.prune(decision)
+
+    def _apply_copies(self) -> None:
+        """Set the hyperparameters of known copies, by the step after the rewind."""
+        if self.decisions is not None:
+            self.table.apply_copies(self.decisions.decisions)
+
+    def _check_room(self) -> None:
+        """Check memory and disk, and warn of final states that were dropped."""
+        if not self.experiment.state_specs or not len(self.table):
+            return
+        all_at_once = self.decisions is not None or self.experiment.data is not None
+        under_way = len(self.table) if all_at_once else self.experiment.cluster.mesh.size
+        self.check_room(under_way, "a path, for them to lie in")
+        self.final_states.warn_of_dropped()
+
+    def check_room(self, under_way: int, remedy: str) -> None:
+        """Refuse states that will not fit the memory, or the disk.
+
+        Args:
+          under_way: how many trials are under way at once.
+          remedy: what helps, besides a smaller keep_states, where memory is short.
+        """
+        path, keep = self.experiment.options.path, self.final_states.keep_states
+        largest = max(spec.bytes for spec in self.experiment.state_specs)
+        trials, seeds = len(self.table.data.number), len(self.experiment.spec.seeds)
+        kept = trials if keep == "all" else min(int(keep) * seeds, trials)
+        memory = (under_way + (0 if path else kept)) * largest
+        free = free_bytes()
+        if free is not None and memory > MEMORY_SHARE * free:
+            raise ValueError(
+                f"the states of {under_way} trials under way and {0 if path else kept} kept need "
+                f"{memory / 1e9:.3g} GB, and {free / 1e9:.3g} GB of memory are free (a container's "
+                f"limit counts): give a smaller keep_states, or {remedy}."
+            )
+        if path is None:
+            return
+        there = os.path.abspath(path)
+        while not os.path.exists(there):
+            there = os.path.dirname(there)
+        free, need = shutil.disk_usage(there).free, (2 * under_way + kept) * largest
+        if need > free:
+            raise ValueError(
+                f"the states of {under_way} trials under way (twice) and {kept} kept need "
+                f"{need / 1e9:.3g} GB on disk, and {free / 1e9:.3g} GB are free at {there}: give a "
+                "smaller keep_states, or another path."
+            )
+
+    def _told_final_files(self) -> FinalFiles:
+        """Return where final states are on disk, or will be, on every process."""
+        folder, seeds = self._folder, self.experiment.spec.seeds
+        known = [str(folder.path), folder.places.tolist(), folder.sweep] if folder else None
+        path, places, sweep = self.experiment.cluster.tell("files of kept states", known)
+        return FinalFiles(Path(path), np.array(places, int), seeds, sweep)
+
+    # While it runs.
+
+    def record(
+        self,
+        result: SegmentResult,
+        compile_seconds: float = 0.0,
+        judge: Callable[[np.ndarray], None] | None = None,
+    ) -> None:
+        """Enter what a segment measured, evaluate the objective, show and report the trials.
+
+        Args:
+          result: of the segment.
+          compile_seconds: for which the segment waited for its program.
+          judge: evaluates the objective of trials; by default the table.
+        """
+        self.table.enter(result, compile_seconds)
+        if not self.experiment.state_specs:  # else states are written with the metrics
+            self.table.commit(result.batch.trials)
+        (judge or self.table.judge)(result.batch.trials)
+        self.show()
+        self.report(result)
+
+    def show(self) -> None:
+        """Show in the bar where the trials are."""
+        if self._progress is not None:
+            self._progress.show()
+
+    def report(self, result: SegmentResult) -> None:
+        """Call the callback, on the leader."""
+        callback = self.experiment.options.callback
+        if callback is not None and self.experiment.cluster.is_leader:
+            callback(report_of(self.table, result.batch.trials))
+
+    def finish(self, trials: np.ndarray, states: HostStates | None) -> None:
+        """End trials that have run all their steps: keep final states, drop those that are no
+        longer among the best, write the metrics, delete checkpoints.
+
+        Args:
+          trials: of one static group.
+          states: their final states, or those of the trials that `final_states.may_be_best`.
+        """
+        wanted = self.final_states.may_be_best(trials)
+        if wanted.any():
+            assert states is not None
+            self.final_states.keep(trials[wanted], [x[wanted] for x in states])
+
+        def write() -> None:
+            self.final_states.drop()
+            self.table.commit(trials)
+            self.checkpoints.delete_stale()
+
+        if self.experiment.options.path is None:
+            self.final_states.drop()
+        else:
+            self.experiment.cluster.on_leader(write)
+
+    def tidy(self) -> None:
+        """Bring the folder of a call that ended well in order, though nothing may have run."""
+
+        def tidy() -> None:
+            self.checkpoints.delete_stale()
+            if self._folder is not None:
+                self._folder.note_objective()
+
+        self.experiment.cluster.on_leader(tidy)
+
+    # The result.
+
+    def result(self) -> SweepResult:
+        """Return what is there. Where the objective raises, it is NaN."""
+        with contextlib.suppress(Exception, KeyboardInterrupt):  # Ctrl-C came in between
+            self.table.judge_what_is_left()  # here, since other processes may have left
+        experiment, table, kept = self.experiment, self.table, None
+        spec, groups = experiment.result_spec(table.points, table.groups)
+        if experiment.state_specs:
+            specs = [experiment.state_specs[i] for i in groups]
+            kept = KeptStates(dict(self.final_states.in_memory), specs, self._final_files)
+        begun = np.flatnonzero(table.data.steps_completed > 0)
+        # All is a view, no copy.
+        rows: Any = slice(None) if len(begun) == len(table.data.number) else begun
+        data = table.data.take(rows)
+        return SweepResult(
+            spec,
+            data._replace(seconds=data.seconds.copy()),
+            experiment.objective,
+            table.objectives(rows),
+            retrainer=experiment.retrainer(spec.groups),
+            decided=self.decisions.decisions if self.decisions else [],
+            kept=kept,
+        )
+
+
+def _read_folder(
+    experiment: Experiment, stack: contextlib.ExitStack
+) -> tuple[FolderWriter | None, TrialData]:
+    """Open the folder, for the leader to write, and read what it has, for all processes."""
+    path, cluster, spec = experiment.options.path, experiment.cluster, experiment.spec
+    if path is None:
+        return None, empty_trials(spec, 0)
+    noted = experiment.objective.noted
+
+    def open_folder() -> FolderWriter:
+        return stack.enter_context(contextlib.closing(FolderWriter(path, spec, noted)))
+
+    folder = cluster.on_leader(open_folder)
+    stored = folder.stored if folder else None
+    count = cluster.tell("stored trials", len(stored.number) if stored else 0)
+    stored = stored or empty_trials(spec, count)
+    return folder, jax.tree.map(cluster.from_leader, stored)

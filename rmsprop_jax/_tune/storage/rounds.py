@@ -1,0 +1,135 @@
+"""What the `round-*.npz` of a folder measured: read, checked, and put together."""
+
+import collections
+
+import numpy as np
+
+from rmsprop_jax._tune.experiment_spec import ExperimentSpec
+from rmsprop_jax._tune.space.values import typed
+from rmsprop_jax._tune.storage.arrays import Arrays, FileError, damaged
+from rmsprop_jax._tune.storage.folder import MANIFEST, ROUND, WHOLE, Folder
+from rmsprop_jax._tune.storage.manifest import bytes_of
+from rmsprop_jax._tune.trials.data import TrialData, empty_trials
+from rmsprop_jax._tune.trials.host_memory import free_bytes
+
+
+def read_rounds(
+    folder: Folder, spec: ExperimentSpec, places: np.ndarray, every: bool
+) -> tuple[TrialData, list[str]]:
+    """Return what is known of an experiment's trials, and the files that said so.
+
+    Args:
+      folder: open.
+      spec: the experiment.
+      places: for each of its points the place in the manifest.
+      every: return a row for every trial, where the folder has any; else for those it has.
+    """
+    point_at = {place: i for i, place in enumerate(places.tolist())}
+    seed_at = {seed: i for i, seed in enumerate(spec.seeds)}
+    group_of, progress = spec.group_of(), spec.schedule.stored_progress
+    spans: dict[int, list[tuple[int, int]]] = collections.defaultdict(list)
+    column = lambda stored, name, default: (
+        stored.column(name) if name in progress else [default] * len(stored.column("point"))
+    )
+
+    def trials_in(stored: Arrays) -> np.ndarray:
+        points, seeds = stored.column("point"), stored.column("seed")
+        start, stop = column(stored, "start", 0), column(stored, "steps_completed", 1)
+        if len({len(points), len(seeds), len(start), len(stop)}) > 1:
+            raise FileError("its arrays have different lengths")
+        pairs = zip(points, seeds, strict=True)
+        number = [point_at[p] * len(seed_at) + seed_at[s] for p, s in pairs]
+        for trial, span in zip(number, zip(start, stop, strict=True), strict=True):
+            spans[trial].append(span)
+        return np.array(number, int)
+
+    numbers = folder.each("round", ROUND, trials_in)
+    completed = {trial: _without_gap(each) for trial, each in spans.items()}
+    found = np.array(sorted(trial for trial, step in completed.items() if step), int)
+    if every and len(found):
+        found = np.arange(spec.trials)
+    with damaged(folder.path / MANIFEST, WHOLE):
+        _check_room(spec, len(found))
+    row_of = {int(trial): i for i, trial in enumerate(found)}
+    data = empty_trials(spec, len(found))
+    data.number[:] = found
+
+    def fill(stored: Arrays) -> None:
+        number = numbers[stored.name]
+        groups = set(group_of[number // len(spec.seeds)].tolist())
+        stops = column(stored, "steps_completed", 1)
+        counts = [x <= completed[t] for t, x in zip(number.tolist(), stops, strict=True)]
+        of = lambda x: x if all(counts) else x[np.array(counts, bool)]
+        rows = np.array([row_of[t] for t in of(number).tolist()], int)
+        for metric, into in data.metrics.items():
+            columns, x = _metric(stored, metric, spec, groups, len(number))
+            into[rows if columns is None else np.ix_(rows, columns)] = of(x)
+        stops = of(np.array(stops))
+        if "newest" in progress:
+            is_newer = stops >= data.steps_completed[rows]
+            for metric, into in data.newest.items():
+                stored.check("newest " + metric, spec.dtype(metric), (len(number),))
+                x = of(typed(stored["newest " + metric], spec.dtype(metric)))
+                into[rows[is_newer]] = x[is_newer]
+        for name, dtype, into in (
+            ("pruned", np.int8, data.pruned),
+            ("steps_asked", np.int64, data.steps_asked),
+        ):
+            if name in progress:
+                stored.check(name, dtype, (len(number),))
+                into[rows] = np.maximum(into[rows], of(stored[name]))
+        if "steps_asked" not in progress:
+            data.steps_asked[rows] = spec.schedule.end
+        data.steps_completed[rows] = np.maximum(data.steps_completed[rows], stops)
+        if "feasible" in stored:
+            stored.check("feasible", np.bool_, (len(number),))
+            data.feasible[rows] = of(stored["feasible"])
+        stored.check("seconds", np.float64, (2,))
+        data.seconds[:] += stored["seconds"]
+
+    folder.each("round", ROUND, fill)
+    if "newest" not in progress:  # the last recorded value of a complete trial is the newest
+        groups = group_of[data.number // len(spec.seeds)]
+        for metric, into in data.newest.items():
+            end = spec.schedule.end
+            last = [spec.count_recorded(i, metric, end) - 1 for i in range(len(spec.groups))]
+            into[:] = data.metrics[metric][np.arange(len(groups)), np.array(last, int)[groups]]
+    return data, list(numbers)
+
+
+def _check_room(spec: ExperimentSpec, trials: int) -> None:
+    """Refuse metrics that the memory cannot hold: a number in the manifest may be wrong, or this
+    machine too small."""
+    free, need = free_bytes(), bytes_of(spec, trials)
+    if free is not None and need > free:
+        raise FileError(
+            f"what it names needs {need / 1e9:.3g} GB, and {free / 1e9:.3g} GB of memory are free"
+        )
+
+
+def _without_gap(spans: list[tuple[int, int]]) -> int:
+    """Return how far these spans of steps come from 0: a file between may have been moved away."""
+    end = 0
+    for start, stop in sorted(spans):
+        end = max(end, stop) if start <= end else end
+    return end
+
+
+def _metric(
+    stored: Arrays, name: str, spec: ExperimentSpec, groups: set[int], count: int
+) -> tuple[np.ndarray | None, np.ndarray]:
+    """Return a metric, and which of the recorded steps it has; FileError where it is cut."""
+    array, dtype = "metric " + name, spec.dtype(name)
+    if not spec.has_steps(name):
+        stored.check(array, dtype, (count,))
+        return None, typed(stored[array], dtype)
+    steps = np.array(stored.column("steps " + name))
+    stored.check(array, dtype, (count, len(steps)))
+    x = typed(stored[array], dtype)
+    recorded = spec.recorded_steps[name]
+    if not spec.schedule.stored_progress:  # complete trials have all their steps
+        each = (spec.count_recorded(group, name, spec.schedule.end) for group in groups)
+        if not {int(recorded[n - 1]) for n in each} <= set(steps.tolist()):
+            raise FileError(f"{name} has not all its steps")
+    here = np.isin(steps, recorded)  # fewer steps had another last one
+    return np.searchsorted(recorded, steps[here]), x if here.all() else x[:, here]

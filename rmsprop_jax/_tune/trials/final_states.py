@@ -1,0 +1,111 @@
+"""The final states of the best trials, in memory or on disk: which are kept, and which dropped."""
+
+import numpy as np
+
+from rmsprop_jax._tune.results.statistics import ranked
+from rmsprop_jax._tune.run.batch import HostStates, rows_of
+from rmsprop_jax._tune.run.cluster import Cluster
+from rmsprop_jax._tune.storage.writer import FolderWriter
+from rmsprop_jax._tune.training.state_spec import StateSpec
+from rmsprop_jax._tune.trials.table import TrialTable
+from rmsprop_jax._tune.warn import warn_caller
+
+
+class FinalStates:
+    """The final states that a call keeps.
+
+    Args:
+      table: of the trials.
+      state_specs: for each static group its state; empty for functions.
+      keep: of how many of the best points, with all seeds, states are kept; or "all".
+      folder: of the sweep, on the leader; else None.
+      has_folder: whether there is one, on the leader.
+      cluster: whose leader writes.
+
+    Attributes:
+      in_memory: for each trial the leaves of its state, where there is no folder.
+    """
+
+    def __init__(
+        self,
+        table: TrialTable,
+        state_specs: list[StateSpec],
+        keep: int | str,
+        folder: FolderWriter | None,
+        has_folder: bool,
+        cluster: Cluster,
+    ):
+        self._table, self._state_specs, self.keep_states = table, state_specs, keep
+        self._folder, self._has_folder, self._cluster = folder, has_folder, cluster
+        self._seeds = len(table.spec.seeds)
+        self.in_memory: dict[int, HostStates] = {}
+
+    @property
+    def keeps_all(self) -> bool:
+        return self.keep_states == "all"
+
+    def may_be_best(self, trials: np.ndarray) -> np.ndarray:
+        """Return which of these trials may be among the best in the end, a bool array."""
+        if self.keeps_all or self.keep_states == 0:
+            return np.full(len(trials), self.keeps_all)
+        return np.isin(trials // self._seeds, list(self._best_points()))
+
+    def _best_points(self) -> set[int]:
+        """Return the points that may be among the best: those that are, and those under way."""
+        if self.keep_states == 0:
+            return set()
+        objectives = self._table.complete_objectives()
+        under_way = ~np.all(self._table.ended.reshape(objectives.shape), axis=1)
+        counts = np.isfinite(objectives).any(1) & ~under_way
+        order = ranked(objectives, self._table.objective.mode, self._table.feasible_points())
+        best = order[counts[order]][: int(self.keep_states)]
+        return {*best.tolist(), *np.flatnonzero(under_way).tolist()}
+
+    def keep(self, trials: np.ndarray, states: HostStates) -> None:
+        """Keep the states of these trials."""
+        if not self._has_folder:
+            for i, trial in enumerate(trials.tolist()):
+                self.in_memory[trial] = [x[i].copy() for x in states]
+            return
+        steps = self._table.data.steps_completed[trials].tolist()
+        form = self._state_specs[self._table.group_of(trials[0])].form
+
+        def write() -> None:
+            assert self._folder is not None
+            for i, (trial, step) in enumerate(zip(trials.tolist(), steps, strict=True)):
+                self._folder.write_final_state(trial, step, rows_of(states, [i]), form)
+
+        self._cluster.on_leader(write)
+
+    def drop(self) -> None:
+        """Drop states that can no longer be among the best."""
+        if self.keeps_all:
+            return
+        best = self._best_points()
+        for trial in [t for t in self.in_memory if t // self._seeds not in best]:
+            del self.in_memory[trial]
+        if self._folder is not None:
+            self._folder.drop_final_states(lambda trial: trial // self._seeds not in best)
+
+    def warn_of_dropped(self) -> None:
+        """Warn where an earlier call dropped states of trials that may now be among the best: this
+        one asks for more seeds or states, or another objective or mode.
+
+        After a kill between two files of a sweep's end this may warn of a trial whose better one is
+        not on disk yet.
+        """
+        table, folder = self._table, self._folder
+        if folder is None:
+            return
+        trials = np.flatnonzero(table.ended if self.keeps_all else table.complete)
+        wanted = trials[self.may_be_best(trials)].tolist()
+        kept = folder.final_states()
+        if dropped := [trial for trial in wanted if trial not in kept]:
+            point, seed = divmod(dropped[0], self._seeds)
+            warn_caller(
+                f"keep_states={self.keep_states!r} may want the states of {len(dropped)} finished "
+                "trials that an earlier call did not keep, such as that of "
+                f"{table.spec.points[point]} with seed {table.spec.seeds[seed]}: result.state will "
+                "raise for it. Train it again with result.retrain, or pass keep_states=0. To add "
+                'seeds later, pass keep_states="all" from the start.'
+            )

@@ -1,0 +1,92 @@
+"""What people see of a sweep while it runs: the progress bar, and the callback's report."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from rmsprop_jax._tune.trials.table import TrialTable
+
+
+class TrialReport(NamedTuple):
+    """One trial as it stands after a segment."""
+
+    number: int
+    """The trial's place among points × seeds."""
+    point: dict[str, Any]
+    """The trial's hyperparameters, as they are now."""
+    seed: int
+    """The trial's seed, from which its key is made."""
+    step: int
+    """The steps that the trial has run; for a function, those of its longest metric."""
+    metrics: dict[str, float]
+    """The newest value of each metric."""
+
+
+class Report(tuple[TrialReport, ...]):
+    """What a callback gets after each wave: the trials in it."""
+
+    __slots__ = ()
+
+    @property
+    def trials(self) -> tuple[TrialReport, ...]:
+        """The trials, as a plain tuple."""
+        return tuple(self)
+
+
+def report_of(table: TrialTable, trials: np.ndarray) -> Report:
+    """Return the report of these trials."""
+    spec, data = table.spec, table.data
+
+    def report(trial: int) -> TrialReport:
+        newest = lambda name: data.newest.get(name, data.metrics[name])[trial].item()
+        completed, metrics = int(data.steps_completed[trial]), spec.metrics[table.group_of(trial)]
+        lengths = (metrics[name].shape[0] for name in spec.recorded_steps)
+        step = max((int(spec.schedule.reach(n, completed)) for n in lengths), default=completed)
+        values = {name: newest(name) for name in data.metrics}
+        seed = spec.seeds[trial % len(spec.seeds)]
+        return TrialReport(trial, table.point(trial), seed, step, values)
+
+    return Report(map(report, trials.tolist()))
+
+
+class ProgressBar:
+    """A bar of the steps that all trials have run, or of the trials of a function.
+
+    Args:
+      table: of the trials.
+      is_shown: whether the bar is drawn.
+    """
+
+    def __init__(self, table: TrialTable, is_shown: bool):
+        self._table = table
+        self._bar = tqdm(
+            total=table.steps_to_run,
+            initial=int(table.data.steps_completed.sum()),
+            unit=table.spec.schedule.unit,
+            disable=not is_shown,
+        )
+        self._bar.set_postfix_str(self.summary(), refresh=False)
+
+    def show(self) -> None:
+        """Move the bar to where the trials are."""
+        self._bar.total = self._table.steps_to_run
+        self._bar.set_postfix_str(self.summary(), refresh=False)
+        self._bar.update(int(self._table.data.steps_completed.sum()) - self._bar.n)
+
+    def close(self) -> None:
+        self._bar.close()
+
+    def summary(self) -> str:
+        """Return how many trials are complete, pruned, and failed, and the best objective."""
+        table, objectives = self._table, self._table.objectives()
+        is_finite = np.isfinite(objectives)
+        failed = int((table.judged & ~is_finite).sum())
+        pick = np.fmin if table.objective.mode == "min" else np.fmax
+        counted = objectives[table.judged & is_finite & table.data.feasible]
+        best = pick.reduce(counted, initial=np.nan)
+        text = f"failed {failed}, best {'none' if np.isnan(best) else f'{best:.4g}'}"
+        if table.spec.schedule.unit == "trial":  # the bar itself says how many are complete
+            return text
+        pruned = int((table.data.pruned > 0).sum())
+        return f"complete {int(table.complete.sum())}, pruned {pruned}, {text}"
