@@ -1,4 +1,4 @@
-// The mathematics of the page “Play with it”: no page, no drawing. tests/test_play.py runs it in
+// The mathematics of the page “Play with it”: no page, no drawing. tests/docs/test_play.py runs it in
 // Node and compares it with the library and with Optax, in float64.
 (function (root, make) {
   if (typeof module === "object") module.exports = make();

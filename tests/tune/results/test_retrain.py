@@ -10,7 +10,7 @@ import pytest
 
 import rmsprop_jax as rj
 from tests.support.trainings import plain
-from tests.test_sweep import AROUND
+from tests.tune.test_sweep import AROUND
 
 DATA = np.linspace(-1.0, 1.0, 12, dtype=np.float32).reshape(4, 3)
 POINTS = rj.grid(x=[1.0, 2.0], wide=[False, True])

@@ -21,9 +21,9 @@ from rmsprop_jax._tune.run import batch as rounds
 from rmsprop_jax._tune.run.cluster import Cluster, free_memory
 from tests.benchmarks import convolution
 from tests.benchmarks.step import train_step
+from tests.optimizer.test_presets import FROZEN, assert_same, preset, way
 from tests.support import oracles, reference, trainings
 from tests.support.steps import travel
-from tests.test_presets import FROZEN, assert_same, preset, way
 
 pytestmark = pytest.mark.gpu
 

@@ -13,7 +13,7 @@ import pytest
 
 import rmsprop_jax
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 INDEX = (DOCS / "pages" / "api.md").read_text("utf-8")
 PAGES = {p.stem: p.read_text("utf-8") for p in sorted((DOCS / "pages" / "api").glob("*.md"))}
 ENTRIES = {  # for each name its page and the options there

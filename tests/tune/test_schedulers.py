@@ -214,7 +214,7 @@ def test_ties_go_to_the_lower_number():
 
 
 def test_nothing_compiles_whatever_the_rungs(full):
-    from tests.test_sweep import compiles
+    from tests.tune.test_sweep import compiles
 
     sweep(scheduler=rj.SuccessiveHalving(3, 10), **OPTIONS)
     with compiles() as compiled:

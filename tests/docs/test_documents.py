@@ -20,10 +20,10 @@ import numpy as np
 import pytest
 
 import rmsprop_jax
+from tests.optimizer.test_presets import TOLERANCE
 from tests.support.steps import travel
-from tests.test_presets import TOLERANCE
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MODULES = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
     for path in (ROOT / "rmsprop_jax").rglob("*.py")

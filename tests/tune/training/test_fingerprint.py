@@ -97,7 +97,7 @@ def counted(folder):
 def test_a_sweep_goes_on_in_another_process_with_functions_in_the_structure_of_args(tmp_path):
     go_on(tmp_path)
     before = counted(tmp_path)
-    code = f"from tests.test_identity import go_on; go_on({str(tmp_path)!r})"
+    code = f"from tests.tune.training.test_fingerprint import go_on; go_on({str(tmp_path)!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert counted(tmp_path) == before  # nothing ran again

@@ -148,7 +148,7 @@ def test_closed_over_data_is_part_of_a_kept_program():
 
 CACHED = """
 import collections, jax, rmsprop_jax as rj
-from tests.test_sweep import POINTS, make_train
+from tests.tune.test_sweep import POINTS, make_train
 events = collections.Counter()
 jax.monitoring.register_event_listener(lambda event, **_: events.update([event.split("/")[-1]]))
 rj.sweep(make_train(), POINTS, progress=False)

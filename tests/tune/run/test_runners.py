@@ -14,7 +14,7 @@ from rmsprop_jax._tune.experiment_spec import Stages
 from rmsprop_jax._tune.run import batch as rounds
 from rmsprop_jax._tune.run import runners as engine
 from rmsprop_jax._tune.run.cluster import Cluster, free_memory
-from tests.test_sweep import POINTS, alone, compiles, make_train
+from tests.tune.test_sweep import POINTS, alone, compiles, make_train
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from rmsprop_jax._tune.compile import compiled as program
 from rmsprop_jax._tune.compile import group_compiler as compiling
 from rmsprop_jax._tune.run import batch as rounds
 from tests.support.trainings import POINTS, SCALE, alone, noisy, plain, sweep
-from tests.test_sweep import compiles
+from tests.tune.test_sweep import compiles
 
 
 @pytest.fixture(scope="module")

@@ -524,7 +524,7 @@ def test_objects_in_an_axis_are_refused_before_anything_is_written(tmp_path):
 
 def child(code, folder, **environment):
     """Runs code with `run` and this module at hand; its last words."""
-    text = f"from tests.test_store import *\nfolder = {str(folder)!r}\n{code}"
+    text = f"from tests.tune.storage.test_store import *\nfolder = {str(folder)!r}\n{code}"
     done = subprocess.run(
         [sys.executable, "-c", text], capture_output=True, text=True, env=os.environ | environment
     )

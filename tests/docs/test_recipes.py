@@ -14,7 +14,7 @@ import pytest
 import rmsprop_jax as rj
 from tests.support.steps import travel
 
-RECIPES = runpy.run_path(str(Path(__file__).parents[1] / "docs" / "recipes.py"))
+RECIPES = runpy.run_path(str(Path(__file__).parents[2] / "docs" / "recipes.py"))
 ROWS = RECIPES["rows"]()
 PAGE = RECIPES["PAGE"].read_text("utf-8")
 SHOWN = dict(re.findall(r"^\| \[([^]]+)\].*?\| `[^`]+` \| `([^`]+)` \|", PAGE, re.M))

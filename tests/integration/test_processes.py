@@ -13,7 +13,7 @@ import rmsprop_jax as rj
 from rmsprop_jax._tune import agreement
 from tests.support import cluster, killed
 from tests.support.trainings import plain
-from tests.test_store import contents, same, undisturbed
+from tests.tune.storage.test_store import contents, same, undisturbed
 
 
 def start(problem, out, count=2):

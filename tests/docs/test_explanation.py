@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.figures import says, without_zero
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGES = ROOT / "docs" / "pages"
 PICTURES = PAGES / "pictures"
 LANGUAGES = ["understand.md", "understand.bn.md"]

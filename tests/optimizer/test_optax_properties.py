@@ -72,7 +72,7 @@ ROWS = {
     "momentum": alias(momentum=0.9),
     "nesterov": alias(momentum=0.9, nesterov=True),
     "centered": alias(centered=True, eps=1e-4),
-    # Centered, the first corrected step is another than Optax's: tests/test_bias_correction.py.
+    # Centered, the first corrected step is another than Optax's: see test_bias_correction.py.
     "bias_correction": alias(
         bias_correction=True, decay=0.99, initial_scale=0.5, momentum=0.9, nesterov=True
     ),

@@ -15,7 +15,7 @@ from rmsprop_jax._tune.run import batch as rounds
 from rmsprop_jax._tune.storage import folder as store
 from rmsprop_jax._tune.trials import host_memory as memory
 from tests.support.trainings import POINTS, SCALE, alone, noisy, plain, sweep
-from tests.test_store import child
+from tests.tune.storage.test_store import child
 
 OPTIONS = {"evaluate_every": 10, "seeds": 2}
 
@@ -192,7 +192,7 @@ def test_a_full_disk_is_a_clear_error_and_loses_nothing(tmp_path):
     """The kernel refuses files beyond 9,000 bytes: those of the second trial's state."""
     code, words = child(
         "import resource\n"
-        "from tests.test_keeping import *\n"
+        "from tests.tune.trials.test_checkpoints import *\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))\n"
         "of_sizes(folder)",
         tmp_path,

@@ -15,7 +15,7 @@ import pytest
 
 import rmsprop_jax as rj
 from tests.support.folders import content, contents, write_arrays, write_content
-from tests.test_store import same
+from tests.tune.storage.test_store import same
 
 X = rj.grid(x=[1.0, 2.0, 3.0])
 ONE = {"devices": jax.devices()[:1], "batch_size": 1}

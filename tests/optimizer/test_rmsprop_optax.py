@@ -253,7 +253,7 @@ def test_masked_and_multi_transform_reach_only_their_leaves():
 
 @pytest.fixture(scope="module")
 def migration():
-    page = Path(__file__).parents[1] / "docs" / "pages" / "porting.md"
+    page = Path(__file__).parents[2] / "docs" / "pages" / "porting.md"
     blocks = re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.S | re.M)
     names = {}
     exec("import jax, jax.numpy as jnp, optax\n" + blocks[1].split("\nparams =")[0], names)

@@ -17,7 +17,7 @@ import pytest
 import rmsprop_jax as rj
 from tests.support import figures
 
-PAGES = Path(__file__).parents[1] / "docs" / "pages"
+PAGES = Path(__file__).parents[2] / "docs" / "pages"
 PAGE = (PAGES / "play.md").read_text("utf-8")
 SCRIPTS = [PAGES / "javascripts" / name for name in ("rmsprop.js", "play.js")]
 NODE = shutil.which("node")
