@@ -2,9 +2,6 @@
 
 import inspect
 import json
-import socket
-import subprocess
-import sys
 import time
 
 import pytest
@@ -12,33 +9,9 @@ import pytest
 import rmsprop_jax as rj
 from rmsprop_jax._tune import agreement
 from tests.support import cluster, killed
+from tests.support.cluster import start, words
 from tests.support.trainings import plain
 from tests.tune.storage.test_store import contents, same, undisturbed
-
-
-def start(problem, out, count=2):
-    """The processes, both at work."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    return [
-        subprocess.Popen(
-            [sys.executable, "-m", cluster.__name__, *map(str, (i, count, port, problem, out))],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(count)
-    ]
-
-
-def words(processes):
-    """What each wrote to standard error, once they have ended."""
-    try:
-        return [process.communicate(timeout=120)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
 
 
 @pytest.mark.parametrize("problem", ["tiny", pytest.param("lstm", marks=pytest.mark.slow)])

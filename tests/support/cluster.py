@@ -7,6 +7,8 @@ a folder, or None, and gives a result, or some by name.
 import json
 import os
 import signal
+import socket
+import subprocess
 import sys
 import threading
 import time
@@ -147,6 +149,12 @@ def refused(path):
     Path(path).mkdir(exist_ok=True)
     (Path(path) / "thesis.txt").write_text("mine")
     return tiny(path)
+
+
+def baseline(path):
+    from tests.support import baseline
+
+    return baseline.process_of_two(path)
 
 
 def apart(path):
@@ -382,10 +390,36 @@ def interrupted(path):
 PROBLEMS = {
     f.__name__: f
     for f in [
-        *(tiny, lstm, long, members, kinds, fed_apart, refused, apart),
+        *(tiny, lstm, long, members, kinds, fed_apart, refused, baseline, apart),
         *(differences, ends_early, interrupted),
     ]
 }
+
+
+def start(problem, out, count=2):
+    """The processes, both at work."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", __name__, *map(str, (i, count, port, problem, out))],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(count)
+    ]
+
+
+def words(processes):
+    """What each wrote to standard error, once they have ended."""
+    try:
+        return [process.communicate(timeout=120)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
 
 if __name__ == "__main__":
     index, count, port, problem, out = sys.argv[1:]

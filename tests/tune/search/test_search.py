@@ -32,6 +32,7 @@ import rmsprop_jax as rj
 from rmsprop_jax._tune.search import study_client as study_module
 from rmsprop_jax._tune.search.space import axes_of
 from tests.support import postgres, searcher
+from tests.support.devices import device
 from tests.support.trainings import SCALE, alone, noisy, plain
 
 pytestmark = [
@@ -439,31 +440,23 @@ def test_reports_of_rounds_and_waiting_trials():
     assert sorted((one.number, one.seed) for one in seen) == [(i, i % 2) for i in range(6)]
 
 
-def test_structures_that_fill_no_round_share_the_devices(monkeypatch):
+@pytest.mark.parametrize("form", ["function", "training"])
+def test_structures_that_fill_no_round_share_the_devices(form):
     """One trial of each of two structures on two devices: each has a device of its own."""
-    from rmsprop_jax._tune.run import batch as rounds
-
-    placed = []
-    begin, whole = rounds.CompiledGroup.begin, rounds.CompiledGroup.run_whole
-    monkeypatch.setattr(
-        rounds.CompiledGroup, "begin",
-        lambda self, live, *rest: (placed.append(live.first), begin(self, live, *rest))[1],
-    )  # fmt: skip
-    monkeypatch.setattr(
-        rounds.CompiledGroup, "run_whole",
-        lambda self, live, *rest: (placed.append(live.first), whole(self, live, *rest))[1],
-    )  # fmt: skip
-    for run, name in ((search, "centered"), (of_values, "wide")):
-        study = optuna.create_study(sampler=SAMPLERS["random"]())
-        for flag in (False, True):
-            study.enqueue_trial({name: flag})
-        placed.clear()
-        result = run(study, n_trials=2)
-        assert set(placed) == {0, 1}
-        if run is search:
-            for point, metrics in zip(result.points, result.metrics["loss"], strict=True):
-                _, theirs = alone(training(), point, 0, STEPS)
-                np.testing.assert_array_equal(metrics, theirs["loss"])
+    slope = lambda hp: hp["rate"] * (2.0 if hp["wide"] else 1.0)
+    step = lambda hp, x, key: (x + slope(hp), {"loss": x, "device": device()})
+    train, options = lambda hp, key: {"loss": slope(hp), "device": device()}, {}
+    if form == "training":
+        train, options = rj.Training(lambda hp, key: 0.0, step), {"steps": 4, "evaluate_every": 2}
+    study = optuna.create_study(sampler=SAMPLERS["random"]())
+    for wide in (False, True):
+        study.enqueue_trial({"rate": 0.5, "wide": wide})
+    space = {"rate": rj.uniform(0.0, 1.0), "wide": rj.choice([False, True])}
+    result = rj.search.optimize(train, study, space, n_trials=2, progress=False, **options)
+    assert result.objective.tolist() == ([1.5, 3.0] if form == "training" else [0.5, 1.0])
+    ran_on = result.metrics["device"].reshape(2, -1)
+    assert (ran_on == ran_on[:, :1]).all()
+    assert set(ran_on[:, 0].tolist()) == {0, 1}
 
 
 def test_an_error_while_asking_leaves_no_trial_running():
