@@ -81,7 +81,7 @@ def peak(kind: str, case: str, trials: int, steps: int, folder: str) -> int:
     saved = path.with_name(f"{kind} saved")
     run = lambda **options: swept(kind, trials, steps, **options)
     compile_all(run)
-    compiled = len(program._KEPT)
+    compiled = len(program._CACHE)
     held = resident()
     before = rj.SweepResult.load(path) if case == "save" else None
     start_peak()
@@ -96,7 +96,7 @@ def peak(kind: str, case: str, trials: int, steps: int, folder: str) -> int:
     }[case]()
     bytes_ = status("VmHWM") - held
     result = after or before
-    assert len(program._KEPT) == compiled
+    assert len(program._CACHE) == compiled
     assert result.metrics["loss"].shape == (trials, steps)
     assert np.isfinite(result.metrics["distance"]).all()
     return bytes_

@@ -167,7 +167,7 @@ def plain(training, args, steps, trials, jobs, i):
 
 
 def ours(training, args, steps, trials, i):
-    program._KEPT.clear()
+    program.clear_cache()
     start = time.perf_counter()
     study = study_at(
         None, i, sampler=optuna.samplers.RandomSampler(seed=i), pruner=Never(n_startup_trials=1)

@@ -61,7 +61,7 @@ def main(quick: bool, hidden: int = 64, steps: int = 300, every: int = 20, round
         "segments, on disk": lambda _: run(training, on_disk=True, **segments),
         "one segment, again": segment,
     }
-    program._KEPT.clear()
+    program.clear_cache()
     first = interleaved(sides, 1)
     results = interleaved(sides, rounds)
     losses = first["whole"][0][0].metrics["loss"]

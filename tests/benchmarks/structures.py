@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import rmsprop_jax as rj
-from rmsprop_jax._tune import api as sweep
+from rmsprop_jax._tune import experiment
 from rmsprop_jax._tune.compile import compiled as program
 from rmsprop_jax._tune.compile.group_compiler import GroupCompiler
 from tests.benchmarks.runner import header, interleaved, median, row
@@ -47,10 +47,10 @@ def train(hp, key):
     return {"loss": jax.lax.scan(step, (params, solver.init(params)), length=100)[1]}
 
 
-def one_after_the_other(makers: Sequence[GroupCompiler]):
-    for maker in makers:
+def one_after_the_other(compilers: Sequence[GroupCompiler]):
+    for compiler in compilers:
         start = time.perf_counter()
-        yield maker.finish(maker.make(maker.size)), time.perf_counter() - start
+        yield compiler.compile(), time.perf_counter() - start
 
 
 def main(quick: bool):
@@ -62,19 +62,19 @@ def main(quick: bool):
         learning_rate=np.geomspace(1e-4, 1e-1, 2 if quick else 8),
     )
     structures = len({tuple(p[n] for n in ("depth", "width", "activation")) for p in points})
-    ahead = sweep.compiled_ahead
+    ahead = experiment.compile_ahead
 
     def run(compiled, cold):
         if cold:
             jax.clear_caches()
-            program._KEPT.clear()
-        sweep.compiled_ahead = compiled
+            program.clear_cache()
+        experiment.compile_ahead = compiled
         try:
             start = time.perf_counter()
             result = rj.sweep(train, points, progress=False)
             return time.perf_counter() - start, result
         finally:
-            sweep.compiled_ahead = ahead
+            experiment.compile_ahead = ahead
 
     compiles = []
     listen = lambda event, *_, **__: (

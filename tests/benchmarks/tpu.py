@@ -143,8 +143,8 @@ def chip_bytes(chip) -> float:
 
 
 def rounds(quick: bool) -> Iterator[str]:
-    from rmsprop_jax._tune.aot import makers
     from rmsprop_jax._tune.run.cluster import DescribedDevices
+    from tests.support.aot import compilers
 
     space = {"learning_rate": rj.log_uniform(1e-4, 1e-2), "decay": rj.uniform(0.5, 0.99)}
     for topology in TOPOLOGIES[:1] if quick else TOPOLOGIES:
@@ -164,9 +164,9 @@ def rounds(quick: bool) -> Iterator[str]:
             here = DescribedDevices(chips, memory)
             for batch in (1, 4, "auto") if quick else (1, 16, 64, "auto"):
                 options |= {"args": args, "batch_size": batch}
-                (maker,) = makers(train, points, here, **options)
+                (compiler,) = compilers(train, points, here, **options)
                 start = time.perf_counter()
-                programs = maker.finish(maker.make(maker.size))
+                programs = compiler.compile()
                 seconds = time.perf_counter() - start
                 yield told(name, batch, programs, seconds, memory)
 

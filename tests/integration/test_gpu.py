@@ -15,10 +15,9 @@ import pytest
 import rmsprop_jax as rj
 from rmsprop_jax._optimizer.two_bytes import NU, leaf_salt, salt
 from rmsprop_jax._optimizer.two_bytes import rounded as round_to_bfloat16
-from rmsprop_jax._tune.aot import makers
 from rmsprop_jax._tune.compile import compiled as program
-from rmsprop_jax._tune.run import batch as rounds
 from rmsprop_jax._tune.run.cluster import Cluster, free_memory
+from rmsprop_jax._tune.run.local_devices import LocalDevices
 from tests.benchmarks import convolution
 from tests.benchmarks.step import train_step
 from tests.optimizer.test_presets import FROZEN, assert_same, preset, way
@@ -140,13 +139,15 @@ def test_segments_as_the_whole():
 def test_auto_fits_the_free_memory():
     train, points, args = work()
     free = free_memory(jax.devices())
-    (maker,) = makers(train, points, Cluster(jax.devices()), args=args)
-    programs = maker.finish(maker.make(maker.size))
+    (compiler,) = compilers(train, points, Cluster(jax.devices()), args=args)
+    programs = compiler.compile()
     if on_cpu():
         assert (free, programs.layout.batch_size) == (None, 1)
     else:
         assert programs.memory <= free
-        assert programs.layout.batch_size == maker.most  # these are small
+        assert programs.layout.batch_size == -(
+            -len(points) // jax.device_count()
+        )  # these are small
 
 
 def test_goes_on_with_another_batch_size(tmp_path):
@@ -170,17 +171,17 @@ def test_goes_on_with_another_batch_size(tmp_path):
 
 def test_an_accelerators_next_round_starts_before_the_last_is_fetched(monkeypatch):
     log = []
-    for name in ("run_whole", "fetch"):
-        original = getattr(rounds.CompiledGroup, name)
+    for name in ("dispatch", "fetch"):
+        original = getattr(LocalDevices, name)
         noted = lambda self, *args, name=name, original=original: (
             log.append(name) or original(self, *args)
         )
-        monkeypatch.setattr(rounds.CompiledGroup, name, noted)
+        monkeypatch.setattr(LocalDevices, name, noted)
     train, points, args = work()
     sweep(train, points, args, batch_size=2)
-    assert log.count("run_whole") == log.count("fetch") > 2
+    assert log.count("dispatch") == log.count("fetch") > 2
     ahead = 1 if on_cpu() else 2
-    assert log[: ahead + 1] == ["run_whole"] * ahead + ["fetch"]
+    assert log[: ahead + 1] == ["dispatch"] * ahead + ["fetch"]
 
 
 # Where the memory is too small after all.

@@ -111,10 +111,10 @@ def test_each_structure_compiles_once_and_a_second_call_nothing():
 
 
 def test_the_compiled_programs_that_are_kept_are_few(monkeypatch):
-    monkeypatch.setattr(program, "KEPT_PROGRAMS", 2)
+    monkeypatch.setattr(program, "CACHED_PROGRAMS", 2)
     for i in range(4):
         rj.sweep(lambda hp, key, i=i: {"loss": hp["x"] + i}, rj.grid(x=[1.0]), progress=False)
-        assert len(program._KEPT) <= 2
+        assert len(program._CACHE) <= 2
 
 
 def test_a_kept_program_calls_the_callback_of_its_own_train():
@@ -181,9 +181,9 @@ def test_tiny_trials_share_rounds_and_stay_bit_for_bit(monkeypatch):
     """Rounds grow, in one program; padding, a NaN and two seeds change no trial's numbers."""
     sizes, start = [], program.CompiledKernel.start
 
-    def noted(self, jobs, count, args, **where):
+    def noted(self, states, inputs, count, *where):
         sizes.append(count)
-        return start(self, jobs, count, args, **where)
+        return start(self, states, inputs, count, *where)
 
     monkeypatch.setattr(program.CompiledKernel, "start", noted)
     traces = collections.Counter()

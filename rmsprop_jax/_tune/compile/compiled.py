@@ -207,6 +207,12 @@ _CACHE: OrderedDict[Hashable, Any] = OrderedDict()
 _LOCK = threading.Lock()
 
 
+def clear_cache() -> None:
+    """Forget the compiled programs, so that the next call compiles them."""
+    with _LOCK:
+        _CACHE.clear()
+
+
 def _compiled(key: Hashable, lowered: Any) -> Any:
     """Return the compiled program, from this process' cache where it is there."""
     with _LOCK:

@@ -149,3 +149,25 @@ def largest_that_fits(
         size = max(1, min(size - 1, int(size * fits)))
         size = -(-most // -(-most // size))  # no more than needed, so that the last wave is full
         programs = None
+
+
+def smaller_batch(
+    error: Exception, batch_size: int | str, sizes: list[int], may_retry: bool
+) -> int:
+    """Return how many trials a batch may have after this error, where that helps; else raise it.
+
+    Args:
+      error: of JAX.
+      batch_size: as the call asked for it.
+      sizes: of the batches of the groups that ran; empty where none was compiled.
+      may_retry: whether the trials under way can begin again.
+    """
+    largest = max(sizes) if sizes else 1 if batch_size == "auto" else int(batch_size)
+    if "RESOURCE_EXHAUSTED" in str(error) and largest > 1:
+        if batch_size == "auto" and may_retry:
+            return largest // 2
+        error.add_note(
+            f"The devices ran out of memory with batches of {largest} trials: give a smaller "
+            "batch_size."
+        )
+    raise error

@@ -4,6 +4,7 @@ import collections
 
 import jax
 
+from rmsprop_jax._tune.compile.group_compiler import smaller_batch
 from rmsprop_jax._tune.experiment import Experiment
 from rmsprop_jax._tune.run.batch import OnDevice, TrialBatch
 from rmsprop_jax._tune.run.local_devices import Handle, LocalDevices
@@ -17,11 +18,14 @@ class SequentialRunner:
     Args:
       experiment: what is asked.
       session: what is known.
+      backend: where batches run; by default the devices of this call.
     """
 
-    def __init__(self, experiment: Experiment, session: Session):
+    def __init__(
+        self, experiment: Experiment, session: Session, backend: LocalDevices | None = None
+    ):
         self._experiment, self._session = experiment, session
-        self._backend = LocalDevices(experiment, session)
+        self._backend = backend or LocalDevices(experiment, session)
         self._in_flight: collections.deque[Handle] = collections.deque()
         self._waited = 0.0  # seconds for the program of the segment under way
 
@@ -94,25 +98,3 @@ class SequentialRunner:
 
 def _has_states(batch: TrialBatch) -> bool:
     return isinstance(batch.states, OnDevice) and bool(batch.states.leaves)
-
-
-def smaller_batch(
-    error: Exception, batch_size: int | str, sizes: list[int], may_retry: bool
-) -> int:
-    """Return how many trials a batch may have after this error, where that helps; else raise it.
-
-    Args:
-      error: of JAX.
-      batch_size: as the call asked for it.
-      sizes: of the batches of the groups that ran; empty where none was compiled.
-      may_retry: whether the trials under way can begin again.
-    """
-    largest = max(sizes) if sizes else 1 if batch_size == "auto" else int(batch_size)
-    if "RESOURCE_EXHAUSTED" in str(error) and largest > 1:
-        if batch_size == "auto" and may_retry:
-            return largest // 2
-        error.add_note(
-            f"The devices ran out of memory with batches of {largest} trials: give a smaller "
-            "batch_size."
-        )
-    raise error

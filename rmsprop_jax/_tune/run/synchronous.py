@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator, Mapping
 
+import jax
 import numpy as np
 
+from rmsprop_jax._tune.compile.group_compiler import smaller_batch
 from rmsprop_jax._tune.experiment import Experiment
 from rmsprop_jax._tune.run.batch import HostStates, NotStarted, OnDisk, OnHost, TrialBatch, rows_of
 from rmsprop_jax._tune.run.local_devices import LocalDevices
@@ -18,17 +20,28 @@ class SynchronousRunner:
     Args:
       experiment: what is asked.
       session: what is known.
+      backend: where batches run; by default the devices of this call.
     """
 
-    def __init__(self, experiment: Experiment, session: Session):
+    def __init__(
+        self, experiment: Experiment, session: Session, backend: LocalDevices | None = None
+    ):
         self._experiment, self._session = experiment, session
-        self._backend = LocalDevices(experiment, session)
+        self._backend = backend or LocalDevices(experiment, session)
         self._batches: dict[int, list[TrialBatch]] = {}
         """By static group."""
         self._arrived: set[int] = set()
         """The trials that came to the present step in this call."""
 
     def run(self) -> None:
+        """Run all trials."""
+        try:
+            self._run()
+        except jax.errors.JaxRuntimeError as error:
+            sizes = [self._backend.layout(group).batch_size for group in self._batches]
+            smaller_batch(error, self._experiment.batch_size, sizes, may_retry=False)
+
+    def _run(self) -> None:
         first, *others = self._experiment.spec.schedule.evaluation_steps.tolist()
         for group, trials, seconds in self._backend.compile():
             self._batches[group], wave_size = [], self._backend.wave_size(group)

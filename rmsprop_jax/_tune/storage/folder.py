@@ -77,6 +77,16 @@ def _is_left_over(name: str) -> bool:
     return is_own and name == f".{own}.tmp"
 
 
+def checkpoint_file(number: int) -> str:
+    """Return the name of a file of checkpoints."""
+    return f"states-{number:06d}.npz"
+
+
+def checkpoint_number(name: str) -> int:
+    """Return the number of a file of checkpoints."""
+    return int(name[len("states-") : -len(".npz")])
+
+
 def final_file(place: int, seed: int) -> str:
     """Of a state that is kept."""
     return f"final-{place:06d}_{seed}.npz"

@@ -31,6 +31,8 @@ from rmsprop_jax._tune.storage.folder import (
     STATE,
     Folder,
     Listing,
+    checkpoint_file,
+    checkpoint_number,
     final_file,
     place_and_seed,
 )
@@ -97,7 +99,6 @@ class FolderWriter:
     def _read(self, asked: dict[str, Any]) -> None:
         listing, points = Listing(self.path), self._spec.points
         self._next_round, self._left_over = listing.next("round"), listing.left_over()
-        self._next_states = listing.next("states")
         self._checkpoint_files = set(listing.names("states"))
         self._before: dict[str, Any] | None = None
         self.stored, self.decisions = empty_trials(self._spec, 0), []
@@ -256,9 +257,8 @@ class FolderWriter:
         self, trials: np.ndarray, step: int, states: list[np.ndarray], form: StateForm
     ) -> str:
         """Write the states of trials under way; return the file's name."""
-        name = f"states-{self._next_states:06d}.npz"
+        name = checkpoint_file(max(map(checkpoint_number, self._checkpoint_files), default=-1) + 1)
         self._write_arrays(name, self._state_arrays(trials, step, states, form))
-        self._next_states += 1
         self._checkpoint_files.add(name)
         return name
 

@@ -12,12 +12,12 @@ import pytest
 from jax import export
 
 import rmsprop_jax as rj
-from rmsprop_jax._tune.aot import makers
 from rmsprop_jax._tune.compile import compiled as program
 from rmsprop_jax._tune.run.cluster import Cluster, DescribedDevices
 from tests.benchmarks import convolution, tpu
 from tests.benchmarks.step import VARIANTS, train_step
 from tests.support import trainings
+from tests.support.aot import compilers
 
 PLATFORMS = ["cpu", "cuda", "rocm", "tpu"]
 
@@ -46,10 +46,10 @@ def test_a_step_is_exported_to_every_platform_and_runs_here(solver):
 def rounds(train, args, batch_size, **options):
     points = rj.grid(rate=[1e-3, 1e-2], learning_rate=[1e-3], decay=[0.9, 0.99], centered=[False])
     here = Cluster(jax.devices())
-    (maker,) = makers(train, points, here, args=args, batch_size=batch_size, **options)
-    layout = maker.layout(batch_size)
-    placed, pieces = here.place(args), maker.pieces.each().values()
-    return [program.round_of(piece, placed, layout, here.mesh) for piece in pieces]
+    (compiler,) = compilers(train, points, here, args=args, batch_size=batch_size, **options)
+    layout = compiler.layout(batch_size)
+    placed, kernels = here.place(args), compiler.kernels.each().values()
+    return [program.wave_of(kernel, placed, layout, here.mesh) for kernel in kernels]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
@@ -100,8 +100,8 @@ def test_auto_fits_the_memory_of_described_devices():
 
     def programs(memory):
         here = DescribedDevices(jax.devices(), memory)
-        (maker,) = makers(train, rj.grid(a=np.linspace(0.0, 1.0, 128).tolist()), here)
-        return maker.finish(maker.make(maker.size))
+        (compiler,) = compilers(train, rj.grid(a=np.linspace(0.0, 1.0, 128).tolist()), here)
+        return compiler.compile()
 
     whole = programs(1e12)
     assert whole.layout.batch_size == 64
@@ -118,8 +118,8 @@ def test_what_is_made_ahead_is_what_a_sweep_runs(monkeypatch):
     monkeypatch.setattr(program, "_compiled", noted)
     args, options = (trainings.SCALE,), {"steps": 30, "evaluate_every": 7}
     points, here = trainings.POINTS[::2], DescribedDevices(jax.devices())  # of one structure
-    for maker in makers(trainings.noisy(), points, here, args=args, **options):
-        maker.make(maker.size).compile()
+    for compiler in compilers(trainings.noisy(), points, here, args=args, **options):
+        compiler.make(compiler.size).compile()
     made = set(keys)
     keys.clear()
     trainings.sweep(points=points, **options)

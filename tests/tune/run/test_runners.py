@@ -8,12 +8,17 @@ import numpy as np
 import pytest
 
 import rmsprop_jax as rj
-from rmsprop_jax._tune.compile import compiled as program
-from rmsprop_jax._tune.compile import group_compiler as compiling
-from rmsprop_jax._tune.experiment_spec import Stages
-from rmsprop_jax._tune.run import batch as rounds
-from rmsprop_jax._tune.run import runners as engine
+from rmsprop_jax._tune.compile import compiled, group_compiler, layout
+from rmsprop_jax._tune.compile.compiled import CompiledKernel
+from rmsprop_jax._tune.compile.kernels import Inputs, Kernel
+from rmsprop_jax._tune.compile.layout import DeviceLayout
+from rmsprop_jax._tune.run import local_devices
+from rmsprop_jax._tune.run.batch import OnDevice, SegmentResult
 from rmsprop_jax._tune.run.cluster import Cluster, free_memory
+from rmsprop_jax._tune.run.local_devices import CompiledGroup, Handle, LocalDevices, WaveSize
+from rmsprop_jax._tune.run.sequential import SequentialRunner
+from rmsprop_jax._tune.run.synchronous import SynchronousRunner
+from rmsprop_jax._tune.training.schedule import Stepwise, WholeRun
 from tests.tune.test_sweep import POINTS, alone, compiles, make_train
 
 
@@ -22,13 +27,13 @@ def programs(monkeypatch):
     """All that the test's sweeps compile."""
     made = []
 
-    class Noted(program.CompiledKernel):
-        def __init__(self, piece, args, layout, processes):
-            super().__init__(piece, args, layout, processes)
+    class Noted(CompiledKernel):
+        def __init__(self, kernel, args, layout, cluster):
+            super().__init__(kernel, args, layout, cluster)
             self.layout = layout
             made.append(self)
 
-    monkeypatch.setattr("rmsprop_jax._tune.compile.group_compiler.Program", Noted)
+    monkeypatch.setattr(group_compiler, "CompiledKernel", Noted)
     return made
 
 
@@ -64,7 +69,7 @@ def test_the_batch_size_is_obeyed(batch_size, programs):
     train = lambda hp, key: {"loss": hp["x"]}
     rj.sweep(train, rj.grid(x=np.arange(30.0)), batch_size=batch_size, progress=False)
     tiny(batch_size=batch_size)
-    assert programs[0].layout.room(1) == batch_size * jax.device_count()
+    assert programs[0].layout.slots(1) == batch_size * jax.device_count()
     assert [one.layout.batch_size for one in programs] == [batch_size] * 4  # a train; three pieces
 
 
@@ -92,7 +97,8 @@ def test_every_keeps_each_kth_step_and_the_last(every):
 
 
 @pytest.mark.parametrize(
-    "options", [{"batch_size": 0}, {"batch_size": "all"}, {"record_every": 0}, {"record_every": True}]
+    "options",
+    [{"batch_size": 0}, {"batch_size": "all"}, {"record_every": 0}, {"record_every": True}],
 )
 def test_counts_out_of_range_are_refused(options):
     with pytest.raises(ValueError, match="must be an int of at least 1"):
@@ -112,115 +118,113 @@ class Device:
         self.memory_stats = lambda: free and {"bytes_limit": free + 1000, "bytes_in_use": 1000}
 
 
-class Recorded(rounds.CompiledGroup):
-    """Rounds that run nothing, and note what starts and what is fetched; they take `seconds`."""
+class Recorded(LocalDevices):
+    """A backend that runs nothing, and notes what starts and what is fetched; it takes `seconds`.
 
-    def __init__(self, plan, log, processes, capacity=1, seconds=lambda live: None):
-        programs = compiling.GroupPrograms(program.DeviceLayout(1, capacity, 1))
-        pieces = types.SimpleNamespace(plan=plan, group=0, traces=types.SimpleNamespace(state=None))
-        super().__init__(pieces, programs, processes, ())
-        self.log, self._seconds = log, seconds
+    Every static group has the same number of trials.
+    """
 
-    def run_whole(self, live, numbers):
-        return self._start(live, 0, 1)
+    def __init__(self, experiment, session, log, groups, capacity=1, seconds=lambda batch: None):
+        super().__init__(experiment, session)
+        self.log, self._groups_of, self._capacity, self._seconds = log, groups, capacity, seconds
 
-    def begin(self, live, numbers, states):
-        self.log.append(f"begin {live.trials.tolist()}")
-        live.states = []
+    def compile(self, most=None):
+        for group in range(self._groups_of):
+            programs = types.SimpleNamespace(layout=DeviceLayout(1, self._capacity, 1))
+            wave_size = WaveSize(programs.layout, self._cluster)
+            self._groups[group] = CompiledGroup(programs, None, wave_size)
+            yield group, np.arange(len(self._table.data.steps_completed)), 0.0
 
-    def advance(self, live, stop, batches):
-        start, live.steps_completed = live.steps_completed, np.full(len(live.trials), stop)
-        return self._start(live, start, stop)
+    def dispatch(self, batch, until, data=None):
+        start = batch.steps_completed
+        batch.steps_completed = np.full(len(start), until)
+        has_state = isinstance(self._experiment.spec.schedule, Stepwise)
+        batch.states = OnDevice(["a leaf"] if has_state else [])
+        self.log.append(f"start {batch.trials.tolist()} to {until}")
+        return Handle(batch, start, batch.steps_completed, None, {})
 
-    def _start(self, live, start, stop):
-        self.log.append(f"start {live.trials.tolist()} to {stop}")
-        return rounds.Dispatched(live, start, stop, None, {})
-
-    def fetch(self, started):
-        live, start, stop, _, _ = started
-        self.log.append(f"fetch {live.trials.tolist()} to {stop}")
-        self._seconds(live)
-        return rounds.Call(live, start, stop, {}, {})
+    def fetch(self, handle):
+        self.log.append(f"fetch {handle.batch.trials.tolist()} to {handle.stop[0]}")
+        self._seconds(handle.batch)
+        return SegmentResult(handle.batch, handle.start, handle.stop, {}, {})
 
 
-def go(order, platform, trials, stages=None, structures=1, **options):
-    """What a sweep of so many trials in each structure does, and what is recorded of it."""
+def go(runner, platform, trials, schedule=None, groups=1, **options):
+    """What a sweep of so many trials in each static group does, and what is recorded of it."""
     log, recorded = [], []
-    ledger = types.SimpleNamespace(
-        numbers={},
-        trials=types.SimpleNamespace(steps_completed=np.zeros(trials, int)),
-        record=lambda call, seconds: recorded.append((call.live.trials.tolist(), call.stop)),
-        show=lambda: None,
-    )
-    keeper = types.SimpleNamespace(
-        take=None,
-        is_due=lambda: False,
+    schedule = schedule or WholeRun()
+    session = types.SimpleNamespace(
+        table=types.SimpleNamespace(
+            data=types.SimpleNamespace(steps_completed=np.zeros(trials, int))
+        ),
+        checkpoints=types.SimpleNamespace(is_due=lambda: False),
+        final_states=types.SimpleNamespace(may_be_best=lambda trials: np.zeros(1, bool)),
+        record=lambda result, seconds=0.0: recorded.append(
+            (result.batch.trials.tolist(), result.stop[0])
+        ),
         finish=lambda trials, states: log.append(f"finish {trials.tolist()}"),
     )
-    processes = Cluster([Device(platform)])
-    plan = types.SimpleNamespace(groups=[None], stages=stages)
-    run = engine.Run(plan, ledger, keeper, processes, None)
-    each = [
-        (Recorded(plan, log, processes, **options), np.arange(trials), 0.0)
-        for _ in range(structures)
-    ]
-    if order is engine.boundary_by_boundary:
-        order(run, iter(each), None, None)
-    else:
-        order(run, iter(each))
+    experiment = types.SimpleNamespace(
+        spec=types.SimpleNamespace(schedule=schedule),
+        cluster=Cluster([Device(platform)]),
+        state_specs=["of a training"] if isinstance(schedule, Stepwise) else [],
+        data=None,
+    )
+    backend = Recorded(experiment, session, log, groups, **options)
+    runner(experiment, session, backend).run()
     return log, recorded
 
 
-def test_on_an_accelerator_the_next_round_starts_before_the_last_is_fetched():
+def test_on_an_accelerator_the_next_wave_starts_before_the_last_is_fetched():
     at = lambda words: [f"{what} [{i}] to 1" for what, i in (word.split() for word in words)]
     ahead = at(["start 0", "start 1", "fetch 0", "start 2", "fetch 1", "fetch 2"])
     alternating = at(["start 0", "fetch 0", "start 1", "fetch 1", "start 2", "fetch 2"])
     for platform, order in (("gpu", ahead), ("cpu", alternating)):
-        log, recorded = go(engine.functions, platform, 3)
+        log, recorded = go(SequentialRunner, platform, 3)
         assert log == order
         assert recorded == [([0], 1), ([1], 1), ([2], 1)]
 
 
-THREE = Stages(steps=5, evaluate_every=2, rungs=(), scheduler="", evaluations={})
+THREE = Stepwise(steps=5, evaluate_every=2, rungs=(), scheduler=None, evaluations={})
+ONE = Stepwise(steps=5, evaluate_every=5, rungs=(), scheduler=None, evaluations={})
 
 
 @pytest.mark.parametrize("platform", ["gpu", "cpu"])
 def test_the_next_segment_starts_before_the_last_is_fetched(platform):
-    """And a round goes to its end before the next one begins."""
+    """And a wave goes to its end before the next one begins."""
     of = lambda i: [
-        f"begin [{i}]", f"start [{i}] to 2", f"start [{i}] to 4", f"fetch [{i}] to 2",
+        f"start [{i}] to 2", f"start [{i}] to 4", f"fetch [{i}] to 2",
         f"start [{i}] to 5", f"fetch [{i}] to 4", f"fetch [{i}] to 5", f"finish [{i}]",
     ]  # fmt: skip
-    log, recorded = go(engine.one_after_another, platform, 2, THREE)
+    log, recorded = go(SequentialRunner, platform, 2, THREE)
     assert log == of(0) + of(1)
     assert recorded == [([i], stop) for i in (0, 1) for stop in (2, 4, 5)]
 
 
-def test_no_round_passes_a_boundary_before_all_have_come_there():
-    """The rounds of every structure."""
-    _, recorded = go(engine.boundary_by_boundary, "cpu", 2, THREE, structures=2)
+def test_no_wave_passes_an_evaluation_step_before_all_have_come_there():
+    """The waves of every static group."""
+    _, recorded = go(SynchronousRunner, "cpu", 2, THREE, groups=2)
     assert recorded == [([i], stop) for stop in (2, 4, 5) for _ in range(2) for i in (0, 1)]
 
 
-@pytest.mark.parametrize("order", [engine.functions, engine.one_after_another])
+@pytest.mark.parametrize("schedule", [WholeRun(), ONE], ids=["function", "training"])
 @pytest.mark.parametrize(
     ("seconds", "sizes"),
     [
         (1.0, [1] * 20),
-        (0.1, [1, 1, 1, 1, 5, 5, 5, 1]),  # a call of five lasts half a second
+        (0.1, [1, 1, 1, 1, 5, 5, 5, 1]),  # a wave of five lasts half a second
         (0.001, [1, 1, 1, 1, 8, 8]),  # as many as a call has room for
     ],
 )
-def test_rounds_grow_as_far_as_their_jobs_are_short(order, seconds, sizes, monkeypatch):
+def test_waves_grow_as_far_as_their_trials_are_short(schedule, seconds, sizes, monkeypatch):
     """Else a kill would cost, and the bar stand still for, more than half a second."""
     now = [0.0]
 
-    def pass_by(live):
-        now[0] += seconds * len(live.trials)
+    def pass_by(batch):
+        now[0] += seconds * len(batch.trials)
 
-    monkeypatch.setattr(rounds, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
-    one = None if order is engine.functions else THREE._replace(evaluate_every=5)
-    _, recorded = go(order, "cpu", 20, one, capacity=8, seconds=pass_by)
+    monkeypatch.setattr(local_devices, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
+    _, recorded = go(SequentialRunner, "cpu", 20, schedule, capacity=8, seconds=pass_by)
     assert [len(trials) for trials, _ in recorded] == sizes
 
 
@@ -255,17 +259,17 @@ def test_auto_takes_the_largest_batch_that_fits_an_accelerator(free, memory, com
     log = []
     device = Device("gpu", free)
     make = lambda size: Sized(log, memory, size)
-    taken = compiling.largest(make, 100, free_memory([device]))
+    taken = group_compiler.largest_that_fits(make, 100, free_memory([device]))
     assert log == [f"compile {size}" for size in compiled]
     assert taken.size == compiled[-1]
 
 
 def test_of_a_training_every_piece_must_fit():
-    log, layout = [], program.DeviceLayout(1, 1, 1)
+    log, layout = [], DeviceLayout(1, 1, 1)
     for largest in ("init", "segment", "evaluate"):
         needs = {"init": 1, "segment": 2, "evaluate": 3} | {largest: 9}
         each = {name: Sized(log, lambda size, n=n: n, 1) for name, n in needs.items()}
-        assert compiling.GroupPrograms(layout, **each).compile().memory == 9
+        assert group_compiler.GroupPrograms(layout, **each).compile().memory == 9
     assert len(log) == 9
 
 
@@ -304,30 +308,29 @@ def test_jobs_lie_where_they_are_fetched(count, batch_size):
     """Every job comes back in its place, and devices have as many batches, one more at most; states
     go on where they lie, each batch over its own span."""
 
-    def call(job, at, span, state, batches, args):
-        (x,) = state
-        return [x + job], {"sum": 2 * x + args + batches, "at": at, "span": span}
+    def call(states, inputs):
+        (x,) = states
+        outputs = {"sum": 2 * x + inputs.args + inputs.data}
+        return [x + inputs.trial], outputs | {"at": inputs.start, "span": inputs.length}
 
     number = jax.ShapeDtypeStruct((), np.int32)
-    piece = program.Kernel(call, number, number, number, [number], number)
-    processes = Cluster(jax.devices())
-    args, batches = processes.place(jnp.int32(1)), processes.place(jnp.int32(100))
-    layout = program.DeviceLayout.fit(jax.device_count(), batch_size, 4, jobs=24)
+    kernel = Kernel(call, Inputs(number, number, number, number), (number,))
+    cluster = Cluster(jax.devices())
+    args, data = cluster.place(jnp.int32(1)), cluster.place(jnp.int32(100))
+    layout = DeviceLayout.fit(jax.device_count(), batch_size, 4, trials=24)
     assert layout.capacity * batch_size * jax.device_count() >= 24
-    one = program.CompiledKernel(piece, args, layout, processes).compile()
+    one = CompiledKernel(kernel, args, layout, cluster).compile()
     jobs, first = np.arange(count) * 10, np.arange(count) + 7
     spans = np.arange(-(-count // batch_size)) * 3
     states, placed = one.place([first], count), one.place(jobs, count)
     for turn in range(3):
-        states, out = one.start(
-            placed, count, args, at=first, spans=spans, states=states, batches=batches
-        )
+        states, out = one.start(states, Inputs(placed, first, spans, data), count)
         got = one.fetch(out, count)
         np.testing.assert_array_equal(got["sum"], 2 * (first + turn * jobs) + 101)
         np.testing.assert_array_equal(got["at"], first)
         np.testing.assert_array_equal(got["span"], np.repeat(spans, batch_size)[:count])
     np.testing.assert_array_equal(one.fetch(states, count)[0], first + 3 * jobs)
-    each = layout.batches(count)
+    each = layout.batches_of(count)
     assert each.sum() == -(-count // batch_size)
     assert each.max() - each.min() <= 1
 
@@ -335,7 +338,7 @@ def test_jobs_lie_where_they_are_fetched(count, batch_size):
 def test_the_memory_of_a_real_program_grows_with_its_batch(monkeypatch, programs):
     """`auto` on real programs: a device that pretends to have a certain amount of memory."""
     monkeypatch.setattr("rmsprop_jax._tune.run.cluster.free_memory", lambda devices: 20_000)
-    monkeypatch.setattr(program, "BUFFER_BYTES", 1)  # so that each round is one batch
+    monkeypatch.setattr(layout, "BUFFER_BYTES", 1)  # so that each round is one batch
     points = rj.grid(learning_rate=np.linspace(0.01, 0.1, 64), decay=[0.9], centered=[False])
     result = rj.sweep(make_train(steps=100), points, progress=False)
     unbatched = rj.sweep(make_train(steps=100), points, batch_size=1, progress=False)
@@ -367,9 +370,9 @@ def test_each_piece_compiles_once_however_the_steps_are_cut(way, devices, tmp_pa
     """Segments that do not divide the steps, rungs at odd ones, rounds that shrink."""
     options = WAYS[way] | {"devices": jax.devices()[:devices]}
     tiny(**options)  # the small programs around the rounds
-    program._KEPT.clear()
+    compiled._CACHE.clear()
     path = {"path": tmp_path} if way == "checkpoints" else {}
-    with compiles() as compiled:
+    with compiles() as count:
         result = tiny(**options, **path)
-    assert len(compiled) == 3  # init, segment, evaluate
+    assert len(count) == 3  # init, segment, evaluate
     assert result.steps_completed.max() == 100

@@ -12,9 +12,8 @@ import pytest
 from flax.training import train_state as train_state_module
 
 import rmsprop_jax as rj
-from rmsprop_jax._tune.compile import compiled as program
-from rmsprop_jax._tune.compile import group_compiler as compiling
-from rmsprop_jax._tune.run import batch as rounds
+from rmsprop_jax._tune.compile import compiled, group_compiler
+from rmsprop_jax._tune.compile.compiled import CompiledKernel
 from tests.support.trainings import POINTS, SCALE, alone, noisy, plain, sweep
 from tests.tune.test_sweep import compiles
 
@@ -96,15 +95,15 @@ def test_pieces_get_the_keys_that_are_promised():
 def test_each_piece_of_a_structure_compiles_once():
     """Whatever the boundaries; and a second call nothing."""
     sweep(seeds=2)  # the small programs around the rounds
-    program._KEPT.clear()
+    compiled.clear_cache()
     training, options = noisy(), {"evaluate_every": 7, "seeds": 2}
-    with compiles() as compiled:
+    with compiles() as count:
         sweep(training, **options)
-    assert len(compiled) == 6  # two structures × init, segment, evaluate
-    with compiles() as compiled:
+    assert len(count) == 6  # two structures × init, segment, evaluate
+    with compiles() as count:
         sweep(training, **options)
         sweep(training, scheduler=rj.SuccessiveHalving(min_steps=7), **options)
-    assert not compiled
+    assert not count
 
 
 @pytest.mark.parametrize("batch_size", [5, pytest.param(100, marks=pytest.mark.slow)])
@@ -123,14 +122,14 @@ def test_a_batch_gives_the_same_within_rounding_and_repeats_itself(batch_size):
 @pytest.mark.slow
 def test_on_a_device_with_little_memory_the_batch_fits(monkeypatch):
     monkeypatch.setattr("rmsprop_jax._tune.run.cluster.free_memory", lambda devices: 20_000)
-    monkeypatch.setattr("rmsprop_jax._tune.compile.compiled.BUFFER_BYTES", 1)
-    made, init = [], compiling.GroupPrograms.__new__
+    monkeypatch.setattr("rmsprop_jax._tune.compile.layout.BUFFER_BYTES", 1)
+    made, init = [], group_compiler.GroupPrograms.__new__
 
     def noted(cls, layout, **programs):
         made.append(layout)
         return init(cls, layout, **programs)
 
-    monkeypatch.setattr(compiling.GroupPrograms, "__new__", noted)
+    monkeypatch.setattr(group_compiler.GroupPrograms, "__new__", noted)
     points = rj.grid(rate=np.linspace(0.01, 0.1, 64), decay=[0.9], centered=[False])
     result = sweep(points=points, evaluate_every=25)
     assert made[0].batch_size == 32 > made[-1].batch_size > 1
@@ -139,13 +138,13 @@ def test_on_a_device_with_little_memory_the_batch_fits(monkeypatch):
 
 
 def test_tiny_trainings_share_rounds(monkeypatch):
-    sizes, start = [], rounds.CompiledGroup.begin
+    sizes, start = [], CompiledKernel.place
 
-    def noted(self, live, *args):
-        sizes.append(len(live.trials))
-        return start(self, live, *args)
+    def noted(self, rows, count, *args):
+        sizes.append(count)
+        return start(self, rows, count, *args)
 
-    monkeypatch.setattr(rounds.CompiledGroup, "begin", noted)
+    monkeypatch.setattr(CompiledKernel, "place", noted)
     training = rj.Training(
         lambda hp, key: jax.random.uniform(key),
         lambda hp, x, key: (x * hp["x"], {"loss": x}),

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import rmsprop_jax as rj
-from rmsprop_jax._tune.run import batch as rounds
+from rmsprop_jax._tune.run import local_devices
+from rmsprop_jax._tune.run.local_devices import LocalDevices
 from rmsprop_jax._tune.storage import folder as store
 from rmsprop_jax._tune.trials import host_memory as memory
 from tests.support.trainings import POINTS, SCALE, alone, noisy, plain, sweep
@@ -278,25 +279,25 @@ def test_a_kill_between_any_two_files_costs_a_segment_and_no_more(
     way, keep, steps, tmp_path, monkeypatch
 ):
     """The folder is copied before each file gets its name, and before each is deleted."""
-    monkeypatch.setattr(rounds, "ROUND_SECONDS", 0)  # several rounds of a structure
+    monkeypatch.setattr(local_devices, "WAVE_SECONDS", 0)  # several rounds of a structure
     folder, copies, ran = tmp_path / "run", [], []
-    replace, unlink, advance = os.replace, Path.unlink, rounds.Structure.advance
+    replace, unlink, dispatch = os.replace, Path.unlink, LocalDevices.dispatch
 
     def copy():
         to = tmp_path / f"copy{len(copies)}"
         shutil.copytree(folder, to, ignore=shutil.ignore_patterns(".lock"))
         copies.append((to, set(ran)))
 
-    def noted(self, live, stop, batches):
-        ran.extend(zip(live.trials.tolist(), live.steps_completed.tolist(), strict=True))
-        return advance(self, live, stop, batches)
+    def noted(self, batch, until, data=None):
+        ran.extend(zip(batch.trials.tolist(), batch.steps_completed.tolist(), strict=True))
+        return dispatch(self, batch, until, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(rounds.Structure, "advance", noted)
+        patch.setattr(LocalDevices, "dispatch", noted)
         patch.setattr(os, "replace", lambda *names: (copy(), replace(*names)))
         patch.setattr(Path, "unlink", lambda self, **options: (copy(), unlink(self, **options)))
         whole = walk(folder, way, steps, keep_states=keep)
-    monkeypatch.setattr(rounds.Structure, "advance", noted)
+    monkeypatch.setattr(LocalDevices, "dispatch", noted)
     assert len(ran) == len(set(ran))
     files = lambda path: {file.name for file in path.glob("[!r]*-*")}
     kept = [file.name for file in folder.glob("final-*")]
@@ -319,7 +320,7 @@ def test_a_kill_between_any_two_files_costs_a_segment_and_no_more(
 
 def test_a_member_that_starts_again_has_no_donor_left(tmp_path, monkeypatch):
     """Its donor's state of then is no more: refused, not taken from a later step."""
-    monkeypatch.setattr(rounds, "ROUND_SECONDS", 0)
+    monkeypatch.setattr(local_devices, "WAVE_SECONDS", 0)
     whole = walk(None, "population", 6, 2)
 
     def stop(report):
@@ -345,7 +346,7 @@ def test_a_member_that_starts_again_has_no_donor_left(tmp_path, monkeypatch):
 @pytest.mark.parametrize("way", ["steps", "halving"])
 def test_a_round_that_is_moved_away_from_the_middle_is_run_again(way, tmp_path, monkeypatch):
     """Not a hole of NaN in its trials."""
-    monkeypatch.setattr(rounds, "ROUND_SECONDS", 0)
+    monkeypatch.setattr(local_devices, "WAVE_SECONDS", 0)
     whole = walk(tmp_path, way, 6, 2, keep_states="all", devices=jax.devices()[:1])
     best = whole.points.index_of(whole.best().point)
     for file in sorted(tmp_path.glob("round-*")):
