@@ -22,6 +22,7 @@ from tests.benchmarks import convolution
 from tests.benchmarks.step import train_step
 from tests.optimizer.test_presets import FROZEN, assert_same, preset, way
 from tests.support import oracles, reference, trainings
+from tests.support.aot import compilers
 from tests.support.steps import travel
 
 pytestmark = pytest.mark.gpu

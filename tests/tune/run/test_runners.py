@@ -119,7 +119,7 @@ class Device:
 
 
 class Recorded(LocalDevices):
-    """A backend that runs nothing, and notes what starts and what is fetched; it takes `seconds`.
+    """A backend that runs nothing, notes what starts and what is fetched, and takes `seconds`.
 
     Every static group has the same number of trials.
     """
