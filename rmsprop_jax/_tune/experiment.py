@@ -298,9 +298,9 @@ class Experiment:
         if self.cluster.count == 1:
             return
         has_callback = self.options.callback is not None
-        refuse_disagreement(self.cluster, self._decisive(), has_callback)
+        refuse_disagreement(self.cluster, self.decisive(), has_callback)
 
-    def _decisive(self) -> dict[str, Any]:
+    def decisive(self) -> dict[str, Any]:
         """Return for each argument on which processes must agree what decides it, as JSON."""
         options, spec, hashed = self.options, self.spec, self.spec.fingerprint
         training, objective = spec.schedule.encode() or {}, self.objective

@@ -65,7 +65,7 @@ class Fingerprint:
     def _hashed(self, what: str) -> list[str]:
         if self._traces is not None:
             pieces = [one.pieces.values() for one in self._traces]
-            texts = [[_text(piece) for piece in some] for some in pieces]
+            texts = [[program_text(piece) for piece in some] for some in pieces]
             closed_over = [[x for one in some for x in constants(one.jaxpr)] for some in pieces]
             self._hashes = {
                 "programs": [hashlib.sha256("".join(t).encode()).hexdigest() for t in texts],
@@ -79,7 +79,7 @@ class Fingerprint:
         return self.__dict__
 
 
-def _text(piece: jax.stages.Traced) -> str:
+def program_text(piece: jax.stages.Traced) -> str:
     """Return the lowered program, without the name of the function that was traced.
 
     That function is a wrapper of ours: a rename must not keep a folder from being resumed.

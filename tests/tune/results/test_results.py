@@ -387,7 +387,9 @@ def test_shorter_trainings_are_followed_by_nan(every, tmp_path):
 
 def test_whole_numbers_of_different_lengths_are_refused():
     f = lambda hp, key: {"loss": hp["x"], "i": jnp.arange(hp["n"])}
-    with pytest.raises(ValueError, match=r"'i' differs between static groups.*integers of the same"):
+    with pytest.raises(
+        ValueError, match=r"'i' differs between static groups.*integers of the same"
+    ):
         rj.sweep(f, UNEVEN, progress=False)
 
 

@@ -16,6 +16,7 @@ import pytest
 from flax.training.train_state import TrainState
 
 import rmsprop_jax as rj
+from rmsprop_jax._tune.training.fingerprint import program_text
 
 POINTS = rj.grid(x=[1.0, 2.0])
 ONE = jnp.array([1.0, -2.0])
@@ -250,3 +251,14 @@ def test_a_training_goes_on_with_functions_in_the_structure_of_its_state(on_disk
     with pytest.raises(ValueError, match="give like="):
         pickled.state(found.best())
     assert pickled.state(found.best(), like=state).w.tolist() == state.w.tolist()
+
+
+def test_the_name_of_our_wrapper_is_no_part_of_a_programs_text():
+    """Else a rename in this package would keep every folder from being resumed."""
+
+    def double(x):
+        return 2 * x
+
+    renamed, other = lambda x: 2 * x, lambda x: 3 * x
+    texts = [program_text(jax.jit(f).trace(1.0)) for f in (double, renamed, other)]
+    assert texts[0] == texts[1] != texts[2]
