@@ -88,8 +88,8 @@ class Session:
             session = cls(experiment, folder, stored, start)
             session._mark_pruned()
             session.checkpoints.rewind()
-            session._check_room()
             session._apply_copies()
+            session._check_room()
             is_shown = experiment.options.progress and experiment.cluster.is_leader
             session._progress = ProgressBar(session.table, is_shown)
             stack.callback(session._progress.close)

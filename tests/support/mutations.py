@@ -30,72 +30,81 @@ class Mutation(NamedTuple):
 
 MUTATIONS = {
     "no checkpoint is due after an empty decision": Mutation(
-        "_sweep/engine.py",
-        "if donors or keeper.is_due():",
-        "if donors or (changes and keeper.is_due()):",
-        "test_schedulers.py",
+        "_tune/run/synchronous.py",
+        "            has_copied = step in schedule.rungs and self._decide(step)\n"
+        "            if has_copied or self._session.checkpoints.is_due():",
+        "            is_rung = step in schedule.rungs\n"
+        "            has_copied = is_rung and self._decide(step)\n"
+        "            if has_copied or (not is_rung and self._session.checkpoints.is_due()):",
+        "tune/test_schedulers.py",
     ),
     "a decision is written before the states of pruned trials": Mutation(
-        "_sweep/decisions.py",
+        "_tune/run/synchronous.py",
         """\
-        before(decided)
-        self._processes.on_first(lambda: write and write(encoded))
+            self._keep_pruned(decision)
+            log.write(decision)
 """,
         """\
-        self._processes.on_first(lambda: write and write(encoded))
-        before(decided)
+            log.write(decision)
+            self._keep_pruned(decision)
 """,
-        "test_keeping.py",
+        "tune/trials/test_checkpoints.py",
     ),
     "decisions are replayed before trials are rewound": Mutation(
-        "_sweep/sweep.py",
-        "            ledger.stop_known(decisions.known)",
-        "            ledger.stop_known(decisions.known), ledger.replay(decisions.known)",
-        "test_keeping.py",
+        "_tune/session.py",
+        """\
+            session.checkpoints.rewind()
+            session._apply_copies()
+""",
+        """\
+            session._apply_copies()
+            session.checkpoints.rewind()
+""",
+        "tune/trials/test_checkpoints.py",
     ),
     "a copy's hyperparameters are not set on a resume": Mutation(
-        "_sweep/ledger.py",
-        "self.copy(decided, past.tolist())",
+        "_tune/trials/table.py",
+        "self.copy(decision, past.tolist())",
         "pass",
-        "test_keeping.py",
+        "tune/trials/test_checkpoints.py",
     ),
     "the last partial batch of a wave does not run": Mutation(
-        "_sweep/program.py",
-        "every = -(-count // self.batch_size)",
-        "every = max(1, count // self.batch_size)",
-        "test_rounds.py",
+        "_tune/compile/layout.py",
+        "batches = -(-count // self.batch_size)",
+        "batches = max(1, count // self.batch_size)",
+        "tune/run/test_runners.py",
     ),
     "every trial gets the key of seed 0": Mutation(
-        "_sweep/pieces.py",
-        "[key_of(seed) for seed in plan.seeds]",
-        "[key_of(0) for seed in plan.seeds]",
-        "test_sweep.py",
+        "_tune/trials/table.py",
+        "jax.random.key_data(key_of(seed)) for seed in spec.seeds",
+        "jax.random.key_data(key_of(0)) for seed in spec.seeds",
+        "tune/test_sweep.py",
     ),
     "checkpoints of ended trials are kept": Mutation(
-        "_sweep/keeping.py",
-        "still = {name for t, (_, name) in self._stored.items() if not over[t]}",
-        "still = {name for t, (_, name) in self._stored.items()}",
-        "test_keeping.py",
+        "_tune/trials/checkpoints.py",
+        "{x.file for trial, x in self._newest.items() if not written[trial]}",
+        "{x.file for trial, x in self._newest.items()}",
+        "tune/trials/test_checkpoints.py",
     ),
     "partial waves all begin on device 0": Mutation(
-        "_search/loop.py",
-        "first = -(-taken // batch) % devices",
+        "_tune/search/runner.py",
+        "first = -(-loose // self._backend.layout(group).batch_size) % devices",
         "first = 0",
-        "test_search.py",
+        "tune/search/test_search.py",
     ),
     "a failed seed does not count in the ranking": Mutation(
-        "_sweep/statistics.py",
+        "_tune/results/statistics.py",
         "(best_first, ~np.isfinite(table).all(1), ~feasible)",
         "(best_first, ~feasible)",
-        "test_sweep.py",
+        "tune/test_sweep.py",
     ),
     "a checkpoint is deleted before the new one is written": Mutation(
-        "_sweep/keeping.py",
-        "            for trials, reached, states in under_way:\n",
-        "            for name in self._store.checkpoints():\n"
-        "                self._store.delete(name)\n"
-        "            for trials, reached, states in under_way:\n",
-        "test_keeping.py",
+        "_tune/trials/checkpoints.py",
+        "            for trials, step, leaves in batches:\n",
+        "            for name in self._folder.checkpoint_files():\n"
+        "                self._folder.delete(name)\n"
+        "            for trials, step, leaves in batches:\n",
+        "tune/trials/test_checkpoints.py",
     ),
 }
 
