@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rmsprop_jax._tune.agreement import described, refuse_disagreement
+from rmsprop_jax._tune.agreement import compared_arguments, described, refuse_disagreement
 from rmsprop_jax._tune.compile.batched_keys import fitting_batch_size
 from rmsprop_jax._tune.compile.group_compiler import GroupCompiler, GroupPrograms, compile_ahead
 from rmsprop_jax._tune.compile.kernels import GroupKernels
@@ -301,21 +301,19 @@ class Experiment:
         refuse_disagreement(self.cluster, self.decisive(), has_callback)
 
     def decisive(self) -> dict[str, Any]:
-        """Return for each argument on which processes must agree what decides it, as JSON."""
+        """Return for each argument on which processes must agree what decides it, as JSON.
+
+        That is the argument's value, where nothing else is said here.
+        """
         options, spec, hashed = self.options, self.spec, self.spec.fingerprint
         training, objective = spec.schedule.encode() or {}, self.objective
         metrics = {name: str(spec.dtype(name)) for name in sorted(spec.metrics[0])}
-        rule = (
-            objective.name if isinstance(objective.objective, str) else f"function {objective.name}"
-        )
-        return {
+        is_metric = isinstance(objective.objective, str)
+        rules = {
             "train": [hashed.programs, hashed.constants, metrics, jax.__version__],
             "points": [described(list(spec.points)), sorted(spec.points.static)],
-            "seeds": spec.seeds,
-            "objective": rule,
-            "mode": objective.mode,
+            "objective": objective.name if is_metric else f"function {objective.name}",
             "args": hashed.args,
-            "batch_size": options.batch_size,
             "devices": [device.id for device in self.cluster.mesh.devices.tolist()],
             "path": options.path and os.fspath(options.path),
             "record_every": spec.record_every,
@@ -325,6 +323,10 @@ class Experiment:
             "keep_states": self.keep_states,
             "batches": self.data and [self.data.shapes, self.data.checksum],
             "checkpoint_seconds": float(options.checkpoint_seconds),
+        }
+        return {
+            name: rules[name] if name in rules else getattr(options, name)
+            for name in compared_arguments()
         }
 
     def note_idle_cores(self) -> None:
