@@ -43,6 +43,7 @@ def optimize(
     steps: int | None = None,
     evaluate_every: int | None = None,
     keep_states: int | str = 1,
+    timeout: float | None = None,
 ) -> SweepResult:
     """Let an Optuna study choose the settings, and train them as `sweep` does.
 
@@ -108,6 +109,8 @@ def optimize(
       evaluate_every: as for `sweep`, of a `Training`.
       keep_states: as for `sweep`, of a `Training`; where the study has several directions, 0 or
         "all".
+      timeout: the seconds, counted from the start of the call, after which no study trial is asked
+        any more. Those under way finish.
 
     Returns:
       A `SweepResult` with the trials that this call asked, in the order in which they were; those
@@ -175,6 +178,7 @@ def optimize(
             steps=steps,
             evaluate_every=evaluate_every,
             keep_states=keep_states,
+            timeout=timeout,
         )
 
 

@@ -43,6 +43,7 @@ def sweep(
     keep_states: int | str = 1,
     batches: Callable[[int], Any] | None = None,
     checkpoint_seconds: float = 30,
+    timeout: float | None = None,
 ) -> SweepResult:
     """Train every point with every seed: one compile for each structure, on every device.
 
@@ -107,6 +108,11 @@ def sweep(
         the same buffer each time.
       checkpoint_seconds: with a `path`, the least time between two checkpoints of the trials on the
         way; 0 writes one at each boundary. A kill costs what came since.
+      timeout: the seconds after which the call returns what it has, counted from its start, tracing
+        and compiling included. `sweep` then ends at the next evaluation step, or wave of a function,
+        and with a `path` writes a checkpoint there. The same call goes on. Each call advances at
+        least one trial to its next evaluation step. `result.is_complete` says whether anything is
+        left to run.
 
     A structure's programs compile once in a process, many side by side, while trials of others run:
     one for a function, one each for `init`, a segment of steps and `evaluate`.
@@ -180,6 +186,7 @@ def sweep(
             keep_states=keep_states,
             batches=batches,
             checkpoint_seconds=checkpoint_seconds,
+            timeout=timeout,
         )
         cluster = Cluster(jax.devices() if options.devices is None else options.devices)
         with cluster.together("sweep"):

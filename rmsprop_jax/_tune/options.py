@@ -80,6 +80,7 @@ class Options:
     keep_states: int | str = argument(1, agree=ALL)
     batches: Callable[[int], Any] | None = argument(None, agree=ALL)
     checkpoint_seconds: float = argument(30, agree=ALL)
+    timeout: float | None = argument(None, agree=ALL)
     # Of `search.optimize`.
     n_trials: int = argument(1, agree=ONE_PROCESS)
     max_concurrent_trials: int | None = argument(None, agree=ONE_PROCESS)
@@ -101,6 +102,11 @@ class Options:
             raise ValueError(
                 f"callback must be a function of a report, got {self.callback!r}. Write "
                 "callback=lambda report: print(report[0].metrics)."
+            )
+        if self.timeout is not None and (not is_real(self.timeout) or not self.timeout > 0):
+            raise ValueError(
+                f"timeout must be a number of seconds above 0, or None, got {self.timeout!r}. Write "
+                "timeout=3600."
             )
         self._check_training()
         if self.devices is not None:

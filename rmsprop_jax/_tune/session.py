@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ class Session:
     ):
         options, cluster, spec = experiment.options, experiment.cluster, experiment.spec
         self.experiment, self._folder = experiment, folder
+        self._deadline = None if options.timeout is None else start + options.timeout
         capacity = 0 if len(spec.points) else options.n_trials * len(spec.seeds)
         write = folder.write if folder else None
         self.table = TrialTable(spec, experiment.objective, stored, write, start, cluster, capacity)
@@ -187,6 +189,14 @@ class Session:
         callback = self.experiment.options.callback
         if callback is not None and self.experiment.cluster.is_leader:
             callback(report_of(self.table, result.batch.trials))
+
+    @property
+    def is_time_up(self) -> bool:
+        """Whether the call has run for its `timeout`; all processes agree."""
+        if self._deadline is None:
+            return False
+        is_up = time.perf_counter() >= self._deadline
+        return self.experiment.cluster.tell("whether the time is up", is_up)
 
     def finish(self, trials: np.ndarray, states: HostStates | None) -> None:
         """End trials that have run all their steps: keep final states, drop those that are no

@@ -50,22 +50,30 @@ class SequentialRunner:
             self._backend.wave_size(group).restart()
             steps = self._session.table.data.steps_completed[trials]
             for batch in self._backend.form(group, trials, steps):
-                self._run_wave(batch)
+                is_time_up = self._run_wave(batch)
+                if is_time_up:
+                    return
             self._drain()
 
-    def _run_wave(self, batch: TrialBatch) -> None:
+    def _run_wave(self, batch: TrialBatch) -> bool:
+        """Run a wave to its end, or until the time is up; return whether it is."""
         schedule, checkpoints = self._experiment.spec.schedule, self._session.checkpoints
         while batch.step < schedule.end:
             # The next segment waits for nothing: its states are on the devices already.
             self._in_flight.append(self._backend.dispatch(batch, schedule.next_stop(batch.step)))
             if len(self._in_flight) == self._depth(batch):
                 self._fetch()
-            if batch.step < schedule.end and checkpoints.is_due():
+            is_time_up = self._session.is_time_up
+            if batch.step < schedule.end and (is_time_up or checkpoints.is_due()):
                 self._drain()
                 states = self._backend.states(batch)
                 checkpoints.write([BatchStates(batch.trials, batch.step, states)])
+            if is_time_up:
+                self._drain()
+                return True
         if _has_states(batch):
             self._drain()
+        return False
 
     def _depth(self, batch: TrialBatch) -> int:
         """Return how many segments are in flight.

@@ -52,11 +52,13 @@ class SynchronousRunner:
                 seconds = 0.0
                 wave_size.measure(len(batch.trials))
                 self._batches[group].append(batch)
-        self._after(first)
+        is_time_up = self._after(first)
         for step in others:
+            if is_time_up:
+                return
             for batch in self._all_batches():
                 self._advance(batch, step)
-            self._after(step)
+            is_time_up = self._after(step)
 
     def _all_batches(self) -> Iterator[TrialBatch]:
         for batches in self._batches.values():
@@ -81,18 +83,24 @@ class SynchronousRunner:
             seconds = 0.0
             self._arrived.update(batch.trials.tolist())
 
-    def _after(self, step: int) -> None:
-        """Do what follows once all trials have come to an evaluation step."""
-        schedule = self._experiment.spec.schedule
+    def _after(self, step: int) -> bool:
+        """Do what follows once all trials have come to an evaluation step.
+
+        Returns:
+          Whether the time is up. A call that came no further than the one before goes on.
+        """
+        schedule, is_time_up = self._experiment.spec.schedule, False
         if step == schedule.end:
             for batch in self._all_batches():
                 self._finish(batch)
         else:
             # A copy is on disk before any trial goes on from it.
             has_copied = step in schedule.rungs and self._decide(step)
-            if has_copied or self._session.checkpoints.is_due():
+            is_time_up = bool(self._arrived) and self._session.is_time_up
+            if has_copied or is_time_up or self._session.checkpoints.is_due():
                 self._checkpoint()
         self._arrived.clear()
+        return is_time_up
 
     def _finish(self, batch: TrialBatch) -> None:
         wanted = self._session.final_states.may_be_best(batch.trials).any()

@@ -154,6 +154,8 @@ class ContinuousRunner:
         """Ask for as many study trials as may run, in place of the points that leave."""
         coming: list[StudyTrial] = []
         while self._asked < self._experiment.options.n_trials and not self._client.is_stopped:
+            if self._asked and self._session.is_time_up:
+                break
             if self._running and len(self._running) >= (self._max_concurrent or math.inf):
                 break
             if (study_trial := self._ask_one()) is None:
