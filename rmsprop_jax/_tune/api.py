@@ -109,10 +109,10 @@ def sweep(
       checkpoint_seconds: with a `path`, the least time between two checkpoints of the trials on the
         way; 0 writes one at each boundary. A kill costs what came since.
       timeout: the seconds after which the call returns what it has, counted from its start, tracing
-        and compiling included. `sweep` then ends at the next evaluation step, or wave of a function,
-        and with a `path` writes a checkpoint there. The same call goes on. Each call advances at
-        least one trial to its next evaluation step. `result.is_complete` says whether anything is
-        left to run.
+        and compiling included. `sweep` then ends at the next evaluation step, or wave of a
+        function, and with a `path` writes a checkpoint there. The same call goes on. Each call
+        advances at least one trial to its next evaluation step. `result.is_complete` says whether
+        anything is left to run.
 
     A structure's programs compile once in a process, many side by side, while trials of others run:
     one for a function, one each for `init`, a segment of steps and `evaluate`.

@@ -105,8 +105,8 @@ class Options:
             )
         if self.timeout is not None and (not is_real(self.timeout) or not self.timeout > 0):
             raise ValueError(
-                f"timeout must be a number of seconds above 0, or None, got {self.timeout!r}. Write "
-                "timeout=3600."
+                f"timeout must be a number of seconds above 0, or None, got {self.timeout!r}. "
+                "Write timeout=3600."
             )
         self._check_training()
         if self.devices is not None:

@@ -16,7 +16,6 @@ from optuna.trial import TrialState
 from tqdm import tqdm
 
 from rmsprop_jax._tune.experiment import Examples, Experiment
-from rmsprop_jax._tune.experiment_spec import ExperimentSpec
 from rmsprop_jax._tune.interrupts import interruptible
 from rmsprop_jax._tune.options import Options
 from rmsprop_jax._tune.results.result import SweepResult
@@ -24,24 +23,26 @@ from rmsprop_jax._tune.run.batch import rows_of
 from rmsprop_jax._tune.run.cluster import Cluster
 from rmsprop_jax._tune.run.continuous import ContinuousWaves
 from rmsprop_jax._tune.run.local_devices import Handle, LocalDevices
+from rmsprop_jax._tune.search.arguments import (
+    checked_attributes,
+    checked_objectives,
+    kept_of_several,
+    mode_of,
+    refuse_pruner,
+    some_points,
+)
 from rmsprop_jax._tune.search.space import (
     MOST_STRUCTURES,
-    Axis,
     axes_of,
-    check_names,
     check_storable,
     examples,
-    static_names,
 )
 from rmsprop_jax._tune.search.study_client import LostError, StudyClient, cause_of, is_feasible
 from rmsprop_jax._tune.session import Session
-from rmsprop_jax._tune.space.points import Points
 from rmsprop_jax._tune.trials.data import PRUNED, PRUNED_AS_FAILED
 from rmsprop_jax._tune.trials.decision_log import AppliedDecision
-from rmsprop_jax._tune.trials.objective import Objective, ObjectiveSpec, checked_objective
+from rmsprop_jax._tune.trials.objective import ObjectiveSpec
 
-OWN_ATTRIBUTES = {"seeds", "seconds", "std", "cause"}
-"""The user attributes that each study trial is given."""
 WAVES = 8  # where an accelerator's memory alone would bound how many trials are asked at once
 
 
@@ -71,8 +72,8 @@ def optimize(study: Any, space: Any, objective: Any, start: float, **arguments: 
     axes = axes_of(space)
     if not isinstance(study._storage, optuna.storages.InMemoryStorage):
         check_storable(space)
-    objectives = _objectives(objective, study)
-    modes = tuple(map(_mode, study.directions))
+    objectives = checked_objectives(objective, study)
+    modes = tuple(map(mode_of, study.directions))
     is_single = len(objectives) == 1
     options = Options(
         objective=objectives[0] if is_single else objectives,
@@ -88,16 +89,16 @@ def optimize(study: Any, space: Any, objective: Any, start: float, **arguments: 
     every = examples(axes)
     count = MOST_STRUCTURES if options.catch else 1
     name = f"search by {type(study.sampler).__name__}, {type(study.pruner).__name__}"
-    points = every or _some(axes, count)
+    points = every or some_points(axes, count)
     experiment = Experiment.prepare(
         options, cluster, "optimize", Examples(points, every is not None, {"class": name})
     )
-    _refuse_pruner(study.pruner)
-    experiment.keep_states = _keep_states(experiment)
+    refuse_pruner(study.pruner)
+    experiment.keep_states = kept_of_several(experiment)
     experiment.fit_batch_size(range(len(experiment.traces)))
     experiment.note_idle_cores()
     client = StudyClient(study, axes, list(options.study_callbacks))
-    attributes = _attributes(options.attributes, experiment.spec)
+    attributes = checked_attributes(options.attributes, experiment.spec)
     with Session.open(experiment, start) as session:
         runner = ContinuousRunner(experiment, session, client, attributes)
         with client.open(), interruptible(session):
@@ -368,81 +369,3 @@ class ContinuousRunner:
 def _note_failure(trial: optuna.Trial, error: Exception) -> None:
     text = f"search: study trial {trial.number} failed: {cause_of(error)}"
     tqdm.write(text, file=sys.stderr)
-
-
-def _some(axes: Mapping[str, Axis], count: int) -> Points:
-    """Return points of some static groups, where these are too many to trace all."""
-
-    def value(axis: Axis, i: int) -> Any:
-        if axis.examples:
-            return axis.examples[i % len(axis.examples)]
-        bounds: Any = axis.distribution
-        return axis.value(bounds.low + (bounds.high - bounds.low) * i // count)
-
-    rows = [{name: value(axis, i) for name, axis in axes.items()} for i in range(count)]
-    return Points.of(rows, static_names(axes))
-
-
-def _mode(direction: Any) -> str:
-    return "max" if direction == optuna.study.StudyDirection.MAXIMIZE else "min"
-
-
-def _objectives(objective: Any, study: optuna.Study) -> tuple[Objective, ...]:
-    several = objective if isinstance(objective, tuple | list) else (objective,)
-    if len(several) != len(study.directions):
-        raise ValueError(
-            f"the study has {len(study.directions)} directions, and objective names "
-            f"{len(several)}: {objective!r}. Give a tuple of as many metrics, or functions."
-        )
-    return tuple(several)
-
-
-def _keep_states(experiment: Experiment) -> int | str:
-    """Return how many states are kept: of several objectives no trial is best."""
-    keep = experiment.keep_states
-    if len(experiment.objectives) == 1 or keep in (0, "all"):
-        return keep
-    if keep != Options.keep_states:
-        raise ValueError(
-            f'keep_states must be 0 or "all" where the study has several directions, got {keep}: '
-            'no trial is best. Write keep_states="all".'
-        )
-    return 0
-
-
-def _attributes(
-    attributes: Mapping[str, Objective] | None, spec: ExperimentSpec
-) -> dict[str, ObjectiveSpec]:
-    """Return what each study trial is given besides its values; tried on zeros, as an objective."""
-    attributes = {} if attributes is None else attributes
-    if not isinstance(attributes, Mapping):
-        raise ValueError(
-            f"attributes must be a dict of functions of one trial's metrics, got {attributes!r}. "
-            "Write attributes={'norm': lambda metrics: metrics['norm'][-1]}."
-        )
-    check_names("attributes", attributes)
-    if clash := sorted(OWN_ATTRIBUTES & attributes.keys()):
-        raise ValueError(
-            f"attributes must have other names than those that search gives, got {clash}. Rename "
-            "these."
-        )
-    found = {}
-    for name, function in attributes.items():
-        try:
-            found[name] = checked_objective(function, "min", spec)
-        except ValueError as error:
-            raise ValueError(
-                f"attributes[{name!r}] must be what an objective may be: {error}"
-            ) from error
-    return found
-
-
-def _refuse_pruner(pruner: Any) -> None:
-    while pruner is not None:
-        if isinstance(pruner, optuna.pruners.WilcoxonPruner):
-            raise ValueError(
-                "WilcoxonPruner compares trials on the same problem instances; here the values "
-                "reported are one learning curve, step by step. Take MedianPruner or "
-                "HyperbandPruner, say."
-            )
-        pruner = getattr(pruner, "_wrapped_pruner", None)

@@ -64,10 +64,9 @@ class Listing:
         """All but the lock, and what a killed writer left over."""
         return [name for name in self._names if name != LOCK and not _is_left_over(name)]
 
-    def left_over(self) -> list[Path]:
-        """What a killed writer left over."""
-        files = (self.path / name for name in self._names if _is_left_over(name))
-        return [file for file in files if file.is_file()]
+    def left_over(self) -> list[str]:
+        """Return the files that a killed writer left half written."""
+        return [n for n in self._names if _is_left_over(n) and (self.path / n).is_file()]
 
 
 def _is_left_over(name: str) -> bool:

@@ -4,14 +4,11 @@ Nothing is written or deleted before the first file of a call: a call that is re
 interrupted before that, leaves the folder as it was.
 """
 
-import contextlib
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from typing import IO, Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
-import filelock
 import numpy as np
 
 from rmsprop_jax._tune.experiment_spec import ExperimentSpec
@@ -26,7 +23,6 @@ from rmsprop_jax._tune.storage.arrays import (
     write_json,
 )
 from rmsprop_jax._tune.storage.folder import (
-    LOCK,
     MANIFEST,
     STATE,
     Folder,
@@ -36,6 +32,7 @@ from rmsprop_jax._tune.storage.folder import (
     final_file,
     place_and_seed,
 )
+from rmsprop_jax._tune.storage.locked_folder import LockedFolder
 from rmsprop_jax._tune.storage.manifest import extended, keys_of, manifest_of, points_of
 from rmsprop_jax._tune.storage.paths import local_folder
 from rmsprop_jax._tune.storage.rounds import read_rounds
@@ -75,21 +72,7 @@ class FolderWriter:
         self.path, self._spec = local_folder(path), spec
         asked = manifest_of(spec, objective)
         self._has_begun = False
-        with _explained(f"the sweep's folder {self.path} cannot be written"):
-            self._made = _missing_folders(self.path)
-            self.path.mkdir(parents=True, exist_ok=True)
-            if not (self.path / LOCK).exists():
-                self._made.append(self.path / LOCK)
-            self._lock = filelock.FileLock(self.path / LOCK, timeout=0)
-            try:
-                self._lock.acquire()
-            except filelock.Timeout:
-                raise RuntimeError(
-                    f"another sweep, of this process or another, is writing {self.path}: wait for "
-                    "it, stop it, or give another path. If none does, a machine that broke down "
-                    f"may have left its lock behind: delete {self.path / LOCK}."
-                ) from None
-            self._inode = _inode(self.path / LOCK)
+        self._folder = LockedFolder(self.path)
         try:
             self._read(asked)
         except BaseException:
@@ -179,15 +162,7 @@ class FolderWriter:
 
     def close(self) -> None:
         """Let others write. Where nothing was written, remove what this call made."""
-        made = [] if self._has_begun else self._made
-        with contextlib.suppress(OSError):
-            if self.path / LOCK in made:
-                (self.path / LOCK).unlink()
-        self._lock.release()
-        with contextlib.suppress(OSError):
-            for folder in reversed(made):
-                if folder != self.path / LOCK:
-                    folder.rmdir()
+        self._folder.close(is_new_kept=self._has_begun)
 
     def note_objective(self) -> None:
         """Note, once a call has ended well, what it ranked by: `load` ranks by the same."""
@@ -324,65 +299,22 @@ class FolderWriter:
             return
         self._has_begun = True
         for left_over in self._left_over:
-            left_over.unlink(missing_ok=True)
-        self._write_json(MANIFEST, self._manifest | {"files": self._files})
+            self._folder.remove(left_over)
+        content = self._manifest | {"files": self._files}
+        self._folder.write(MANIFEST, lambda f: write_json(f, MANIFEST, self._header, content))
 
     def _remove(self, name: str) -> None:
         self._begin()
-        (self.path / name).unlink(missing_ok=True)
+        self._folder.remove(name)
 
     def _write_arrays(self, name: str, arrays: Mapping[str, Any]) -> None:
         stored = {key: untyped(np.asarray(x)) for key, x in arrays.items()}
-        self._write(name, lambda file: write_arrays(file, name, self._header, stored))
+        self._begin()
+        self._folder.write(name, lambda file: write_arrays(file, name, self._header, stored))
 
     def _write_json(self, name: str, content: Any) -> None:
-        self._write(name, lambda file: write_json(file, name, self._header, content))
-
-    def _write(self, name: str, write: Callable[[IO[bytes]], None]) -> None:
-        if name != MANIFEST:
-            self._begin()
-        temporary = self.path / f".{name}.tmp"
-        if _inode(self.path / LOCK) != self._inode:
-            raise RuntimeError(
-                f"{self.path} was moved, deleted, or made anew while this sweep wrote it, and may "
-                "be another sweep's by now: nothing more is written there. Move it back and make "
-                "the same call again to go on, or give another path."
-            )
-        with _explained(
-            f"{name} cannot be written to {self.path}; what was there is untouched, and the same "
-            "call goes on from it once this is mended"
-        ):
-            try:
-                with open(temporary, "w+b") as file:
-                    write(file)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(temporary, self.path / name)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    temporary.unlink(missing_ok=True)
-                raise
-            if os.name == "posix":  # the new name is on disk, too
-                folder = os.open(self.path, os.O_RDONLY)
-                try:
-                    os.fsync(folder)
-                finally:
-                    os.close(folder)
-
-
-def _missing_folders(path: Path) -> list[Path]:
-    """Return the folders of a path that are not there, from the outermost."""
-    missing = [path, *path.parents]
-    return [folder for folder in missing if not folder.exists()][::-1]
-
-
-def _inode(path: Path) -> tuple[int, int] | None:
-    """Return which file is at a path; None for none."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
+        self._begin()
+        self._folder.write(name, lambda file: write_json(file, name, self._header, content))
 
 
 def state_of(stored: Arrays, spec: StateSpec) -> list[np.ndarray]:
@@ -392,11 +324,3 @@ def state_of(stored: Arrays, spec: StateSpec) -> list[np.ndarray]:
     if got != [(x.shape, x.dtype) for x in spec.data]:
         raise FileError(f"it holds states of other shapes or dtypes, {got}")
     return arrays
-
-
-@contextlib.contextmanager
-def _explained(what: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, f"{what}: {error.strerror or error}") from error
