@@ -1,13 +1,11 @@
 """The same call in two processes of one JAX cluster."""
 
-import inspect
 import json
 import time
 
 import pytest
 
 import rmsprop_jax as rj
-from rmsprop_jax._tune import agreement
 from tests.support import cluster, killed
 from tests.support.cluster import start, words
 from tests.support.trainings import plain
@@ -162,11 +160,6 @@ def test_what_counts_on_process_0_only_may_differ(name, came_to):
     first, second = came_to[name]
     assert first["error"] is second["error"] is None
     assert first["objective"] == second["objective"]
-
-
-def test_each_argument_says_whether_processes_must_agree():
-    """Those that must are compared in the tests above. A search runs on one process."""
-    assert set(agreement.ARGUMENTS) == set(inspect.signature(rj.sweep).parameters)
 
 
 def test_processes_may_sweep_apart(tmp_path):

@@ -518,23 +518,23 @@ OTHER = next(i for i, p in enumerate(POINTS) if p["centered"] != POINTS[0]["cent
 SAME = next(i for i, p in enumerate(POINTS) if i and p["centered"] == POINTS[0]["centered"])
 NONSENSE = {
     "no decision": ("stop", r"'stop', wanted a Decision"),
-    "a number": (3, "wanted a Decision"),
-    "no list": (rj.Decision(prune="all"), "wanted a list of points"),
+    "a number": (3, "must be a Decision"),
+    "no list": (rj.Decision(prune="all"), "must be a list of points"),
     "unknown point": (rj.Decision(prune=[99]), r"prune with \[99\]"),
     "negative": (rj.Decision(prune=[-1]), r"prune with \[-1\]"),
     "no number": (rj.Decision(prune=["a"]), r"prune with \['a'\]"),
     "all": (rj.Decision(prune=list(range(12))), "that all points are pruned"),
-    "no dict": (rj.Decision(copy=[1]), "wanted a dict"),
-    "no pair": (rj.Decision(copy={0: 1}), r"wanted \(donor, numbers\)"),
-    "unknown donor": (rj.Decision(copy={0: (99, {})}), "wanted two points that go on"),
+    "no dict": (rj.Decision(copy=[1]), "must be a dict"),
+    "no pair": (rj.Decision(copy={0: 1}), r"must be \(donor, numbers\)"),
+    "unknown donor": (rj.Decision(copy={0: (99, {})}), "must be two points that go on"),
     "stopped donor": (rj.Decision(prune=[SAME], copy={0: (SAME, {})}), "two points that go on"),
     "itself": (rj.Decision(copy={0: (0, {})}), "gives and takes"),
     "a chain": (rj.Decision(copy={0: (SAME, {}), SAME: (0, {})}), "gives and takes"),
     "structure": (rj.Decision(copy={0: (OTHER, {})}), "another static group"),
     "unknown number": (rj.Decision(copy={0: (SAME, {"lr": 1.0})}), r"some of \['rate', 'decay'\]"),
     "a flag": (rj.Decision(copy={0: (SAME, {"centered": True})}), "some of"),
-    "no float": (rj.Decision(copy={0: (SAME, {"rate": "x"})}), "wanted finite numbers"),
-    "nan": (rj.Decision(copy={0: (SAME, {"rate": float("nan")})}), "wanted finite numbers"),
+    "no float": (rj.Decision(copy={0: (SAME, {"rate": "x"})}), "must be finite numbers"),
+    "nan": (rj.Decision(copy={0: (SAME, {"rate": float("nan")})}), "must be finite numbers"),
 }
 
 
@@ -587,7 +587,7 @@ BAD = {
         lambda: sweep(scheduler=rj.PopulationBasedTraining({"lr": rj.uniform(0, 1)})),
         r"'lr', which is no number of the points",
     ),
-    "few": (lambda: sweep(points=POINTS[:6], scheduler=PBT), "at least 4 points of each structure"),
+    "few": (lambda: sweep(points=POINTS[:6], scheduler=PBT), "at least 4 points of each static group"),
 }  # fmt: skip
 
 

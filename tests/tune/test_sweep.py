@@ -689,9 +689,9 @@ def test_another_implementation_of_keys_has_other_numbers():
 
 
 SAID = {
-    "devices by name": ({"devices": "cpu"}, r"got 'cpu': jax\.devices\('cpu'\)"),
+    "devices by name": ({"devices": "cpu"}, r"got 'cpu'.*jax\.devices\('cpu'\)"),
     "devices twice": ({"devices": jax.devices()[:1] * 2}, "devices must differ"),
-    "a number of devices": ({"devices": [0]}, r"JAX devices, got \[0\]: some of jax\.devices\(\)"),
+    "a number of devices": ({"devices": [0]}, r"JAX devices, got \[0\].*jax\.devices\(\)"),
     "too many args": ({"args": (1.0,)}, r"with 1 args, but its signature is train\(hp, key\)"),
     "a word in args": ({"args": ({"a": "b"},)}, r"args\[0\]\['a'\] is 'b', a str.*close over it"),
 }
@@ -725,7 +725,7 @@ def test_an_array_instead_of_a_dict_is_called_so():
 
 
 def test_a_long_program_is_warned_of(monkeypatch):
-    monkeypatch.setattr("rmsprop_jax._tune.options.LONG_PROGRAM", 100)
+    monkeypatch.setattr("rmsprop_jax._tune.experiment_checks.LONG_PROGRAM", 100)
 
     def train(hp, key):
         loss = hp["x"]

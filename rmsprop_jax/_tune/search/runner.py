@@ -330,8 +330,9 @@ class ContinuousRunner:
         """Tell how a study trial ended, with its attributes, which the sampler's constraints may
         read."""
         table, trials = self._session.table, self._trials_of(study_trial)
-        known, spec = table.data.take(trials), self._experiment.spec
-        mean = lambda objective: float(objective.values(spec, known).mean())
+        data, spec = table.data.take(trials), self._experiment.spec
+        groups = table.groups
+        mean = lambda objective: float(objective.values(spec, data, groups).mean())
         seconds = round(time.perf_counter() - study_trial.begun, 3)
         attributes: dict[str, Any] = {"seeds": list(spec.seeds), "seconds": seconds}
         try:

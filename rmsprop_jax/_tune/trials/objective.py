@@ -45,34 +45,46 @@ class ObjectiveSpec:
             objective = {"function": getattr(self.objective, "__qualname__", kind)}
         return {"objective": objective, "mode": self.mode}
 
-    def values(self, spec: ExperimentSpec, data: TrialData) -> np.ndarray:
-        """The objective of each trial where it stands, float64."""
+    def values(
+        self, spec: ExperimentSpec, data: TrialData, groups: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Return the objective of each trial at its present step, float64.
+
+        Args:
+          spec: the experiment.
+          data: of the trials.
+          groups: for each point its static group; by default those of `spec`.
+        """
         if isinstance(self.objective, tuple):
-            each = np.array(
-                [ObjectiveSpec(one, self.mode).values(spec, data) for one in self.objective]
-            )
+            parts = [ObjectiveSpec(one, self.mode) for one in self.objective]
+            each = np.array([part.values(spec, data, groups) for part in parts])
             return np.where(np.isfinite(each).all(0), each[0], np.nan)
         if isinstance(self.objective, str):
             return data.newest.get(self.objective, data.metrics[self.objective]).astype(float)
-        objective, ends = self.objective, recorded_counts(spec, data)
+        objective, counts = self.objective, recorded_counts(spec, data, groups)
         series = {n: read_only(x) for n, x in data.metrics.items()}
         each = (
-            {n: x[i, : ends[n][i]] if n in ends else x[i] for n, x in series.items()}
+            {n: x[i, : counts[n][i]] if n in counts else x[i] for n, x in series.items()}
             for i in range(len(data.number))
         )
         return np.array([as_float(objective(one), self.name) for one in each], float)
 
 
-def recorded_counts(spec: ExperimentSpec, data: TrialData) -> dict[str, np.ndarray]:
-    """Return for each series how many values each trial has; what follows them is filled up."""
-    counts = {}
+def recorded_counts(
+    spec: ExperimentSpec, data: TrialData, groups: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Return for each series how many values each trial has; what follows them is filled up.
+
+    Args:
+      spec: the experiment.
+      data: of the trials.
+      groups: for each point its static group; by default those of `spec`.
+    """
+    groups, counts = spec.group_of() if groups is None else groups, {}
+    group = groups[data.number // len(spec.seeds)]
     for name, steps in spec.recorded_steps.items():
         lengths = np.array([metrics[name].shape[0] for metrics in spec.metrics])
-        if len(set(lengths.tolist())) == 1:  # always so in a search, where points come later
-            length = lengths[0]
-        else:
-            length = lengths[spec.group_of()[data.number // len(spec.seeds)]]
-        reached = spec.schedule.reach(length, data.steps_completed)
+        reached = spec.schedule.reach(lengths[group], data.steps_completed)
         counts[name] = np.searchsorted(steps, reached, side="right")
     return counts
 

@@ -232,7 +232,8 @@ class TrialTable:
         if isinstance(self.objective.objective, str):  # the newest value counts: copy no series
             data = data._replace(metrics=data.metrics | data.newest)
         for part in data.parts(trials):
-            self._objective[part] = self.objective.values(self.spec, data.take(part))
+            values = self.objective.values(self.spec, data.take(part), self._group)
+            self._objective[part] = values
             self._judged[part] = data.steps_completed[part]
 
     def set_failed(self, trials: np.ndarray) -> None:

@@ -359,7 +359,7 @@ def test_several_directions_are_told_and_nothing_is_pruned():
     assert one.objective == min(trial.values[0] for trial in study.trials)
     assert study.best_trials
     assert "several" not in repr(result)
-    with pytest.raises(ValueError, match="keep_states=0 or"):
+    with pytest.raises(ValueError, match="keep_states must be 0 or"):
         search(study, objective=("validation", "loss"), keep_states=2)
 
 
@@ -831,10 +831,10 @@ REFUSED = {
     "max_concurrent_trials": ({"max_concurrent_trials": 0}, "max_concurrent_trials must be an int"),
     "objective": ({"objective": "accuracy"}, "the objective is 'accuracy'"),
     "objectives": ({"objective": ("loss", "validation")}, "1 directions, and objective names 2"),
-    "steps": ({"steps": None}, "a Training needs steps"),
-    "function": ({"train": value_of}, "is for a Training"),
+    "steps": ({"steps": None}, r"steps must be .* steps=1000"),
+    "function": ({"train": value_of}, r"rj\.Training\(init, step\)"),
     "callbacks": ({"study_callbacks": print}, "study_callbacks must be a list of functions"),
-    "keep": ({"keep_states": 13}, "more than the 12 points"),
+    "keep": ({"keep_states": 13}, "keep_states must be at most .* 12"),
 }  # fmt: skip
 
 

@@ -408,7 +408,7 @@ def test_the_bar_counts_steps(capsys):
     sweep(progress=True, evaluate_every=10)
     bar = capsys.readouterr().err
     assert f"{12 * 50}/{12 * 50}" in bar
-    assert "finished 12, stopped 0, failed 0, best 0." in bar
+    assert "complete 12, pruned 0, failed 0, best 0." in bar
     assert "/600" in bar
     sweep(
         progress=True,
@@ -418,7 +418,7 @@ def test_the_bar_counts_steps(capsys):
     bar = capsys.readouterr().err
     total = 8 * 10 + 2 * 30 + 2 * 50
     assert f"{total}/{total}" in bar
-    assert "finished 2, stopped 10, failed 0" in bar
+    assert "complete 2, pruned 10, failed 0" in bar
 
 
 def test_tables_say_how_far_trials_came():
@@ -560,11 +560,11 @@ def test_a_train_state_whose_optimiser_is_of_no_trial_is_taken():
 
 
 OPTIONS = {
-    "no steps": ({}, "a Training needs steps"),
+    "no steps": ({}, r"steps must be .* steps=1000"),
     "steps 0": ({"steps": 0}, "steps must be an int of at least 1"),
     "steps 2.5": ({"steps": 2.5}, "steps must be an int"),
     "evaluate_every": ({"steps": 3, "evaluate_every": 0}, "evaluate_every must be an int"),
-    "keep_states": ({"steps": 3, "keep_states": 3}, "more than the 2 points"),
+    "keep_states": ({"steps": 3, "keep_states": 3}, "keep_states must be at most .* 2"),
     "keep_states -1": ({"steps": 3, "keep_states": -1}, 'must be 0, a whole number, or "all"'),
     "keep_states best": ({"steps": 3, "keep_states": "best"}, 'or "all", got'),
     "checkpoint_seconds": ({"steps": 3, "checkpoint_seconds": -1}, "checkpoint_seconds must be"),
@@ -595,7 +595,7 @@ def test_options_that_do_not_fit_are_refused(case):
 )
 def test_what_is_for_a_training_is_refused_for_a_function(option):
     (name,) = option
-    with pytest.raises(ValueError, match=rf"^{name} is for a Training"):
+    with pytest.raises(ValueError, match=rf"^{name} must .*rj\.Training\(init, step\)"):
         rj.sweep(lambda hp, key: {"loss": hp["x"]}, X, progress=False, **option)
 
 

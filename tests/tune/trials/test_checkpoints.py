@@ -13,7 +13,7 @@ import pytest
 import rmsprop_jax as rj
 from rmsprop_jax._tune.run import local_devices
 from rmsprop_jax._tune.run.local_devices import LocalDevices
-from rmsprop_jax._tune.storage import folder as store
+from rmsprop_jax._tune.storage.writer import FolderWriter
 from rmsprop_jax._tune.trials import host_memory as memory
 from tests.support.trainings import POINTS, SCALE, alone, noisy, plain, sweep
 from tests.tune.storage.test_store import child
@@ -131,7 +131,7 @@ def test_what_is_under_way_is_loaded_as_far_as_it_is(tmp_path, whole):
 
 
 def test_the_older_states_are_deleted_after_the_newer_are_on_disk(tmp_path, monkeypatch):
-    events, write, delete = [], store.Store.write_states, store.Store.delete
+    events, write, delete = [], FolderWriter.write_states, FolderWriter.delete
 
     def written(self, *args):
         name = write(self, *args)
@@ -143,8 +143,8 @@ def test_the_older_states_are_deleted_after_the_newer_are_on_disk(tmp_path, monk
         events.append(("delete", name))
         delete(self, name)
 
-    monkeypatch.setattr(store.Store, "write_states", written)
-    monkeypatch.setattr(store.Store, "delete", deleted)
+    monkeypatch.setattr(FolderWriter, "write_states", written)
+    monkeypatch.setattr(FolderWriter, "delete", deleted)
     sweep(points=POINTS[:1], path=tmp_path, checkpoint_seconds=0, evaluate_every=10)
     kinds = [kind for kind, _ in events]
     assert kinds[:3] == ["write", "write", "delete"]
