@@ -247,7 +247,7 @@ class Session:
         rows: Any = slice(None) if len(begun) == len(table.data.number) else begun
         data = table.data.take(rows)
         for name, steps in experiment.spec.recorded_steps.items():
-            # Of a search, which knows of groups that no point has, as many steps as its points have.
+            # A search may know static groups that no point has in the end.
             is_recorded = np.isin(steps, spec.recorded_steps[name])
             if not is_recorded.all():
                 data.metrics[name] = data.metrics[name][:, is_recorded]

@@ -6,9 +6,7 @@ import warnings
 
 def warn_caller(message: str) -> None:
     """Warn at the line outside this package that led here, from anywhere in it."""
-    level, frame = 1, sys._getframe()
-    while frame is not None and frame.f_globals.get("__name__", "").startswith(
-        ("rmsprop_jax.", "contextlib")
-    ):
+    level, frame, inner = 1, sys._getframe(), ("rmsprop_jax.", "contextlib")
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(inner):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, stacklevel=level)

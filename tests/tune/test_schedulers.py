@@ -517,7 +517,7 @@ def answer(what):
 OTHER = next(i for i, p in enumerate(POINTS) if p["centered"] != POINTS[0]["centered"])
 SAME = next(i for i, p in enumerate(POINTS) if i and p["centered"] == POINTS[0]["centered"])
 NONSENSE = {
-    "no decision": ("stop", r"'stop', wanted a Decision"),
+    "no decision": ("stop", "'stop', which must be a Decision"),
     "a number": (3, "must be a Decision"),
     "no list": (rj.Decision(prune="all"), "must be a list of points"),
     "unknown point": (rj.Decision(prune=[99]), r"prune with \[99\]"),
@@ -587,7 +587,7 @@ BAD = {
         lambda: sweep(scheduler=rj.PopulationBasedTraining({"lr": rj.uniform(0, 1)})),
         r"'lr', which is no number of the points",
     ),
-    "few": (lambda: sweep(points=POINTS[:6], scheduler=PBT), "at least 4 points of each static group"),
+    "few": (lambda: sweep(points=POINTS[:6], scheduler=PBT), "at least 4 points of each"),
 }  # fmt: skip
 
 
