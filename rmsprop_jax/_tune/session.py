@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from rmsprop_jax._tune.compile.layout import wave_bytes
 from rmsprop_jax._tune.experiment import Experiment
 from rmsprop_jax._tune.results.result import SweepResult
 from rmsprop_jax._tune.run.batch import HostStates, SegmentResult
@@ -25,6 +26,7 @@ from rmsprop_jax._tune.trials.progress import ProgressBar, report_of
 from rmsprop_jax._tune.trials.table import TrialTable
 
 MEMORY_SHARE = 0.8  # of the host's free memory, for states
+WAVES_BESIDE = 6  # their slots are partly empty at first, and one is on its way to the host
 
 
 class Session:
@@ -129,7 +131,7 @@ class Session:
         largest = max(spec.bytes for spec in self.experiment.state_specs)
         trials, seeds = len(self.table.data.number), len(self.experiment.spec.seeds)
         kept = trials if keep == "all" else min(int(keep) * seeds, trials)
-        memory = (under_way + (0 if path else kept)) * largest
+        memory = self.states_bytes(under_way, 0 if path else kept)
         free = free_bytes()
         if free is not None and memory > MEMORY_SHARE * free:
             raise ValueError(
@@ -149,6 +151,21 @@ class Session:
                 f"{need / 1e9:.3g} GB on disk, and {free / 1e9:.3g} GB are free at {there}: give a "
                 "smaller keep_states, or another path."
             )
+
+    def states_bytes(self, under_way: int, kept: int) -> int:
+        """Return the bytes of states that the host and the devices hold at most.
+
+        At a rung states go through the host, and allocators keep what they had for a while: a
+        scheduler's are counted twice.
+
+        Args:
+          under_way: how many trials are under way at once.
+          kept: how many final states are kept in memory.
+        """
+        largest = max(spec.bytes for spec in self.experiment.state_specs)
+        waves = WAVES_BESIDE * wave_bytes(self.experiment.cluster.mesh.size, largest)
+        copies = 1 if self.decisions is None else 2
+        return (copies * under_way + kept) * largest + waves
 
     def _told_final_files(self) -> FinalFiles:
         """Return where final states are on disk, or will be, on every process."""

@@ -5,6 +5,7 @@ each structure a round), notes what it holds then, and lets the kernel begin a n
 (Linux only). The figure is that peak above what it held: metrics that are returned count for 1.
 """
 
+import ast
 import contextlib
 import ctypes
 import gc
@@ -14,6 +15,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +23,7 @@ import numpy as np
 
 import rmsprop_jax as rj
 from rmsprop_jax._tune.compile import compiled as program
+from rmsprop_jax._tune.session import Session
 from tests.benchmarks.runner import header, row
 
 ROOT, CLEAR = Path(__file__).parents[2], Path("/proc/self/clear_refs")
@@ -102,15 +105,16 @@ def peak(kind: str, case: str, trials: int, steps: int, folder: str) -> int:
     return bytes_
 
 
-def peak_of_its_own_process(*case: Any) -> int:
+def of_its_own_process(function: str, *given: Any) -> Any:
+    """What a function of this module returns in a process of its own."""
     code = (
         f"import jax; jax.config.update('jax_num_cpu_devices', {jax.device_count()})\n"
-        f"from tests.benchmarks.memory import peak; print(peak(*{case}))"
+        f"from tests.benchmarks import memory; print(memory.{function}(*{given}))"
     )
     child = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, check=True, text=True
     )
-    return int(child.stdout)
+    return ast.literal_eval(child.stdout)
 
 
 def compile_all(run: Callable[..., rj.SweepResult]) -> None:
@@ -146,6 +150,50 @@ def status(name: str) -> int:
     raise RuntimeError(f"/proc/self/status has no {name}.")
 
 
+STATES = {
+    "each to its end": {},
+    "batches": {"batches": lambda t: np.float32(1.0)},
+    "halving": {"scheduler": rj.SuccessiveHalving(2, 2)},
+    "population": {"scheduler": rj.PopulationBasedTraining({"x": rj.uniform(0.1, 0.9)}, 2)},
+}
+"""Of a training with a large state. But for the first, all trials are under way at once."""
+
+
+def states_peak(order: str, trials: int, numbers: int) -> tuple[int, int]:
+    """Bytes of states above what this process held: at the peak, and as the sweep counts them."""
+    options, counted = STATES[order], []
+    points = rj.grid(x=np.linspace(0.1, 0.9, trials))
+
+    def step(hp, x, key, *batch):
+        return 0.9 * x + hp["x"], {"loss": x[0]}
+
+    training = rj.Training(lambda hp, key: jnp.full(numbers, hp["x"]), step)
+    run = lambda points: rj.sweep(
+        training, points, steps=8, evaluate_every=2, progress=False, **options
+    )
+    run(points[:4])
+    count = Session.states_bytes
+    noted = lambda *given: counted.append(count(*given)) or counted[-1]
+    held = resident()
+    start_peak()
+    with mock.patch.object(Session, "states_bytes", noted):
+        run(points)
+    return status("VmHWM") - held, counted[-1]
+
+
+def states(quick: bool):
+    trials, numbers = (8, 10_000) if quick else (48, 1_000_000)
+    yield f"\n### States of {trials} trials, {4e-6 * numbers:,.2f} MB each\n"
+    yield header("order", "peak, MB", "counted by the memory check, MB", "peak ÷ counted", "wanted")
+    for order in STATES:
+        if quick:
+            peak_, counted = states_peak(order, trials, numbers)
+        else:
+            peak_, counted = of_its_own_process("states_peak", order, trials, numbers)
+        cells = f"{peak_ / 1e6:,.0f}", f"{counted / 1e6:,.0f}", f"{peak_ / counted:.2f} ×"
+        yield row(order, *cells, "≤ 1.2 ×")
+
+
 def main(quick: bool):
     trials, steps = (20, 200) if quick else (500, 20_000)
     own = trials * steps * len(METRICS) * 4
@@ -161,7 +209,8 @@ def main(quick: bool):
         for case in CASES:
             cells = []
             for kind in KINDS:
-                measure = peak if quick else peak_of_its_own_process
-                bytes_ = measure(kind, case, trials, steps, folder)
+                given = kind, case, trials, steps, folder
+                bytes_ = peak(*given) if quick else of_its_own_process("peak", *given)
                 cells.append(f"{bytes_ / own:.2f} ×")
             yield row(case, *cells, f"≤ {AIM:.1f} ×")
+    yield from states(quick)

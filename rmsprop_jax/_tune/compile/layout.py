@@ -9,6 +9,11 @@ BUFFER_BYTES = 16 * 2**20  # on each device, for what the trials that share a ca
 MOST_BATCHES = 4096  # in one call on each device
 
 
+def wave_bytes(devices: int, trial_bytes: int) -> int:
+    """Return the bytes that the states of a wave take at most, slots that it leaves empty too."""
+    return devices * max(trial_bytes, BUFFER_BYTES)
+
+
 class DeviceLayout(NamedTuple):
     """The slots of a wave: on each device `capacity` batches of `batch_size` trials.
 

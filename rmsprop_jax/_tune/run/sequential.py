@@ -1,6 +1,7 @@
 """Waves one after another, each to its end: for trials that nothing holds up."""
 
 import collections
+import functools
 
 import jax
 
@@ -66,8 +67,8 @@ class SequentialRunner:
             is_time_up = self._session.is_time_up
             if batch.step < schedule.end and (is_time_up or checkpoints.is_due()):
                 self._drain()
-                states = self._backend.states(batch)
-                checkpoints.write([BatchStates(batch.trials, batch.step, states)])
+                fetch = functools.partial(self._backend.states, batch)
+                checkpoints.write([BatchStates(batch.trials, batch.step, fetch)])
             if is_time_up:
                 self._drain()
                 return True

@@ -1,5 +1,6 @@
 """All trials come to an evaluation step before any passes it: for schedulers, and for `batches`."""
 
+import functools
 from collections.abc import Iterator, Mapping
 
 import jax
@@ -7,7 +8,7 @@ import numpy as np
 
 from rmsprop_jax._tune.compile.group_compiler import smaller_batch
 from rmsprop_jax._tune.experiment import Experiment
-from rmsprop_jax._tune.run.batch import HostStates, NotStarted, OnDisk, OnHost, TrialBatch, rows_of
+from rmsprop_jax._tune.run.batch import NotStarted, OnDisk, OnHost, TrialBatch, rows_of
 from rmsprop_jax._tune.run.local_devices import LocalDevices
 from rmsprop_jax._tune.session import Session
 from rmsprop_jax._tune.trials.checkpoints import BatchStates
@@ -111,7 +112,9 @@ class SynchronousRunner:
         """Write the states of all trials under way, but those that did not move since."""
         self._session.checkpoints.write(
             [
-                BatchStates(batch.trials, batch.step, self._backend.states(batch))
+                BatchStates(
+                    batch.trials, batch.step, functools.partial(self._backend.states, batch)
+                )
                 for batch in self._all_batches()
                 if not isinstance(batch.states, OnDisk)
             ]
@@ -154,6 +157,9 @@ class SynchronousRunner:
     ) -> None:
         """Form full waves of the trials of a group that go on from a rung.
 
+        The states go through the host, one old wave at a time, so that the memory holds little more
+        than all of them once.
+
         Args:
           group: its number.
           rung: the step.
@@ -162,33 +168,26 @@ class SynchronousRunner:
         """
         here = [batch for batch in self._batches[group] if batch.step == rung]
         trials = np.concatenate([np.zeros(0, int), *(batch.trials for batch in here)])
-        row_of = {trial: i for i, trial in enumerate(trials.tolist())}
-        go_on = trials[~np.isin(trials, pruned)]
         sources = [donors.get(trial, trial) for trial in trials.tolist()]
-        if missing := set(sources) - row_of.keys():
+        if missing := set(sources) - set(trials.tolist()):
             raise ValueError(
                 f"trials that start again take over, after step {rung}, the states of "
                 f"{len(missing)} others, which have gone on from there. Move all rounds and "
                 "states away, so that all trials start again, or give another path."
             )
-        rows = [row_of[donors.get(trial, trial)] for trial in go_on.tolist()]
-        states, at = self._taken(here, np.array(rows, int)), 0
-        self._batches[group] = [batch for batch in self._batches[group] if batch.step != rung]
-        for batch in self._backend.form(group, go_on, np.full(len(go_on), rung)):
-            end = at + len(batch.trials)
-            batch.states, at = OnHost([leaf[at:end] for leaf in states]), end
-            self._batches[group].append(batch)
-
-    def _taken(self, batches: list[TrialBatch], rows: np.ndarray) -> HostStates:
-        """Return these rows of the states of some batches, which are left without.
-
-        One leaf at a time, so that the memory holds little more than the states twice.
-        """
-        each = []
-        for batch in batches:
-            each.append(self._backend.states(batch))
-            batch.states = NotStarted()
-        taken: HostStates = []
-        for _ in range(len(each[0]) if each else 0):
-            taken.append(np.concatenate([leaves.pop(0) for leaves in each])[rows])
-        return taken
+        go_on = trials[~np.isin(trials, pruned)]
+        formed = list(self._backend.form(group, go_on, np.full(len(go_on), rung)))
+        spec = self._experiment.state_specs[group]
+        states = [[np.empty((len(x.trials), *a.shape), a.dtype) for a in spec.data] for x in formed]
+        for old in here:
+            leaves, old.states = self._backend.states(old), NotStarted()
+            row_of = {trial: i for i, trial in enumerate(old.trials.tolist())}
+            for new, into in zip(formed, states, strict=True):
+                wanted = [row_of.get(donors.get(t, t), -1) for t in new.trials.tolist()]
+                rows = np.array(wanted, int)
+                for leaf, target in zip(leaves, into, strict=True):
+                    target[rows >= 0] = leaf[rows[rows >= 0]]
+        for batch, leaves in zip(formed, states, strict=True):
+            batch.states = OnHost(leaves)
+        others = [batch for batch in self._batches[group] if batch.step != rung]
+        self._batches[group] = others + formed

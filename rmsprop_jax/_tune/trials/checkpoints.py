@@ -1,7 +1,7 @@
 """Checkpoints: the states of trials under way, on disk; when they are written and deleted."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +18,8 @@ class BatchStates(NamedTuple):
 
     trials: np.ndarray
     step: int
-    leaves: HostStates
+    fetch: Callable[[], HostStates]
+    """Brings the states to the host; called on every process."""
 
 
 class CheckpointManager:
@@ -83,21 +84,27 @@ class CheckpointManager:
         return self._cluster.tell("whether a checkpoint is due", bool(due))
 
     def write(self, batches: Sequence[BatchStates]) -> None:
-        """Write metrics, then states, of trials under way; then delete older checkpoints."""
+        """Write metrics, then states, of trials under way; then delete older checkpoints.
 
-        def write() -> None:
-            assert self._folder is not None
-            for batch in batches:
-                self._table.commit(batch.trials)
-            for trials, step, leaves in batches:
-                form = self._spec_of(trials).form
-                name = self._folder.write_states(trials, step, leaves, form)
-                self._newest |= dict.fromkeys(trials.tolist(), Checkpoint(step, name))
-            self.delete_stale()
-
-        if self._has_folder:
-            self._cluster.on_leader(write)
+        The host holds the states of one batch at a time.
+        """
+        if not self._has_folder:
+            return
+        for batch in batches:
+            self._cluster.on_leader(lambda batch=batch: self._table.commit(batch.trials))
+        for batch in batches:
+            states = batch.fetch()
+            if self._cluster.is_leader:
+                self._write(batch, states)
+        self._cluster.on_leader(self.delete_stale)
         self._last = time.monotonic()
+
+    def _write(self, batch: BatchStates, states: HostStates) -> None:
+        """Write one file, on the leader."""
+        assert self._folder is not None
+        form = self._spec_of(batch.trials).form
+        name = self._folder.write_states(batch.trials, batch.step, states, form)
+        self._newest |= dict.fromkeys(batch.trials.tolist(), Checkpoint(batch.step, name))
 
     def delete_stale(self) -> None:
         """Delete, on the leader, checkpoints from which no trial goes on, with those that a kill
