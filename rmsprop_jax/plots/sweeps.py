@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from rmsprop_jax._tune.results.lineage import furthest
 from rmsprop_jax._tune.results.statistics import levels, mean_spread_interval
 from rmsprop_jax._tune.space.values import is_number
 from rmsprop_jax._tune.space.values import label as value_label
@@ -400,7 +401,7 @@ def _stretches(
     lines: dict[int | None, list[Any]] = {point: [] for point in (None, *ranked[::-1].tolist())}
     copies = []
     for point in np.intersect1d(result.point_index, np.flatnonzero(has)).tolist():
-        row = result._furthest(point)
+        row = furthest(result.point_index, result.steps_completed, point)
         # After an interruption a member may not have gone on since it copied.
         history = [x for x in result.history[row] if x[0] < result.steps_completed[row]]
         stops = [*(start for start, *_ in history[1:]), int(result.steps_completed[row])]

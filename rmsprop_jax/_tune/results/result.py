@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import html
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -13,6 +12,8 @@ import numpy as np
 
 from rmsprop_jax._tune.experiment_spec import FAILED, STOPPED, ExperimentSpec, TrialData
 from rmsprop_jax._tune.options import check_args
+from rmsprop_jax._tune.results.export import to_dataframe, to_html, to_xarray
+from rmsprop_jax._tune.results.lineage import Stretch, histories, path
 from rmsprop_jax._tune.results.retrain import Retrainer
 from rmsprop_jax._tune.results.statistics import (
     ABSENT,
@@ -24,9 +25,9 @@ from rmsprop_jax._tune.results.statistics import (
     paired,
     ranked,
 )
-from rmsprop_jax._tune.space.points import dataframe, hyperparameters
-from rmsprop_jax._tune.space.seeds import checked_seeds, key_of
-from rmsprop_jax._tune.space.values import is_extended, is_number, label
+from rmsprop_jax._tune.space.points import hyperparameters
+from rmsprop_jax._tune.space.seeds import key_of
+from rmsprop_jax._tune.space.values import label
 from rmsprop_jax._tune.storage import folder as store
 from rmsprop_jax._tune.training.state_spec import Kept, StateSpec
 from rmsprop_jax._tune.trials.decision_log import AppliedDecision
@@ -76,6 +77,7 @@ class SweepResult:
       metrics: for each metric an array of shape (trials,) or (trials, steps), in its own dtype.
         Where structures train for different numbers of steps, NaN follows the last of the shorter
         ones.
+      newest: for each metric an array of shape (trials,): its value where each trial stands.
       steps: for each metric that is a series, an int array of the steps of its values, from 1.
       objective: float64 array, shape (trials,): of a stopped trial where it stopped.
       failed: bool array, shape (trials,): the objective is not finite.
@@ -117,12 +119,13 @@ class SweepResult:
         self._noted = aim.noted
         self.point_index, self.seed_index = np.divmod(trials.number, len(plan.seeds))
         self.metrics, self.steps_completed = trials.metrics, trials.steps_completed
+        self.newest = trials.metrics | trials.newest
         self.rungs = plan.stages.rungs if plan.stages else ()
         self.steps = {name: plan.steps(name) for name in self.metrics if plan.has_steps(name)}
         self.objective = aim.values(plan, trials) if objective is None else objective
         self.failed, self.feasible = ~np.isfinite(self.objective), trials.feasible
         self.status = self._status()
-        self.history = lineages(plan, trials.number, decided)
+        self.history = histories(plan, trials.number, decided)
         self.compile_seconds, self.run_seconds = map(float, trials.seconds)
 
     def _status(self) -> np.ndarray:
@@ -281,18 +284,9 @@ class SweepResult:
                 "again, which runs nothing twice, and retrain what that returns."
             )
         check_args(args)
-        i, stages = self._place_of(record), self._plan.stages
-        group = self._group_number(i)
-        with retrainer.settings():
-            (seed,) = self.seeds[:1] if seed is None else checked_seeds((seed,))
-            if stages is None:
-                numbers = self._arrays(group, self.points.traced(i))
-                return retrainer.run_whole(group, numbers, seed, args)
-            path = [
-                (start, stop, self._arrays(group, numbers))
-                for start, stop, _, numbers in self._path(i, stages.steps)
-            ]
-            return retrainer.run_steps(group, path, seed, args, batches)
+        point, stages = self._place_of(record), self._plan.stages
+        stretches = None if stages is None else self._path(point, stages.steps)
+        return retrainer.run(self._plan, point, stretches, seed, args, batches)
 
     def _place_of(self, record: PointResult | dict[str, Any]) -> int:
         """Where a point stands; ValueError for one that was not tried."""
@@ -306,10 +300,6 @@ class SweepResult:
 
     def _group_number(self, point: int) -> int:
         return int(self._plan.group_of()[point])
-
-    def _arrays(self, group: int, numbers: dict[str, float]) -> dict[str, np.ndarray]:
-        dtypes = self._plan.groups[group].dtypes
-        return {name: np.asarray(numbers[name], dtype) for name, dtype in dtypes.items()}
 
     def schedule(
         self, record: PointResult | dict[str, Any]
@@ -340,32 +330,17 @@ class SweepResult:
         point = self._place_of(record)
         return [(start, stop, numbers) for start, stop, _, numbers in self._path(point)]
 
-    def _path(
-        self, point: int, end: int | None = None
-    ) -> list[tuple[int, int, int, dict[str, float]]]:
-        """The way to a point's state at a step, by default its last: from, to, whose, with which
-        numbers; over donors."""
-        path = []
-        while True:
-            row = self._furthest(point)
-            end = int(self.steps_completed[row]) if end is None else end
-            start, donor, numbers = [x for x in self.history[row] if x[0] < end][-1]
-            path.append((start, end, point, numbers))
-            if donor is None:
-                return path[::-1]
-            point, end = donor // len(self.seeds), start
-
-    def _furthest(self, point: int) -> int:
-        """Of a point's trials that which came furthest: seeds share their numbers, and differ in
-        where they stand only after an interruption.
+    def _path(self, point: int, end: int | None = None) -> list[Stretch]:
+        """Return the stretches that led to the point's state at a step, by default its last.
 
         Raises:
-          ValueError: where none began.
+          ValueError: for a point of which no trial began.
         """
-        rows = np.flatnonzero(self.point_index == point)
-        if not len(rows):
+        if point not in self.point_index:
             raise ValueError(f"{self.points[point]} was not begun when the sweep was interrupted.")
-        return int(rows[self.steps_completed[rows].argmax()])
+        return path(
+            self.history, self.point_index, self.steps_completed, len(self.seeds), point, end
+        )
 
     def state(
         self, record: PointResult | dict[str, Any], seed: int | None = None, *, like: Any = None
@@ -609,9 +584,7 @@ class SweepResult:
             interval = "one seed" if math.isnan(low) else f"{low:.4g} … {high:.4g}"
             values = [label(record.point.get(name, ABSENT)) for name in names]
             rows.append([str(i), *values, f"{record.objective:.4g}", interval])
-        cells = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
-        table = "".join(f"<tr>{row}</tr>" for row in cells)
-        return f"<p>{html.escape(repr(self))}</p><table>{table}</table>"
+        return to_html(repr(self), rows)
 
     def to_dataframe(self) -> "pandas.DataFrame":
         """A pandas DataFrame with a row a trial: the hyperparameters under their names, `seed`,
@@ -621,17 +594,7 @@ class SweepResult:
         Raises:
           ImportError: without pandas, which the extra `data` installs.
         """
-        columns: dict[str, Any] = {
-            name: [self.point_now(row).get(name) for row in range(len(self))]
-            for name in self.points.names
-        }
-        columns["seed"] = [self.seeds[i] for i in self.seed_index]
-        for name, values in self.metrics.items():
-            columns[name] = self._trials.newest.get(name, values)
-        columns |= {"objective": self.objective, "failed": self.failed}
-        if self._plan.stages:
-            columns |= {"status": self.status, "steps_completed": self.steps_completed}
-        return dataframe(columns)
+        return to_dataframe(self, with_status=self._plan.stages is not None)
 
     def to_xarray(self) -> "xarray.Dataset":
         """An xarray Dataset with the dimensions `trial` (a point), `seed` and `step`.
@@ -645,69 +608,4 @@ class SweepResult:
         Raises:
           ImportError: without xarray, which the extra `data` installs.
         """
-        try:
-            import xarray
-        except ImportError as error:
-            raise ImportError('to_xarray needs xarray: pip install "rmsprop_jax[data]"') from error
-        shape = len(self.points), len(self.seeds)
-        finished, failed = np.zeros(shape, bool), np.zeros(shape, bool)
-        finished[self.point_index, self.seed_index] = self.status != "unfinished"
-        failed[self.point_index, self.seed_index] = self.failed
-        taken = {*self.points.names, *self.metrics}
-        ours = lambda name: ours(name + "_") if name in taken else name
-
-        def table(values):
-            out = np.zeros((*shape, *values.shape[1:]), values.dtype)
-            if len(self) < finished.size or is_extended(values.dtype):  # xarray knows no bfloat16
-                out = np.full(out.shape, np.nan)
-            out[self.point_index, self.seed_index] = values
-            return out
-
-        alike = len({tuple(steps) for steps in self.steps.values()}) == 1
-        dims = {name: ours("step" if alike else f"step_{name}") for name in self.steps}
-        trial, seed = ours("trial"), "seed"
-        coordinates: dict[str, Any] = {trial: np.arange(shape[0]), seed: list(self.seeds)}
-        coordinates |= {dims[name]: steps for name, steps in self.steps.items()}
-        last = list(self.points)
-        for row, point in enumerate(self.point_index.tolist()):
-            last[point] = self.point_now(row)
-        for name in self.points.names:
-            coordinates[name] = (trial, _column([point.get(name) for point in last]))
-        data = {
-            name: ((trial, seed, *([dims[name]] if name in dims else [])), table(values))
-            for name, values in self.metrics.items()
-        }
-        data["objective"] = ((trial, seed), table(self.objective))
-        data["failed"] = ((trial, seed), failed)
-        data[ours("finished")] = ((trial, seed), finished)
-        if self._plan.stages:
-            reached, status = np.zeros(shape, int), np.full(shape, "unfinished")
-            reached[self.point_index, self.seed_index] = self.steps_completed
-            status[self.point_index, self.seed_index] = self.status
-            data |= {"steps_completed": ((trial, seed), reached), "status": ((trial, seed), status)}
-        attributes = {"objective": self.objective_name, "objective_mode": self.mode}
-        return xarray.Dataset(data, coordinates, attributes)
-
-
-def _column(values: list[Any]) -> np.ndarray:
-    """A hyperparameter as an array of numbers, bools or text; None among numbers is NaN."""
-    if all(isinstance(x, bool) for x in values):
-        return np.array(values)
-    if all(x is None or is_number(x) for x in values) and any(x is not None for x in values):
-        return np.array([np.nan if x is None else x for x in values])
-    return np.array([x if isinstance(x, str) else label(x) for x in values])
-
-
-def lineages(
-    plan: ExperimentSpec, trials: np.ndarray, decided: Sequence[AppliedDecision]
-) -> list[list[Any]]:
-    """For each of these trials its history: what it began with, and what was decided of it."""
-    found: list[list[Any]] = []
-    for trial in trials.tolist():
-        point, seed = divmod(trial, len(plan.seeds))
-        found.append([(0, None, plan.points.traced(point))])
-        for one in decided:
-            if point in one.copies:
-                donor, numbers = one.copies[point]
-                found[-1].append((one.boundary, donor * len(plan.seeds) + seed, numbers))
-    return found
+        return to_xarray(self, with_status=self._plan.stages is not None)

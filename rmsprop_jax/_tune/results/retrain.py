@@ -8,8 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from rmsprop_jax._tune.experiment_spec import ExperimentSpec
 from rmsprop_jax._tune.options import own_settings
-from rmsprop_jax._tune.space.seeds import key_of
+from rmsprop_jax._tune.results.lineage import Stretch
+from rmsprop_jax._tune.space.seeds import checked_seeds, key_of
 from rmsprop_jax._tune.training.trace import Group, check_call, check_calls
 from rmsprop_jax._tune.training.training import Train, Training, evaluation_key, stacked_batches
 
@@ -54,6 +56,37 @@ class Retrainer:
             stack.enter_context(jax.debug_nans(False))
             stack.enter_context(jax.debug_infs(False))
             yield
+
+    def run(
+        self,
+        plan: ExperimentSpec,
+        point: int,
+        stretches: Sequence[Stretch] | None,
+        seed: int | None,
+        args: tuple[Any, ...],
+        batches: Callable[[int], Any] | None,
+    ) -> Any:
+        """Train a point again.
+
+        Args:
+          plan: the sweep's.
+          point: the place of the point.
+          stretches: those that lead to the end of a `Training`; None for a function.
+          seed: of the key; by default the first of the sweep's.
+          args, batches: as the sweep got them.
+        """
+        group = int(plan.group_of()[point])
+        with self.settings():
+            (seed,) = plan.seeds[:1] if seed is None else checked_seeds((seed,))
+            if stretches is None:
+                numbers = self._arrays(group, plan.points.traced(point))
+                return self.run_whole(group, numbers, seed, args)
+            parts = [(x.start, x.stop, self._arrays(group, x.numbers)) for x in stretches]
+            return self.run_steps(group, parts, seed, args, batches)
+
+    def _arrays(self, group: int, numbers: dict[str, float]) -> Numbers:
+        dtypes = self._groups[group].dtypes
+        return {name: np.asarray(numbers[name], dtype) for name, dtype in dtypes.items()}
 
     def run_whole(self, group: int, numbers: Numbers, seed: int, args: tuple[Any, ...]) -> Any:
         """Return what a function returns, as NumPy arrays.
