@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import xarray
+from matplotlib import pyplot as plt
 
 import rmsprop_jax as rj
 from rmsprop_jax._tune.results.statistics import levels
@@ -165,10 +166,9 @@ def test_xarray_of_an_unfinished_sweep_has_nan_where_nothing_is():
     result = caught.value.result
     data = result.to_xarray()
     assert data.step.values.tolist() == [3, 4]
-    assert data.finished.values.sum() == len(result) < 30
+    assert data.finished.values.sum() == (result.status != "unfinished").sum() < len(result) == 30
     assert data.finished.values[0, 0]
     assert not data.finished.values[-1].any()
-    assert np.isnan(data.n.values[-1]).all()
     assert data.half.values[0, 0] == 1.0
 
 
@@ -400,7 +400,8 @@ FOUR = rj.grid(rate=[1.0, 2.0, 4.0, 8.0])
 
 
 def adding(**options):
-    return rj.sweep(ADDS, FOUR, steps=10, evaluate_every=3, progress=False, **options)
+    options = {"steps": 10, "evaluate_every": 3, "progress": False} | options
+    return rj.sweep(ADDS, FOUR, **options)
 
 
 def test_the_schedule_of_a_member_led_to_its_state():
@@ -438,7 +439,7 @@ def test_a_sweep_of_which_nothing_finished_has_no_best():
         with pytest.raises(rj.SweepInterrupted) as caught:
             adding(callback=stop, devices=devices)
         result = caught.value.result
-        with pytest.raises(ValueError, match=r"of \d trials 0 failed.*none finished\.$"):
+        with pytest.raises(ValueError, match=r"of \d trials 0 failed.*none is complete\.$"):
             result.best()
         assert result._repr_html_().count("<tr>") == 1
     with pytest.raises(ValueError, match=r"\{'rate': 8.0\} was not begun"):
@@ -476,3 +477,174 @@ def test_an_exception_of_a_callback_is_pickled_with_the_result(error):
     assert str(other) == str(error)
     assert other.__notes__ == caught.value.__notes__
     np.testing.assert_array_equal(other.result.objective, caught.value.result.objective)
+
+
+# Every trial that the call asked for is a row, whether it began or not.
+
+ONE_DEVICE = {"devices": jax.devices()[:1], "batch_size": 1}
+
+
+def stop_at(count):
+    """A callback that is a Ctrl-C at its so-manieth call."""
+    calls = itertools.count(1)
+
+    def callback(report):
+        if next(calls) == count:
+            raise KeyboardInterrupt
+
+    return callback
+
+
+def cut_off(call, count):
+    """What there is of a call that is interrupted at its so-manieth wave."""
+    with pytest.raises(rj.SweepInterrupted) as caught:
+        call(callback=stop_at(count), **ONE_DEVICE)
+    return caught.value.result
+
+
+def assert_rows(result, points, seeds):
+    """One row for each trial, in order; those that have not begun are empty, and nothing counts
+    them."""
+    count = len(points) * len(seeds)
+    assert len(result) == count
+    assert result.point_index.tolist() == [i for i in range(len(points)) for _ in seeds]
+    assert result.seed_index.tolist() == [j for _ in points for j in range(len(seeds))]
+    waiting = result.steps_completed == 0
+    assert waiting.any()
+    assert not waiting.all()
+    assert set(result.status[waiting]) == {"unfinished"}
+    assert np.isnan(result.objective[waiting]).all()
+    assert not result.failed[waiting].any()
+    np.testing.assert_array_equal(result.failed, result.status == "failed")
+    assert result.feasible[waiting].all()
+    for values in result.metrics.values():
+        assert len(values) == count
+        empty = np.isnan(values[waiting]) if values.dtype.kind == "f" else values[waiting] == 0
+        assert empty.all()
+    assert all(len(result.history[row]) == 1 for row in np.flatnonzero(waiting))
+    assert not result.is_complete
+    assert f" of {count} trials complete" in repr(result)
+    assert f"{(result.status == 'unfinished').sum()} unfinished" in repr(result)
+    table = result.to_dataframe()
+    assert len(table) == count
+    assert table["objective"][waiting].isna().all()
+    never = [i for i in range(len(points)) if waiting.reshape(len(points), -1)[i].all()]
+    with pytest.raises(ValueError, match="not begun"):
+        result.schedule(points[never[0]])
+    assert np.isnan(result.by_point()[never]).all()
+    assert not set(never) & set(result.ranked().tolist())
+    with pytest.raises(ValueError, match="share no seed"):
+        result.compare(points[never[0]], points[0])
+
+
+@pytest.mark.parametrize(
+    "objective", ["loss", lambda m: m["loss"][-1] + m["n"]], ids=["metric", "function"]
+)
+def test_a_function_that_was_interrupted_has_a_row_for_each_trial(objective, tmp_path):
+    call = lambda **more: sweep(objective=objective, path=tmp_path, **more)
+    found = cut_off(call, 7)
+    loaded = rj.SweepResult.load(tmp_path, objective=objective)
+    whole = sweep(objective=objective)
+    assert whole.is_complete
+    for result in (found, loaded, found.rescored(objective), pickle.loads(pickle.dumps(loaded))):
+        assert_rows(result, POINTS, SEEDS)
+        begun = result.steps_completed > 0
+        assert begun.sum() >= 7
+        np.testing.assert_array_equal(result.objective[begun], whole.objective[begun])
+        assert set(result.status[begun]) <= {"complete", "failed"}
+    found.save(tmp_path / "saved")
+    again = rj.SweepResult.load(tmp_path / "saved", objective=objective)
+    assert_rows(again, POINTS, SEEDS)
+    np.testing.assert_array_equal(again.objective, found.objective)
+    assert sweep(objective=objective, path=tmp_path).is_complete
+    assert rj.SweepResult.load(tmp_path, objective=objective).is_complete
+
+
+SCHEDULERS = {
+    "none": None,
+    "halving": rj.SuccessiveHalving(2, 3),
+    "population": rj.PopulationBasedTraining(
+        {"rate": rj.uniform(1.0, 8.0)}, perturbation_interval=3, quantile_fraction=0.5
+    ),
+}
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_a_training_that_was_interrupted_has_a_row_for_each_trial(scheduler, tmp_path):
+    more = {"scheduler": SCHEDULERS[scheduler], "path": tmp_path, "checkpoint_seconds": 0}
+    call = lambda **options: adding(seeds=[3, 5], **more | options)
+    found = cut_off(call, 3)
+    assert_rows(found, FOUR, [3, 5])
+    if scheduler == "none":
+        assert_rows(rj.SweepResult.load(tmp_path), FOUR, [3, 5])
+    assert rj.plots.curves(found, "loss").lines
+    plt.close("all")
+    whole = call()
+    assert whole.is_complete
+    assert set(whole.status) == ({"complete", "pruned"} if scheduler == "halving" else {"complete"})
+
+
+@pytest.mark.parametrize("scheduler", ["halving", "population"])
+def test_a_loaded_sweep_with_a_scheduler_says_what_is_left(scheduler, tmp_path):
+    """Interrupted after the first rung, where all trials have begun."""
+    more = {"scheduler": SCHEDULERS[scheduler], "path": tmp_path, "checkpoint_seconds": 0}
+    call = lambda **options: adding(seeds=[3, 5], **more | options)
+    found = cut_off(call, 6)
+    for result in (found, rj.SweepResult.load(tmp_path)):
+        assert len(result) == 8
+        assert not result.is_complete
+        pruned = 4 if scheduler == "halving" else 0
+        assert result.status.tolist() == ["unfinished"] * (8 - pruned) + ["pruned"] * pruned
+        assert result.is_population == (scheduler == "population")
+    (lost,) = tmp_path.glob("round-*")
+    lost.unlink()  # the pruned trials are to run again, too
+    loaded = rj.SweepResult.load(tmp_path)
+    assert set(loaded.status) == {"unfinished"}
+    assert not loaded.is_complete
+
+
+def test_a_finite_trial_is_pruned_and_its_failed_sibling_has_failed(tmp_path):
+    """x = 3 is the worst, and seed 1 of x = 2 is not finite: the scheduler ends both points."""
+
+    def step(hp, key_data, key):
+        fails = (hp["x"] == 2) & (key_data == 1)
+        return key_data, {"loss": jnp.where(fails, jnp.nan, hp["x"])}
+
+    training = rj.Training(
+        lambda hp, key: jnp.where(jnp.all(key == jax.random.fold_in(jax.random.key(1), 0)), 1, 0),
+        step,
+    )
+    run = lambda path: rj.sweep(
+        training, rj.grid(x=[1.0, 2.0, 3.0]), steps=4, seeds=2, path=path, progress=False,
+        scheduler=rj.SuccessiveHalving(3, 2),
+    )  # fmt: skip
+    for result in (run(tmp_path), rj.SweepResult.load(tmp_path), run(tmp_path)):
+        assert result.status.tolist() == ["complete"] * 2 + ["pruned", "failed"] + ["pruned"] * 2
+        assert result.failed.tolist() == [False, False, False, True, False, False]
+        assert result.is_complete
+
+
+def test_a_trial_under_way_has_not_failed_though_its_objective_is_not_finite():
+    """Its last step may bring a number."""
+    step = lambda hp, t, key: (t + 1, {"loss": jnp.where(t < 9, jnp.nan, hp["rate"])})
+    late = rj.Training(lambda hp, key: 0, step)
+    run = lambda **options: rj.sweep(late, FOUR, steps=10, evaluate_every=3, **options)
+    found = cut_off(lambda **options: run(progress=False, **options), 2)
+    assert set(found.status) == {"unfinished"}
+    assert not found.failed.any()
+    assert np.isnan(found.objective).all()
+    whole = run(progress=False)
+    assert set(whole.status) == {"complete"}
+    assert whole.is_complete
+
+
+def test_more_steps_than_a_sweep_has_run_are_left_to_run(tmp_path):
+    """A trial that the longer call has not moved is complete, and the sweep is not."""
+    call = lambda **options: adding(path=tmp_path, keep_states="all", **options)
+    assert call().is_complete
+    with pytest.raises(rj.SweepInterrupted) as caught:
+        call(steps=20, callback=stop_at(4), checkpoint_seconds=0, **ONE_DEVICE)
+    for result in (caught.value.result, rj.SweepResult.load(tmp_path)):
+        assert set(result.status) == {"unfinished", "complete"} or result.steps_completed[0] == 20
+        assert not result.is_complete
+    assert call(steps=20).is_complete

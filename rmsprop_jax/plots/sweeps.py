@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from rmsprop_jax._tune.results.lineage import furthest
+from rmsprop_jax._tune.results.lineage import most_advanced
 from rmsprop_jax._tune.results.statistics import levels, mean_spread_interval
 from rmsprop_jax._tune.space.values import is_number
 from rmsprop_jax._tune.space.values import label as value_label
@@ -347,7 +347,7 @@ def _outcomes(result: "SweepResult", among: Any = True) -> _Outcomes:
     """What these points came to."""
     ranked, values, way = result.ranked(), result.means(), "complete"
     if not len(ranked):
-        counts = (result.status == "unfinished") & ~result.failed
+        counts = (result.status == "unfinished") & np.isfinite(result.objective)
         points, way = result.point_index[counts], "unfinished"
         count = np.bincount(points, minlength=len(values))
         total = np.bincount(points, result.objective[counts], len(values))
@@ -400,8 +400,10 @@ def _stretches(
                     came.setdefault((member, at), point)
     lines: dict[int | None, list[Any]] = {point: [] for point in (None, *ranked[::-1].tolist())}
     copies = []
-    for point in np.intersect1d(result.point_index, np.flatnonzero(has)).tolist():
-        row = furthest(result.point_index, result.steps_completed, point)
+    begun = np.unique(result.point_index[result.steps_completed > 0])
+    for point in np.intersect1d(begun, np.flatnonzero(has)).tolist():
+        rows = np.flatnonzero(result.point_index == point)
+        row = int(rows[most_advanced(result.steps_completed[rows])])
         # After an interruption a member may not have gone on since it copied.
         history = [x for x in result.history[row] if x[0] < result.steps_completed[row]]
         stops = [*(start for start, *_ in history[1:]), int(result.steps_completed[row])]
@@ -419,8 +421,9 @@ def _stretches(
 def _standing(result: "SweepResult") -> np.ndarray:
     """How each point stands, as that of its seeds which came furthest; "" where none began."""
     found = np.full(len(result.points), "", result.status.dtype)
+    begun = result.steps_completed > 0
     for way in reversed(WAYS):
-        found[result.point_index[result.status == way]] = way
+        found[result.point_index[begun & (result.status == way)]] = way
     return found
 
 
@@ -428,9 +431,10 @@ def _alike(result: "SweepResult") -> list[tuple[tuple[str, int, int], list[int]]
     """The trials that are one line, with how they ended, their point, and where they stand: the
     seeds of a point that are alike in these, and each failed trial by itself; the failed last."""
     found: dict[tuple[Any, ...], list[int]] = {}
-    ways = np.where(result.failed, "failed", result.status)
-    for trial, key in enumerate(zip(ways, result.point_index, result.steps_completed, strict=True)):
-        found.setdefault((*key, trial if key[0] == "failed" else -1), []).append(trial)
+    for trial in np.flatnonzero(result.steps_completed > 0).tolist():
+        columns = (result.status, result.point_index, result.steps_completed)
+        way, point, step = (column[trial].item() for column in columns)
+        found.setdefault((way, point, step, trial if way == "failed" else -1), []).append(trial)
     return sorted(((key[:3], x) for key, x in found.items()), key=lambda x: WAYS.index(x[0][0]))
 
 

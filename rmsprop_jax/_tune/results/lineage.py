@@ -33,56 +33,52 @@ class Stretch(NamedTuple):
     """Its traced hyperparameters."""
 
 
-def histories(
-    plan: ExperimentSpec, trials: np.ndarray, decided: Sequence[AppliedDecision]
-) -> list[list[Change]]:
-    """Return the changes of each of these trials, in order."""
-    found: list[list[Change]] = []
-    for trial in trials.tolist():
-        point, seed = divmod(trial, len(plan.seeds))
-        found.append([Change(0, None, plan.points.traced(point))])
-        for decision in decided:
-            if point in decision.copies:
-                donor, numbers = decision.copies[point]
-                donor = donor * len(plan.seeds) + seed
-                found[-1].append(Change(decision.boundary, donor, numbers))
+def histories(plan: ExperimentSpec, decided: Sequence[AppliedDecision]) -> list[list[Change]]:
+    """Return the changes of each trial, in order."""
+    seeds = len(plan.seeds)
+    found = [
+        [Change(0, None, plan.points.traced(point))]
+        for point in range(len(plan.points))
+        for _ in range(seeds)
+    ]
+    for decision in decided:
+        for point, (donor, numbers) in decision.copies.items():
+            for seed in range(seeds):
+                change = Change(decision.boundary, donor * seeds + seed, numbers)
+                found[point * seeds + seed].append(change)
     return found
 
 
 def path(
-    history: Sequence[Sequence[Change]],
-    point_index: np.ndarray,
+    history: Sequence[Sequence[tuple[int, int | None, dict[str, float]]]],
     steps_completed: np.ndarray,
-    seeds: int,
     point: int,
     end: int | None = None,
 ) -> list[Stretch]:
     """Return the stretches that led to the state of a point at a step, in order, over its donors.
 
     Args:
-      history: the changes of each trial of a result.
-      point_index: int array: the point of each trial.
-      steps_completed: int array: the steps that each trial has run.
-      seeds: how many the sweep has.
+      history: the changes of each trial, as `histories` returns them.
+      steps_completed: int array, shape (points, seeds): the steps that each trial has run.
       point: the place of the point.
       end: the step; by default the last that the point has run.
     """
     found: list[Stretch] = []
+    seeds = steps_completed.shape[1]
     while True:
-        row = furthest(point_index, steps_completed, point)
-        end = int(steps_completed[row]) if end is None else end
-        start, donor, numbers = [change for change in history[row] if change.start < end][-1]
+        seed = most_advanced(steps_completed[point])
+        end = int(steps_completed[point, seed]) if end is None else end
+        *_, (start, donor, numbers) = (x for x in history[point * seeds + seed] if x[0] < end)
         found.append(Stretch(start, end, point, numbers))
         if donor is None:
             return found[::-1]
         point, end = donor // seeds, start
 
 
-def furthest(point_index: np.ndarray, steps_completed: np.ndarray, point: int) -> int:
-    """Return the row of the point's most advanced trial.
+def most_advanced(steps_completed: np.ndarray) -> int:
+    """Return the seed that has run the most steps.
 
     The seeds of a point share their numbers, and have run different numbers of steps only after an
     interruption.
     """
-    rows = np.flatnonzero(point_index == point)
-    return int(rows[steps_completed[rows].argmax()])
+    return int(steps_completed.argmax())

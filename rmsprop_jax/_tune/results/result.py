@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -10,11 +11,22 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from rmsprop_jax._tune.experiment_spec import FAILED, STOPPED, ExperimentSpec, TrialData
+from rmsprop_jax._tune.experiment_spec import ExperimentSpec, TrialData
 from rmsprop_jax._tune.options import check_args
 from rmsprop_jax._tune.results.export import to_dataframe, to_html, to_xarray
 from rmsprop_jax._tune.results.lineage import Stretch, histories, path
 from rmsprop_jax._tune.results.retrain import Retrainer
+from rmsprop_jax._tune.results.rows import (
+    COMPLETE,
+    FAILED,
+    PRUNED,
+    STATUSES,
+    UNFINISHED,
+    all_rows,
+    last_steps,
+    objectives,
+    statuses,
+)
 from rmsprop_jax._tune.results.statistics import (
     ABSENT,
     Comparison,
@@ -67,7 +79,12 @@ class PointResult:
 
 
 class SweepResult:
-    """The finished trials of a sweep, in the order of the points, then the seeds.
+    """The trials of a sweep: one row each, in the order of the points, then the seeds.
+
+    Each trial that the call asked for has a row, whether it has begun or not; of a loaded folder,
+    each trial that its last call asked for; of a search, each that the study was asked for. What
+    has not begun has a NaN objective, no values, and no place in `best`, `top`, `compare`,
+    `sensitivity`, or a picture.
 
     Attributes:
       points: what was tried, `Points`.
@@ -79,17 +96,16 @@ class SweepResult:
         ones.
       newest: for each metric an array of shape (trials,): its value where each trial stands.
       steps: for each metric that is a series, an int array of the steps of its values, from 1.
-      objective: float64 array, shape (trials,): of a stopped trial where it stopped.
-      failed: bool array, shape (trials,): the objective is not finite.
-      status: array of text, shape (trials,): "complete", "pruned" by a scheduler, "failed" (the
-        objective is not finite; or a scheduler ended the point of which a seed had failed), and
-        "unfinished", after an interruption.
+      objective: float64 array, shape (trials,): the objective at the trial's last step so far; NaN
+        for a trial that has not begun.
+      failed: bool array, shape (trials,): `status == "failed"`.
+      status: array of text, shape (trials,). "unfinished": the trial is under way, or has not
+        begun. A trial that has ended is "failed" where its own objective is not finite, else
+        "pruned" by a scheduler or pruner, or "complete".
       feasible: bool array, shape (trials,): False where a constraint of the study's sampler is
         violated, for all seeds of the point; True of a sweep.
-      steps_completed: int array, shape (trials,): the steps that each trial has run; 1 of a
-        function.
-      history: for each trial its lineage, a list of (from step, donor's trial or None, numbers);
-        one entry, where no scheduler changed it.
+      steps_completed: int array, shape (trials,): the steps that each trial has run; 0 before it
+        begins; 1 of a function that has run.
       rungs: the steps at which a scheduler was to decide, a tuple; empty without one.
       objective_name: the metric or the function that was the objective.
       mode: "min" or "max".
@@ -108,40 +124,45 @@ class SweepResult:
         decided: Sequence[AppliedDecision] = (),
         kept: Kept | None = None,
     ):
-        if (np.diff(trials.number) < 0).any():
-            order = np.argsort(trials.number)
-            trials = trials.take(order)
-            objective = None if objective is None else objective[order]
-        self._plan, self._trials, self._retrainer, self._kept = plan, trials, retrainer, kept
-        self._decided = decided
+        rows = all_rows(plan, trials)
+        self._plan, self._trials, self._retrainer, self._kept = plan, rows, retrainer, kept
+        self._decided, self._noted = tuple(decided), aim.noted
+        self._last_numbers: dict[int, dict[str, float]] = {}
+        for decision in decided:
+            self._last_numbers |= {i: numbers for i, (_, numbers) in decision.copies.items()}
         self.points, self.seeds, self.mode = plan.points, plan.seeds, aim.mode
         self.objective_name, self._several = aim.name, isinstance(aim.objective, tuple)
-        self._noted = aim.noted
-        self.point_index, self.seed_index = np.divmod(trials.number, len(plan.seeds))
-        self.metrics, self.steps_completed = trials.metrics, trials.steps_completed
-        self.newest = trials.metrics | trials.newest
+        self.point_index, self.seed_index = np.divmod(rows.number, len(plan.seeds))
+        self.metrics, self.steps_completed = rows.metrics, rows.steps_completed
+        self.newest = rows.metrics | rows.newest
         self.rungs = plan.stages.rungs if plan.stages else ()
         self.steps = {name: plan.steps(name) for name in self.metrics if plan.has_steps(name)}
-        self.objective = aim.values(plan, trials) if objective is None else objective
-        self.failed, self.feasible = ~np.isfinite(self.objective), trials.feasible
-        self.status = self._status()
-        self.history = histories(plan, trials.number, decided)
-        self.compile_seconds, self.run_seconds = map(float, trials.seconds)
+        if objective is None:
+            self.objective = objectives(plan, rows, aim)
+        else:
+            self.objective = np.full(len(rows.number), np.nan)
+            self.objective[trials.number] = objective
+            self.objective[rows.steps_completed == 0] = np.nan
+        self._last_steps = last_steps(plan, rows, decided)
+        self.status = statuses(rows, self.objective, self._last_steps)
+        self.failed, self.feasible = self.status == "failed", rows.feasible
+        self.compile_seconds, self.run_seconds = map(float, rows.seconds)
 
-    def _status(self) -> np.ndarray:
-        end = self._trials.asked
-        ways = {
-            "failed": self._trials.stopped == FAILED,
-            "pruned": (self._trials.stopped == STOPPED) & ~self.failed,
-            "unfinished": (self._trials.stopped == 0) & (self.steps_completed < end),
-            "complete": (self.steps_completed >= end) & ~self.failed,
-        }
-        return np.select(list(ways.values()), list(ways), "failed")
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is left to run: each trial ran to the last step, or was pruned."""
+        return bool((self.steps_completed >= self._last_steps).all())
+
+    @functools.cached_property
+    def history(self) -> Sequence[Sequence[tuple[int, int | None, dict[str, float]]]]:
+        """For each trial its changes, a list of (from step, the donor's trial or None, the traced
+        hyperparameters from then on). One entry, where the trial copied no other."""
+        return histories(self._plan, self._decided)
 
     @property
     def is_population(self) -> bool:
         """Whether trials copied others, so that their numbers changed on the way."""
-        return any(len(lineage) > 1 for lineage in self.history)
+        return bool(self._last_numbers)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without `train`, which is any function: a copy in another process cannot `retrain`."""
@@ -207,9 +228,10 @@ class SweepResult:
         folder = store.FolderWriter(path, self._plan, self._noted)
         try:
             columns = {n: slice(None) for n in self.metrics if self._plan.has_steps(n)}
-            folder.write(self._trials, columns)
-            for one in self._decided:
-                folder.write_decision(one.encode())
+            begun = self.steps_completed > 0
+            folder.write(self._trials if begun.all() else self._trials.take(begun), columns)
+            for decision in self._decided:
+                folder.write_decision(decision.encode())
             for trial in self._kept.trials() if self._kept else ():
                 self._save_state(folder, trial)
         finally:
@@ -220,8 +242,8 @@ class SweepResult:
         found = self._kept.get(trial, self._group_number(trial // len(self.seeds)))
         if found is not None:
             leaves, form, _ = found
-            reached = self.steps_completed[self._trials.number == trial][0]
-            folder.keep_state(trial, int(reached), [x[None] for x in leaves], form)
+            reached = int(self.steps_completed[trial])
+            folder.keep_state(trial, reached, [x[None] for x in leaves], form)
 
     def rescored(self, objective: Objective, mode: str | None = None) -> "SweepResult":
         """The same trials under another objective.
@@ -328,19 +350,14 @@ class SweepResult:
           [(0, 1, {'x': 2.0})]
         """
         point = self._place_of(record)
+        if not (self.steps_completed[self.point_index == point] > 0).any():
+            raise ValueError(f"{self.points[point]} was not begun when the sweep was interrupted.")
         return [(start, stop, numbers) for start, stop, _, numbers in self._path(point)]
 
     def _path(self, point: int, end: int | None = None) -> list[Stretch]:
-        """Return the stretches that led to the point's state at a step, by default its last.
-
-        Raises:
-          ValueError: for a point of which no trial began.
-        """
-        if point not in self.point_index:
-            raise ValueError(f"{self.points[point]} was not begun when the sweep was interrupted.")
-        return path(
-            self.history, self.point_index, self.steps_completed, len(self.seeds), point, end
-        )
+        """Return the stretches that led to the point's state at a step, by default its last."""
+        table = self.steps_completed.reshape(len(self.points), len(self.seeds))
+        return path(self.history, table, point, end)
 
     def state(
         self, record: PointResult | dict[str, Any], seed: int | None = None, *, like: Any = None
@@ -392,22 +409,18 @@ class SweepResult:
 
     def point_now(self, row: int) -> dict[str, Any]:
         """A trial's hyperparameters, as they were last."""
-        return self.points[int(self.point_index[row])] | self.history[row][-1][2]
+        point = int(self.point_index[row])
+        return self.points[point] | self._last_numbers.get(point, {})
 
     def __len__(self) -> int:
         return len(self.objective)
 
     def __repr__(self) -> str:
-        said = f"{len(self)} of {self._plan.trials} trials"
-        if self._plan.stages:
-            count = {name: int((self.status == name).sum()) for name in ("pruned", "unfinished")}
-            said = (
-                f"{int((self.status == 'complete').sum())} of {self._plan.trials} trials complete"
-            )
-            said += "".join(f", {n} {name}" for name, n in count.items() if n)
-        failed = int((self.status == "failed").sum())
+        count = {name: int((self.status == name).sum()) for name in STATUSES}
+        others = "".join(f", {count[name]} {name}" for name in (PRUNED, UNFINISHED) if count[name])
         return (
-            f"SweepResult({said}, {failed} failed; compiled in {self.compile_seconds:.1f} s, "
+            f"SweepResult({count[COMPLETE]} of {len(self)} trials complete{others}, "
+            f"{count[FAILED]} failed; compiled in {self.compile_seconds:.1f} s, "
             f"ran {self.run_seconds:.1f} s)"
         )
 
@@ -468,7 +481,7 @@ class SweepResult:
             raise ValueError(f"mode={mode!r} without by: name the objective that it is for.")
         table, ranked = self.by_point(), self.ranked()
         if not len(ranked):
-            count = {name: int((self.status == name).sum()) for name in ("failed", "pruned")}
+            count = {name: int((self.status == name).sum()) for name in STATUSES}
             if count["pruned"] == len(self) > 0:
                 raise ValueError(
                     f"no best point: all {len(self)} trials were pruned. What other calls on the "
@@ -476,7 +489,8 @@ class SweepResult:
                 )
             raise ValueError(
                 f"no best point: of {len(self)} trials {count['failed']} failed (their objective "
-                f"is not finite), {count['pruned']} were pruned, and none finished."
+                f"is not finite), {count['pruned']} were pruned, {count['unfinished']} are "
+                "unfinished, and none is complete."
                 + " Try smaller learning rates."
                 * (count["failed"] > 0)
             )
