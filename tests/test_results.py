@@ -22,6 +22,7 @@ from rmsprop_jax._tune.training import fingerprint
 
 POINTS = rj.grid(x=[1.0, 2.0, 3.0], kind=["a", "b"], same=[5])
 SEEDS = [0, 1, 2, 3, 4]
+ONE_DEVICE = {"devices": jax.devices()[:1], "batch_size": 1}
 
 
 def train(hp, key):
@@ -68,6 +69,23 @@ def test_the_interval_is_students(result):
     four = np.delete(objectives(result, x=3.0, kind="a"), 1)
     expected = scipy.stats.ttest_1samp(four, 0.0).confidence_interval(0.95)
     np.testing.assert_allclose(failing.ci95, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("nearly", [0.0, 1e-16])
+def test_seeds_that_are_equal_or_nearly_have_an_interval_of_no_width(nearly):
+    """And are compared without a warning, which SciPy's test gives of a loss of precision."""
+    values = iter(np.repeat([2.0, 3.0], 4) + nearly * np.tile([0, 1, 4, 8], 2))
+    found = sweep(
+        rj.grid(x=[1.0, 2.0]), seeds=4, f=lambda hp, key: {"a": hp["x"] * jax.random.normal(key)},
+        objective=lambda metrics: 0.0 if not metrics["a"] else next(values), **ONE_DEVICE,
+    )  # fmt: skip
+    best, other = found.top()
+    assert best.ci95 == pytest.approx((2.0, 2.0), rel=1e-12)
+    assert (best.std == 0) == (nearly == 0)
+    lead = found.compare(best, other)
+    assert (lead.difference, *lead.ci95) == pytest.approx((-1.0,) * 3, rel=1e-12)
+    assert lead.p_value == pytest.approx(0.0, abs=1e-12)
+    assert found.compare(best, best).p_value == 1.0
 
 
 def test_one_seed_has_no_interval():
@@ -480,8 +498,6 @@ def test_an_exception_of_a_callback_is_pickled_with_the_result(error):
 
 
 # Every trial that the call asked for is a row, whether it began or not.
-
-ONE_DEVICE = {"devices": jax.devices()[:1], "batch_size": 1}
 
 
 def stop_at(count):

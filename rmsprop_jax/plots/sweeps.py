@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from rmsprop_jax._tune.results.lineage import most_advanced
-from rmsprop_jax._tune.results.statistics import levels, mean_spread_interval
+from rmsprop_jax._tune.results.statistics import levels, mean_std_ci95
 from rmsprop_jax._tune.space.values import is_number
 from rmsprop_jax._tune.space.values import label as value_label
 from rmsprop_jax._tune.trials.objective import kept_values
@@ -314,9 +314,7 @@ def sensitivity(result: "SweepResult", name: str, *, ax: "Axes | None" = None) -
     best = best[best >= 0]
     bars = [
         interval[1] - mean
-        for mean, _, interval in (
-            mean_spread_interval(row[np.isfinite(row)]) for row in table[best]
-        )
+        for mean, _, interval in (mean_std_ci95(row[np.isfinite(row)]) for row in table[best])
     ]
     axes.errorbar(
         place[best], means[best], np.nan_to_num(bars), fmt="-o", color="#0072b2", capsize=3,

@@ -32,7 +32,7 @@ from rmsprop_jax._tune.results.statistics import (
     Comparison,
     Level,
     levels,
-    mean_spread_interval,
+    mean_std_ci95,
     means,
     paired,
     ranked,
@@ -500,7 +500,7 @@ class SweepResult:
                 hyperparameters(self.points, int(i)),
                 self.points[int(i)],
                 keys,
-                *mean_spread_interval(table[i][np.isfinite(table[i])]),
+                *mean_std_ci95(table[i][np.isfinite(table[i])]),
                 int(i),
             )
             for i in ranked[:n]
