@@ -664,3 +664,125 @@ def test_more_steps_than_a_sweep_has_run_are_left_to_run(tmp_path):
         assert set(result.status) == {"unfinished", "complete"} or result.steps_completed[0] == 20
         assert not result.is_complete
     assert call(steps=20).is_complete
+
+
+# Which values were measured.
+
+COUNTS = rj.Training(
+    lambda hp, key: jnp.int32(0),
+    lambda hp, t, key: (
+        t + 1,
+        {
+            "loss": jnp.where(t == 1, jnp.nan, hp["rate"]),
+            "count": jnp.int32(t + 1),
+            "even": t % 2 == 1,
+            "small": jnp.int4(t + 1 - 8 * ((t + 1) // 8)),
+        },
+    ),
+    lambda hp, t, key: {"score": jnp.uint8(t)},
+)
+
+
+def counting(**options):
+    options = {"steps": 10, "evaluate_every": 3, "progress": False} | options
+    return rj.sweep(COUNTS, FOUR, **options)
+
+
+def assert_valid(result):
+    """Values up to each trial's step are valid, NaN or not, and no others."""
+    for name, values in result.metrics.items():
+        valid, at = result.valid[name], result.steps[name]
+        assert valid.dtype == bool
+        assert valid.shape == values.shape
+        expected = at[None] <= result.steps_completed[:, None]
+        np.testing.assert_array_equal(valid, expected)
+    for name, kind in {"count": "int32", "even": "bool", "small": "int4", "score": "uint8"}.items():
+        assert result.metrics[name].dtype == kind
+    t = np.broadcast_to(result.steps["count"], result.metrics["count"].shape)
+    valid = result.valid["count"]
+    np.testing.assert_array_equal(result.metrics["count"][valid], t[valid])
+    np.testing.assert_array_equal(np.isnan(result.metrics["loss"][valid]), t[valid] == 2)
+
+
+@pytest.mark.parametrize("every", [1, 2, 4])
+def test_values_of_pruned_trials_are_told_from_zeros(every, tmp_path):
+    call = lambda **options: counting(
+        scheduler=rj.SuccessiveHalving(2, 5), record_every=every, **options
+    )
+    for result in (call(path=tmp_path), rj.SweepResult.load(tmp_path)):
+        assert result.status.tolist() == ["complete", "complete", "pruned", "pruned"]
+        assert_valid(result)
+        table = result.to_dataframe()  # all trials have begun, so that each has a last value
+        assert table["count"].tolist() == [10, 10, 5, 5]
+        assert table["count"].dtype == np.int32
+        assert table["even"].dtype == bool
+        data = result.to_xarray()
+        step = result.steps["count"]
+        last = data.steps_completed.values.reshape(-1)
+        expected = np.where(step <= last[:, None], step, np.nan)
+        np.testing.assert_array_equal(data["count"].values[:, 0], expected)
+        even = np.where(step <= last[:, None], step % 2 == 0, np.nan)
+        np.testing.assert_array_equal(data["even"].values[:, 0], even)
+        np.testing.assert_array_equal(
+            np.isnan(data["score"].values[:, 0]), result.steps["score"] > last[:, None]
+        )
+    whole = counting(record_every=every)
+    assert all(valid.all() for valid in whole.valid.values())
+    data = whole.to_xarray()
+    assert (data["count"].dtype, data["even"].dtype, data["score"].dtype) == (
+        np.int32, np.bool_, np.uint8,
+    )  # fmt: skip
+
+
+def test_values_of_trials_that_have_not_begun_are_missing_in_tables(tmp_path):
+    for result in (cut_off(counting, 2), rj.SweepResult.load(saved(counting, tmp_path))):
+        assert_valid(result)
+        begun = result.steps_completed > 0
+        table = result.to_dataframe()
+        kinds = {"count": "Int32", "even": "boolean", "small": "Int8", "score": "UInt8"}
+        assert {name: str(table[name].dtype) for name in kinds} == kinds
+        for name in ("loss", *kinds):
+            assert table[name].isna().tolist() == (~begun).tolist()
+            values = table[name][begun].to_numpy(float)
+            np.testing.assert_array_equal(values, result.newest[name][begun].astype(float))
+        assert table["steps_completed"].tolist() == result.steps_completed.tolist()
+        data = result.to_xarray()
+        for name in ("loss", *kinds):
+            assert np.isnan(data[name].values[~begun]).all()
+        assert not np.isnan(data["count"].values[begun][..., 0]).any()
+
+
+def saved(call, path):
+    """The folder of what there is of a call that is interrupted at once."""
+    cut_off(call, 2).save(path / "saved")
+    return path / "saved"
+
+
+def test_values_of_functions_are_valid_where_they_ran():
+    """Of a shorter static group as far as it goes; NaN that `train` returned counts."""
+
+    def train(hp, key):
+        loss = jnp.arange(float(hp["n"])) * hp["x"]
+        return {"loss": loss.at[0].set(jnp.nan), "whole": jnp.int32(hp["n"]), "ok": hp["x"] > 1}
+
+    call = lambda **options: rj.sweep(train, UNEVEN, progress=False, **options)
+    result = call()
+    steps = np.array([3, 3, 6, 6])
+    np.testing.assert_array_equal(result.valid["loss"], np.arange(6) < steps[:, None])
+    assert np.isnan(result.metrics["loss"][:, 0]).all()
+    assert result.valid["whole"].all()
+    assert result.valid["ok"].shape == (4,)
+    result = cut_off(call, 2)
+    begun = result.steps_completed > 0
+    assert 0 < begun.sum() < 4
+    np.testing.assert_array_equal(result.valid["whole"], begun)
+    np.testing.assert_array_equal(
+        result.valid["loss"], begun[:, None] & (np.arange(6) < steps[:, None])
+    )
+    table = result.to_dataframe()
+    assert str(table["whole"].dtype) == "Int32"
+    assert str(table["ok"].dtype) == "boolean"
+    assert table["whole"].isna().tolist() == (~begun).tolist()
+    assert np.isnan(result.to_xarray()["ok"].values.reshape(-1)[~begun]).all()
+    for other in (pickle.loads(pickle.dumps(result)), copy.deepcopy(result), copy.copy(result)):
+        np.testing.assert_array_equal(other.valid["loss"], result.valid["loss"])

@@ -31,6 +31,9 @@ class ResultRows(Protocol):
     objective_name: str
     mode: str
 
+    @property
+    def valid(self) -> dict[str, np.ndarray]: ...
+
     def point_now(self, row: int) -> dict[str, Any]: ...
 
 
@@ -41,11 +44,19 @@ def to_dataframe(result: ResultRows, with_status: bool) -> "pandas.DataFrame":
         for name in result.points.names
     }
     columns["seed"] = [result.seeds[i] for i in result.seed_index]
-    columns |= result.newest
-    columns |= {"objective": result.objective, "failed": result.failed}
+    begun = result.steps_completed > 0
+    newest = result.newest
+    if not begun.all():
+        newest = {name: _plain(values) for name, values in newest.items()}
+    columns |= newest | {"objective": result.objective, "failed": result.failed}
     if with_status:
         columns |= {"status": result.status, "steps_completed": result.steps_completed}
-    return dataframe(columns)
+    table = dataframe(columns)
+    for name in newest if not begun.all() else ():
+        if newest[name].dtype.kind != "f":
+            table[name] = table[name].convert_dtypes()  # to a dtype that holds pandas.NA
+        table[name] = table[name].mask(~begun)
+    return table
 
 
 def to_xarray(result: ResultRows, with_status: bool) -> "xarray.Dataset":
@@ -55,42 +66,44 @@ def to_xarray(result: ResultRows, with_status: bool) -> "xarray.Dataset":
     except ImportError as error:
         raise ImportError('to_xarray needs xarray: pip install "rmsprop_jax[data]"') from error
     shape = len(result.points), len(result.seeds)
-    at = result.point_index, result.seed_index
-    finished, failed = np.zeros(shape, bool), np.zeros(shape, bool)
-    finished[at], failed[at] = result.status != "unfinished", result.failed
     taken = {*result.points.names, *result.metrics}
     ours = lambda name: ours(name + "_") if name in taken else name
 
     def table(values: np.ndarray) -> np.ndarray:
-        out = np.zeros((*shape, *values.shape[1:]), values.dtype)
-        if len(values) < finished.size or is_extended(values.dtype):  # xarray knows no bfloat16
-            out = np.full(out.shape, np.nan)
-        out[at] = values
-        return out
+        return values.reshape(*shape, *values.shape[1:]).copy()
+
+    def metric(name: str) -> np.ndarray:
+        values, valid = _plain(result.metrics[name]), result.valid[name]
+        return table(values if valid.all() else np.where(valid, values, np.nan))
 
     alike = len({tuple(steps) for steps in result.steps.values()}) == 1
     dims = {name: ours("step" if alike else f"step_{name}") for name in result.steps}
     trial, seed = ours("trial"), "seed"
     coordinates: dict[str, Any] = {trial: np.arange(shape[0]), seed: list(result.seeds)}
     coordinates |= {dims[name]: steps for name, steps in result.steps.items()}
-    last = list(result.points)
-    for row, point in enumerate(result.point_index.tolist()):
-        last[point] = result.point_now(row)
+    last = [result.point_now(row) for row in range(0, len(result.objective), shape[1])]
     for name in result.points.names:
         coordinates[name] = (trial, _column([point.get(name) for point in last]))
     data = {
-        name: ((trial, seed, *([dims[name]] if name in dims else [])), table(values))
-        for name, values in result.metrics.items()
+        name: ((trial, seed, *([dims[name]] if name in dims else [])), metric(name))
+        for name in result.metrics
     }
     data["objective"] = ((trial, seed), table(result.objective))
-    data["failed"] = ((trial, seed), failed)
-    data[ours("finished")] = ((trial, seed), finished)
+    data["failed"] = ((trial, seed), table(result.failed))
+    data[ours("finished")] = ((trial, seed), table(result.status != "unfinished"))
     if with_status:
-        reached, status = np.zeros(shape, int), np.full(shape, "unfinished")
-        reached[at], status[at] = result.steps_completed, result.status
-        data |= {"steps_completed": ((trial, seed), reached), "status": ((trial, seed), status)}
+        data["steps_completed"] = ((trial, seed), table(result.steps_completed))
+        data["status"] = ((trial, seed), table(result.status))
     attributes = {"objective": result.objective_name, "objective_mode": result.mode}
     return xarray.Dataset(data, coordinates, attributes)
+
+
+def _plain(values: np.ndarray) -> np.ndarray:
+    """Return values of a dtype of ml_dtypes, which tables know little of, in one of NumPy's."""
+    if not is_extended(values.dtype):
+        return values
+    kind = values.dtype.name.rstrip("0123456789")
+    return values.astype({"int": np.int8, "uint": np.uint8}.get(kind, np.float64))
 
 
 def _column(values: Sequence[Any]) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import functools
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ import numpy as np
 from rmsprop_jax._tune.experiment_spec import ExperimentSpec, TrialData
 from rmsprop_jax._tune.options import check_args
 from rmsprop_jax._tune.results.export import to_dataframe, to_html, to_xarray
-from rmsprop_jax._tune.results.lineage import Stretch, histories, path
+from rmsprop_jax._tune.results.lineage import Change, Stretch, histories, path
 from rmsprop_jax._tune.results.retrain import Retrainer
 from rmsprop_jax._tune.results.rows import (
     COMPLETE,
@@ -24,6 +23,7 @@ from rmsprop_jax._tune.results.rows import (
     UNFINISHED,
     all_rows,
     last_steps,
+    measured,
     objectives,
     statuses,
 )
@@ -92,8 +92,7 @@ class SweepResult:
       point_index: int array, shape (trials,): the place of each in `points`.
       seed_index: int array, shape (trials,): its place in `seeds`.
       metrics: for each metric an array of shape (trials,) or (trials, steps), in its own dtype.
-        Where structures train for different numbers of steps, NaN follows the last of the shorter
-        ones.
+        `valid` says which of its values were measured.
       newest: for each metric an array of shape (trials,): its value where each trial stands.
       steps: for each metric that is a series, an int array of the steps of its values, from 1.
       objective: float64 array, shape (trials,): the objective at the trial's last step so far; NaN
@@ -147,17 +146,33 @@ class SweepResult:
         self.status = statuses(rows, self.objective, self._last_steps)
         self.failed, self.feasible = self.status == "failed", rows.feasible
         self.compile_seconds, self.run_seconds = map(float, rows.seconds)
+        self._valid: dict[str, np.ndarray] | None = None
+        self._history: list[list[Change]] | None = None
 
     @property
     def is_complete(self) -> bool:
         """Whether nothing is left to run: each trial ran to the last step, or was pruned."""
         return bool((self.steps_completed >= self._last_steps).all())
 
-    @functools.cached_property
+    @property
+    def valid(self) -> dict[str, np.ndarray]:
+        """For each metric a bool array of its shape: True where a value was measured.
+
+        A series of a trial that was pruned, is unfinished, or trains for fewer steps than others
+        ends before the last column. The rest of its row is NaN or, for integers and bools, 0. A NaN
+        that `train` returned is a measured value.
+        """
+        if self._valid is None:
+            self._valid = measured(self._plan, self._trials)
+        return self._valid
+
+    @property
     def history(self) -> Sequence[Sequence[tuple[int, int | None, dict[str, float]]]]:
         """For each trial its changes, a list of (from step, the donor's trial or None, the traced
         hyperparameters from then on). One entry, where the trial copied no other."""
-        return histories(self._plan, self._decided)
+        if self._history is None:
+            self._history = histories(self._plan, self._decided)
+        return self._history
 
     @property
     def is_population(self) -> bool:
@@ -167,7 +182,8 @@ class SweepResult:
     def __getstate__(self) -> dict[str, Any]:
         """Without `train`, which is any function: a copy in another process cannot `retrain`."""
         kept = None if self._kept is None else self._kept.without_structure()
-        return self.__dict__ | {"_retrainer": None, "_kept": kept}
+        made_anew = {"_retrainer": None, "_kept": kept, "_valid": None, "_history": None}
+        return self.__dict__ | made_anew
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SweepResult":
         made = copy.copy(self)

@@ -6,7 +6,7 @@ import numpy as np
 
 from rmsprop_jax._tune.experiment_spec import ExperimentSpec, TrialData, no_trials
 from rmsprop_jax._tune.trials.decision_log import AppliedDecision
-from rmsprop_jax._tune.trials.objective import ObjectiveSpec
+from rmsprop_jax._tune.trials.objective import ObjectiveSpec, kept_values
 
 STATUSES = UNFINISHED, FAILED, PRUNED, COMPLETE = "unfinished", "failed", "pruned", "complete"
 
@@ -62,3 +62,21 @@ def statuses(rows: TrialData, objective: np.ndarray, ends: np.ndarray) -> np.nda
     under_way = ~begun | (rows.steps_completed < np.minimum(ends, asked))
     is_failed, is_pruned = ~np.isfinite(objective), ends < asked
     return np.select([under_way, is_failed, is_pruned], [UNFINISHED, FAILED, PRUNED], COMPLETE)
+
+
+def measured(plan: ExperimentSpec, rows: TrialData) -> dict[str, np.ndarray]:
+    """Return for each metric a bool array of its shape: True where a value was measured.
+
+    The arrays are read-only, and take no memory for a metric of which every value was measured.
+    """
+    begun, found = rows.steps_completed > 0, {}
+    counts = kept_values(plan, rows)
+    for name, values in rows.metrics.items():
+        if name in counts:
+            count = np.where(begun, counts[name], 0)[:, None]
+            columns = np.arange(values.shape[1])
+            valid = True if (count == values.shape[1]).all() else columns < count
+        else:
+            valid = True if begun.all() else begun
+        found[name] = np.broadcast_to(valid, values.shape)
+    return found
