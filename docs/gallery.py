@@ -39,10 +39,8 @@ def code_of(name):
     change there changes a picture.
     """
     package, examples = ROOT / "rmsprop_jax", ROOT / "examples"
-    files, todo = (
-        {package / "plots.py", package / "presets.py", *package.glob("_optimizer/*.py")},
-        [name],
-    )
+    files = {package / "presets.py", *package.glob("plots/*.py"), *package.glob("_optimizer/*.py")}
+    todo = [name]
     while todo:
         file = examples / f"{todo.pop()}.py"
         if file.is_file() and file not in files:

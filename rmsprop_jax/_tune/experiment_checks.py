@@ -56,8 +56,11 @@ def check_same_metrics(
                     "names, ranks and dtypes for all, and integers of the same length (floats may "
                     "differ in length: NaN follows the last)."
                 )
-    if traces[0].state is not None and (clash := COLUMNS & {*first, *points.names}):
-        raise ValueError(f"{sorted(clash)}: a training's results have columns of that name.")
+    if clash := COLUMNS & {*first, *points.names}:
+        raise ValueError(
+            f"{sorted(clash)} must not name a metric or a hyperparameter, because results have "
+            "columns of these names. Rename it."
+        )
 
 
 def checked_record_every(

@@ -93,9 +93,7 @@ class Options:
         if self.path is not None:
             change("path", local_folder(self.path))
         change("seeds", checked_seeds(self.seeds))
-        if not isinstance(self.args, tuple):
-            kind = type(self.args).__name__
-            raise ValueError(f"args must be a tuple, got a {kind}. Write args=(data,).")
+        check_args(self.args)
         if self.batch_size != "auto":
             change("batch_size", count("batch_size", self.batch_size, ' or "auto"'))
         if self.callback is not None and not callable(self.callback):
@@ -195,6 +193,12 @@ class Options:
                 f"{', '.join(given)} must be left out where train is a function, which runs as a "
                 "whole. Write a Training, rj.Training(init, step), whose steps are known."
             )
+
+
+def check_args(args: Any) -> None:
+    """Refuse `args` that are no tuple."""
+    if not isinstance(args, tuple):
+        raise ValueError(f"args must be a tuple, got a {type(args).__name__}. Write args=(data,).")
 
 
 def count(name: str, value: Any, alternative: str = "") -> int:

@@ -26,16 +26,21 @@ PUBLIC = {name: getattr(rmsprop_jax, name) for name in rmsprop_jax.__all__ if na
 
 
 def in_room(room):
-    """Of each public name at the top of a module its docstring, an assignment's too."""
-    body = ast.parse(inspect.getsource(room)).body
-    for node, after in zip(body, [*body[1:], None], strict=True):
+    """Of each public name of a module its docstring, an assignment's too; a package's names are in
+    its files."""
+    files = [Path(inspect.getfile(room))]
+    if files[0].name == "__init__.py":
+        files = sorted(files[0].parent.glob("*.py"))
+    bodies = [ast.parse(file.read_text("utf-8")).body for file in files]
+    pairs = [pair for body in bodies for pair in zip(body, [*body[1:], None], strict=True)]
+    for node, after in pairs:
         if isinstance(node, ast.FunctionDef):
             name, doc = node.name, ast.get_docstring(node)
         elif isinstance(node, ast.Assign) and is_docstring(after):
             name, doc = node.targets[0].id, inspect.cleandoc(after.value.value)
         else:
             continue
-        if name[0] != "_":
+        if name[0] != "_" and hasattr(room, name):
             yield name, doc
 
 

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import html
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -12,26 +11,40 @@ import jax
 import numpy as np
 
 from rmsprop_jax._tune.experiment_spec import ExperimentSpec
+from rmsprop_jax._tune.results.export import to_dataframe, to_html, to_xarray
+from rmsprop_jax._tune.results.lineage import Change, Stretch, histories, path
 from rmsprop_jax._tune.results.retrain import Retrainer
+from rmsprop_jax._tune.results.rows import (
+    COMPLETE,
+    FAILED,
+    PRUNED,
+    STATUSES,
+    UNFINISHED,
+    all_rows,
+    last_steps,
+    measured,
+    objectives,
+    statuses,
+)
 from rmsprop_jax._tune.results.statistics import (
     ABSENT,
     Comparison,
     Level,
     levels,
-    mean_spread_interval,
+    mean_std_ci95,
     means,
     paired,
     ranked,
 )
-from rmsprop_jax._tune.space.points import dataframe, hyperparameters
-from rmsprop_jax._tune.space.seeds import checked_seeds, key_of
-from rmsprop_jax._tune.space.values import is_extended, is_number, label
+from rmsprop_jax._tune.space.points import hyperparameters
+from rmsprop_jax._tune.space.seeds import key_of
+from rmsprop_jax._tune.space.values import label
 from rmsprop_jax._tune.storage.kept_states import KeptStates
 from rmsprop_jax._tune.storage.load import load_folder
 from rmsprop_jax._tune.storage.paths import local_folder
 from rmsprop_jax._tune.storage.writer import FolderWriter
 from rmsprop_jax._tune.training.state_spec import StateSpec
-from rmsprop_jax._tune.trials.data import PRUNED, PRUNED_AS_FAILED, TrialData
+from rmsprop_jax._tune.trials.data import TrialData
 from rmsprop_jax._tune.trials.decision_log import AppliedDecision
 from rmsprop_jax._tune.trials.objective import Objective, ObjectiveSpec, checked_objective
 
@@ -69,7 +82,12 @@ class PointResult:
 
 
 class SweepResult:
-    """The finished trials of a sweep, in the order of the points, then the seeds.
+    """The trials of a sweep: one row each, in the order of the points, then the seeds.
+
+    Each trial that the call asked for has a row, whether it has begun or not; of a loaded folder,
+    each trial that its last call asked for; of a search, each that the study was asked for. What
+    has not begun has a NaN objective, no values, and no place in `best`, `top`, `compare`,
+    `sensitivity`, or a picture.
 
     Attributes:
       points: what was tried, `Points`.
@@ -77,20 +95,19 @@ class SweepResult:
       point_index: int array, shape (trials,): the place of each in `points`.
       seed_index: int array, shape (trials,): its place in `seeds`.
       metrics: for each metric an array of shape (trials,) or (trials, steps), in its own dtype.
-        Where structures train for different numbers of steps, NaN follows the last of the shorter
-        ones.
+        `valid` says which of its values were measured.
+      newest: for each metric an array of shape (trials,): its value where each trial stands.
       steps: for each metric that is a series, an int array of the steps of its values, from 1.
-      objective: float64 array, shape (trials,): of a stopped trial where it stopped.
-      failed: bool array, shape (trials,): the objective is not finite.
-      status: array of text, shape (trials,): "complete", "pruned" by a scheduler, "failed" (the
-        objective is not finite; or a scheduler ended the point of which a seed had failed), and
-        "unfinished", after an interruption.
+      objective: float64 array, shape (trials,): the objective at the trial's last step so far; NaN
+        for a trial that has not begun.
+      failed: bool array, shape (trials,): `status == "failed"`.
+      status: array of text, shape (trials,). "unfinished": the trial is under way, or has not
+        begun. A trial that has ended is "failed" where its own objective is not finite, else
+        "pruned" by a scheduler or pruner, or "complete".
       feasible: bool array, shape (trials,): False where a constraint of the study's sampler is
         violated, for all seeds of the point; True of a sweep.
-      steps_completed: int array, shape (trials,): the steps that each trial has run; 1 of a
-        function.
-      history: for each trial its lineage, a list of (from step, donor's trial or None, numbers);
-        one entry, where no scheduler changed it.
+      steps_completed: int array, shape (trials,): the steps that each trial has run; 0 before it
+        begins; 1 of a function that has run.
       rungs: the steps at which a scheduler was to decide, a tuple; empty without one.
       objective_name: the metric or the function that was the objective.
       mode: "min" or "max".
@@ -109,44 +126,67 @@ class SweepResult:
         decided: Sequence[AppliedDecision] = (),
         kept: KeptStates | None = None,
     ):
-        if (np.diff(trials.number) < 0).any():
-            order = np.argsort(trials.number)
-            trials = trials.take(order)
-            objective = None if objective is None else objective[order]
-        self._plan, self._trials, self._retrainer, self._kept = plan, trials, retrainer, kept
-        self._decided = decided
+        rows = all_rows(plan, trials)
+        self._plan, self._trials, self._retrainer, self._kept = plan, rows, retrainer, kept
+        self._decided, self._noted = tuple(decided), aim.noted
+        self._last_numbers: dict[int, dict[str, float]] = {}
+        for decision in decided:
+            self._last_numbers |= {i: numbers for i, (_, numbers) in decision.copies.items()}
         self.points, self.seeds, self.mode = plan.points, plan.seeds, aim.mode
         self.objective_name, self._several = aim.name, isinstance(aim.objective, tuple)
-        self._noted = aim.noted
-        self.point_index, self.seed_index = np.divmod(trials.number, len(plan.seeds))
-        self.metrics, self.steps_completed = trials.metrics, trials.steps_completed
+        self.point_index, self.seed_index = np.divmod(rows.number, len(plan.seeds))
+        self.metrics, self.steps_completed = rows.metrics, rows.steps_completed
+        self.newest = rows.metrics | rows.newest
         self.rungs = tuple(plan.schedule.rungs)
         self.steps = dict(plan.recorded_steps)
-        self.objective = aim.values(plan, trials) if objective is None else objective
-        self.failed, self.feasible = ~np.isfinite(self.objective), trials.feasible
-        self.status = self._status()
-        self.history = lineages(plan, trials.number, decided)
-        self.compile_seconds, self.run_seconds = map(float, trials.seconds)
+        if objective is None:
+            self.objective = objectives(plan, rows, aim)
+        else:
+            self.objective = np.full(len(rows.number), np.nan)
+            self.objective[trials.number] = objective
+            self.objective[rows.steps_completed == 0] = np.nan
+        self._last_steps = last_steps(plan, rows, decided)
+        self.status = statuses(rows, self.objective, self._last_steps)
+        self.failed, self.feasible = self.status == "failed", rows.feasible
+        self.compile_seconds, self.run_seconds = map(float, rows.seconds)
+        self._valid: dict[str, np.ndarray] | None = None
+        self._history: list[list[Change]] | None = None
 
-    def _status(self) -> np.ndarray:
-        end = self._trials.steps_asked
-        ways = {
-            "failed": self._trials.pruned == PRUNED_AS_FAILED,
-            "pruned": (self._trials.pruned == PRUNED) & ~self.failed,
-            "unfinished": (self._trials.pruned == 0) & (self.steps_completed < end),
-            "complete": (self.steps_completed >= end) & ~self.failed,
-        }
-        return np.select(list(ways.values()), list(ways), "failed")
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is left to run: each trial ran to the last step, or was pruned."""
+        return bool((self.steps_completed >= self._last_steps).all())
+
+    @property
+    def valid(self) -> dict[str, np.ndarray]:
+        """For each metric a bool array of its shape: True where a value was measured.
+
+        A series of a trial that was pruned, is unfinished, or trains for fewer steps than others
+        ends before the last column. The rest of its row is NaN or, for integers and bools, 0. A NaN
+        that `train` returned is a measured value.
+        """
+        if self._valid is None:
+            self._valid = measured(self._plan, self._trials)
+        return self._valid
+
+    @property
+    def history(self) -> Sequence[Sequence[tuple[int, int | None, dict[str, float]]]]:
+        """For each trial its changes, a list of (from step, the donor's trial or None, the traced
+        hyperparameters from then on). One entry, where the trial copied no other."""
+        if self._history is None:
+            self._history = histories(self._plan, self._decided)
+        return self._history
 
     @property
     def is_population(self) -> bool:
         """Whether trials copied others, so that their numbers changed on the way."""
-        return any(len(lineage) > 1 for lineage in self.history)
+        return bool(self._last_numbers)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without `train`, which is any function: a copy in another process cannot `retrain`."""
         kept = None if self._kept is None else self._kept.without_structure()
-        return self.__dict__ | {"_retrainer": None, "_kept": kept}
+        made_anew = {"_retrainer": None, "_kept": kept, "_valid": None, "_history": None}
+        return self.__dict__ | made_anew
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SweepResult":
         made = copy.copy(self)
@@ -207,9 +247,10 @@ class SweepResult:
         folder = FolderWriter(path, self._plan, self._noted)
         try:
             columns = {n: slice(None) for n in self.metrics if self._plan.has_steps(n)}
-            folder.write(self._trials, columns)
-            for one in self._decided:
-                folder.write_decision(one.encode())
+            begun = self.steps_completed > 0
+            folder.write(self._trials if begun.all() else self._trials.take(begun), columns)
+            for decision in self._decided:
+                folder.write_decision(decision.encode())
             for trial in self._kept.trials() if self._kept else ():
                 self._save_state(folder, trial)
         finally:
@@ -220,8 +261,8 @@ class SweepResult:
         found = self._kept.get(trial, self._group_number(trial // len(self.seeds)))
         if found is not None:
             leaves, form, _ = found
-            reached = self.steps_completed[self._trials.number == trial][0]
-            folder.write_final_state(trial, int(reached), [x[None] for x in leaves], form)
+            reached = int(self.steps_completed[trial])
+            folder.write_final_state(trial, reached, [x[None] for x in leaves], form)
 
     def rescored(self, objective: Objective, mode: str | None = None) -> "SweepResult":
         """The same trials under another objective.
@@ -283,18 +324,9 @@ class SweepResult:
                 "this result was loaded, and a folder holds no train: call sweep with its path "
                 "again, which runs nothing twice, and retrain what that returns."
             )
-        i, schedule = self._place_of(record), self._plan.schedule
-        group = self._group_number(i)
-        with retrainer.settings():
-            (seed,) = self.seeds[:1] if seed is None else checked_seeds((seed,))
-            if not schedule.stored_progress:
-                numbers = self._arrays(group, self.points.traced(i))
-                return retrainer.run_whole(group, numbers, seed, args)
-            path = [
-                (start, stop, self._arrays(group, numbers))
-                for start, stop, _, numbers in self._path(i, schedule.end)
-            ]
-            return retrainer.run_steps(group, path, seed, args, batches)
+        point, end = self._place_of(record), self._plan.schedule.end
+        way = lambda: self._path(point, end)
+        return retrainer.run(self._plan, point, way, seed, args, batches)
 
     def _place_of(self, record: PointResult | dict[str, Any]) -> int:
         """Where a point stands; ValueError for one that was not tried."""
@@ -308,10 +340,6 @@ class SweepResult:
 
     def _group_number(self, point: int) -> int:
         return int(self._plan.group_of()[point])
-
-    def _arrays(self, group: int, numbers: dict[str, float]) -> dict[str, np.ndarray]:
-        dtypes = self._plan.groups[group].dtypes
-        return {name: np.asarray(numbers[name], dtype) for name, dtype in dtypes.items()}
 
     def schedule(
         self, record: PointResult | dict[str, Any]
@@ -340,34 +368,14 @@ class SweepResult:
           [(0, 1, {'x': 2.0})]
         """
         point = self._place_of(record)
+        if not (self.steps_completed[self.point_index == point] > 0).any():
+            raise ValueError(f"{self.points[point]} was not begun when the sweep was interrupted.")
         return [(start, stop, numbers) for start, stop, _, numbers in self._path(point)]
 
-    def _path(
-        self, point: int, end: int | None = None
-    ) -> list[tuple[int, int, int, dict[str, float]]]:
-        """The way to a point's state at a step, by default its last: from, to, whose, with which
-        numbers; over donors."""
-        path = []
-        while True:
-            row = self._furthest(point)
-            end = int(self.steps_completed[row]) if end is None else end
-            start, donor, numbers = [x for x in self.history[row] if x[0] < end][-1]
-            path.append((start, end, point, numbers))
-            if donor is None:
-                return path[::-1]
-            point, end = donor // len(self.seeds), start
-
-    def _furthest(self, point: int) -> int:
-        """Of a point's trials that which came furthest: seeds share their numbers, and differ in
-        where they stand only after an interruption.
-
-        Raises:
-          ValueError: where none began.
-        """
-        rows = np.flatnonzero(self.point_index == point)
-        if not len(rows):
-            raise ValueError(f"{self.points[point]} was not begun when the sweep was interrupted.")
-        return int(rows[self.steps_completed[rows].argmax()])
+    def _path(self, point: int, end: int | None = None) -> list[Stretch]:
+        """Return the stretches that led to the point's state at a step, by default its last."""
+        table = self.steps_completed.reshape(len(self.points), len(self.seeds))
+        return path(self.history, table, point, end)
 
     def state(
         self, record: PointResult | dict[str, Any], seed: int | None = None, *, like: Any = None
@@ -419,22 +427,18 @@ class SweepResult:
 
     def point_now(self, row: int) -> dict[str, Any]:
         """A trial's hyperparameters, as they were last."""
-        return self.points[int(self.point_index[row])] | self.history[row][-1][2]
+        point = int(self.point_index[row])
+        return self.points[point] | self._last_numbers.get(point, {})
 
     def __len__(self) -> int:
         return len(self.objective)
 
     def __repr__(self) -> str:
-        said = f"{len(self)} of {self._plan.trials} trials"
-        if self._plan.schedule.stored_progress:
-            count = {name: int((self.status == name).sum()) for name in ("pruned", "unfinished")}
-            said = (
-                f"{int((self.status == 'complete').sum())} of {self._plan.trials} trials complete"
-            )
-            said += "".join(f", {n} {name}" for name, n in count.items() if n)
-        failed = int((self.status == "failed").sum())
+        count = {name: int((self.status == name).sum()) for name in STATUSES}
+        others = "".join(f", {count[name]} {name}" for name in (PRUNED, UNFINISHED) if count[name])
         return (
-            f"SweepResult({said}, {failed} failed; compiled in {self.compile_seconds:.1f} s, "
+            f"SweepResult({count[COMPLETE]} of {len(self)} trials complete{others}, "
+            f"{count[FAILED]} failed; compiled in {self.compile_seconds:.1f} s, "
             f"ran {self.run_seconds:.1f} s)"
         )
 
@@ -444,7 +448,7 @@ class SweepResult:
         """
         table = np.full((len(self.points), len(self.seeds)), np.nan)
         whole = self.status == "complete"
-        if whole.any() and self._plan.schedule.stored_progress:
+        if whole.any():
             whole &= self.steps_completed == self.steps_completed[whole].max()
         table[self.point_index, self.seed_index] = np.where(whole, self.objective, np.nan)
         return table
@@ -495,7 +499,7 @@ class SweepResult:
             raise ValueError(f"mode={mode!r} without by: name the objective that it is for.")
         table, ranked = self.by_point(), self.ranked()
         if not len(ranked):
-            count = {name: int((self.status == name).sum()) for name in ("failed", "pruned")}
+            count = {name: int((self.status == name).sum()) for name in STATUSES}
             if count["pruned"] == len(self) > 0:
                 raise ValueError(
                     f"no best point: all {len(self)} trials were pruned. What other calls on the "
@@ -503,7 +507,8 @@ class SweepResult:
                 )
             raise ValueError(
                 f"no best point: of {len(self)} trials {count['failed']} failed (their objective "
-                f"is not finite), {count['pruned']} were pruned, and none finished."
+                f"is not finite), {count['pruned']} were pruned, {count['unfinished']} are "
+                "unfinished, and none is complete."
                 + " Try smaller learning rates."
                 * (count["failed"] > 0)
             )
@@ -513,7 +518,7 @@ class SweepResult:
                 hyperparameters(self.points, int(i)),
                 self.points[int(i)],
                 keys,
-                *mean_spread_interval(table[i][np.isfinite(table[i])]),
+                *mean_std_ci95(table[i][np.isfinite(table[i])]),
                 int(i),
             )
             for i in ranked[:n]
@@ -611,9 +616,7 @@ class SweepResult:
             interval = "one seed" if math.isnan(low) else f"{low:.4g} … {high:.4g}"
             values = [label(record.point.get(name, ABSENT)) for name in names]
             rows.append([str(i), *values, f"{record.objective:.4g}", interval])
-        cells = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
-        table = "".join(f"<tr>{row}</tr>" for row in cells)
-        return f"<p>{html.escape(repr(self))}</p><table>{table}</table>"
+        return to_html(repr(self), rows)
 
     def to_dataframe(self) -> "pandas.DataFrame":
         """A pandas DataFrame with a row a trial: the hyperparameters under their names, `seed`,
@@ -623,17 +626,7 @@ class SweepResult:
         Raises:
           ImportError: without pandas, which the extra `data` installs.
         """
-        columns: dict[str, Any] = {
-            name: [self.point_now(row).get(name) for row in range(len(self))]
-            for name in self.points.names
-        }
-        columns["seed"] = [self.seeds[i] for i in self.seed_index]
-        for name, values in self.metrics.items():
-            columns[name] = self._trials.newest.get(name, values)
-        columns |= {"objective": self.objective, "failed": self.failed}
-        if self._plan.schedule.stored_progress:
-            columns |= {"status": self.status, "steps_completed": self.steps_completed}
-        return dataframe(columns)
+        return to_dataframe(self)
 
     def to_xarray(self) -> "xarray.Dataset":
         """An xarray Dataset with the dimensions `trial` (a point), `seed` and `step`.
@@ -647,69 +640,4 @@ class SweepResult:
         Raises:
           ImportError: without xarray, which the extra `data` installs.
         """
-        try:
-            import xarray
-        except ImportError as error:
-            raise ImportError('to_xarray needs xarray: pip install "rmsprop_jax[data]"') from error
-        shape = len(self.points), len(self.seeds)
-        finished, failed = np.zeros(shape, bool), np.zeros(shape, bool)
-        finished[self.point_index, self.seed_index] = self.status != "unfinished"
-        failed[self.point_index, self.seed_index] = self.failed
-        taken = {*self.points.names, *self.metrics}
-        ours = lambda name: ours(name + "_") if name in taken else name
-
-        def table(values):
-            out = np.zeros((*shape, *values.shape[1:]), values.dtype)
-            if len(self) < finished.size or is_extended(values.dtype):  # xarray knows no bfloat16
-                out = np.full(out.shape, np.nan)
-            out[self.point_index, self.seed_index] = values
-            return out
-
-        alike = len({tuple(steps) for steps in self.steps.values()}) == 1
-        dims = {name: ours("step" if alike else f"step_{name}") for name in self.steps}
-        trial, seed = ours("trial"), "seed"
-        coordinates: dict[str, Any] = {trial: np.arange(shape[0]), seed: list(self.seeds)}
-        coordinates |= {dims[name]: steps for name, steps in self.steps.items()}
-        last = list(self.points)
-        for row, point in enumerate(self.point_index.tolist()):
-            last[point] = self.point_now(row)
-        for name in self.points.names:
-            coordinates[name] = (trial, _column([point.get(name) for point in last]))
-        data = {
-            name: ((trial, seed, *([dims[name]] if name in dims else [])), table(values))
-            for name, values in self.metrics.items()
-        }
-        data["objective"] = ((trial, seed), table(self.objective))
-        data["failed"] = ((trial, seed), failed)
-        data[ours("finished")] = ((trial, seed), finished)
-        if self._plan.schedule.stored_progress:
-            reached, status = np.zeros(shape, int), np.full(shape, "unfinished")
-            reached[self.point_index, self.seed_index] = self.steps_completed
-            status[self.point_index, self.seed_index] = self.status
-            data |= {"steps_completed": ((trial, seed), reached), "status": ((trial, seed), status)}
-        attributes = {"objective": self.objective_name, "objective_mode": self.mode}
-        return xarray.Dataset(data, coordinates, attributes)
-
-
-def _column(values: list[Any]) -> np.ndarray:
-    """A hyperparameter as an array of numbers, bools or text; None among numbers is NaN."""
-    if all(isinstance(x, bool) for x in values):
-        return np.array(values)
-    if all(x is None or is_number(x) for x in values) and any(x is not None for x in values):
-        return np.array([np.nan if x is None else x for x in values])
-    return np.array([x if isinstance(x, str) else label(x) for x in values])
-
-
-def lineages(
-    plan: ExperimentSpec, trials: np.ndarray, decided: Sequence[AppliedDecision]
-) -> list[list[Any]]:
-    """For each of these trials its history: what it began with, and what was decided of it."""
-    found: list[list[Any]] = []
-    for trial in trials.tolist():
-        point, seed = divmod(trial, len(plan.seeds))
-        found.append([(0, None, plan.points.traced(point))])
-        for one in decided:
-            if point in one.copies:
-                donor, numbers = one.copies[point]
-                found[-1].append((one.step, donor * len(plan.seeds) + seed, numbers))
-    return found
+        return to_xarray(self)

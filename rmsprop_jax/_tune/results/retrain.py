@@ -8,8 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from rmsprop_jax._tune.experiment_spec import ExperimentSpec
 from rmsprop_jax._tune.jax_settings import own_settings
-from rmsprop_jax._tune.space.seeds import key_of
+from rmsprop_jax._tune.results.lineage import Stretch
+from rmsprop_jax._tune.space.seeds import checked_seeds, key_of
 from rmsprop_jax._tune.space.static_groups import StaticGroup
 from rmsprop_jax._tune.training.trace import check_call, check_calls
 from rmsprop_jax._tune.training.training import Train, Training, evaluation_key, stacked_batches
@@ -55,6 +57,37 @@ class Retrainer:
             stack.enter_context(jax.debug_nans(False))
             stack.enter_context(jax.debug_infs(False))
             yield
+
+    def run(
+        self,
+        plan: ExperimentSpec,
+        point: int,
+        way: Callable[[], Sequence[Stretch]],
+        seed: int | None,
+        args: tuple[Any, ...],
+        batches: Callable[[int], Any] | None,
+    ) -> Any:
+        """Train a point again.
+
+        Args:
+          plan: the sweep's.
+          point: the place of the point.
+          way: returns the stretches that lead to the end of the trial.
+          seed: of the key; by default the first of the sweep's.
+          args, batches: as the sweep got them.
+        """
+        group = int(plan.group_of()[point])
+        with self.settings():
+            (seed,) = plan.seeds[:1] if seed is None else checked_seeds((seed,))
+            if not isinstance(self._train, Training):  # it runs as a whole
+                numbers = self._arrays(group, plan.points.traced(point))
+                return self.run_whole(group, numbers, seed, args)
+            parts = [(x.start, x.stop, self._arrays(group, x.numbers)) for x in way()]
+            return self.run_steps(group, parts, seed, args, batches)
+
+    def _arrays(self, group: int, numbers: dict[str, float]) -> Numbers:
+        dtypes = self._groups[group].dtypes
+        return {name: np.asarray(numbers[name], dtype) for name, dtype in dtypes.items()}
 
     def run_whole(self, group: int, numbers: Numbers, seed: int, args: tuple[Any, ...]) -> Any:
         """Return what a function returns, as NumPy arrays.

@@ -1,6 +1,7 @@
 """How sure a mean over seeds is, how two points compare, which points share a value."""
 
 import math
+import warnings
 from collections.abc import Hashable
 from typing import Any, NamedTuple
 
@@ -61,30 +62,40 @@ def ranked(table: np.ndarray, mode: str, feasible: np.ndarray | None = None) -> 
     return np.lexsort((best_first, ~np.isfinite(table).all(1), ~feasible))
 
 
-def mean_spread_interval(values: np.ndarray) -> tuple[float, float, tuple[float, float]]:
-    """The mean, the sample standard deviation, and the mean's 95% interval by Student's t."""
-    n, mean = len(values), float(values.mean())
-    if n == 1:
+def mean_std_ci95(values: np.ndarray) -> tuple[float, float, tuple[float, float]]:
+    """Return the mean, the sample standard deviation, and the 95% confidence interval of the mean,
+    by Student's t. One value has neither deviation nor interval: they are NaN."""
+    mean = float(values.mean())
+    if len(values) == 1:
         return mean, math.nan, (math.nan, math.nan)
-    from scipy.stats import t  # takes half a second to import
-
-    spread = float(values.std(ddof=1))
-    half = float(t.ppf(0.975, n - 1)) * spread / math.sqrt(n)
-    return mean, spread, (mean - half, mean + half)
+    std = float(values.std(ddof=1))
+    if std == 0:
+        return mean, std, (mean, mean)
+    return mean, std, _t_test(values)[1]
 
 
 def paired(differences: np.ndarray) -> Comparison:
-    """The paired t test of these differences."""
-    mean, spread, interval = mean_spread_interval(differences)
-    n = len(differences)
-    if n == 1:
-        return Comparison(mean, interval, math.nan, n)
-    from scipy.stats import t
+    """Return the paired t test of these differences."""
+    mean, std, ci95 = mean_std_ci95(differences)
+    if len(differences) == 1:
+        p_value = math.nan
+    elif std == 0:
+        p_value = float(mean == 0)
+    else:
+        p_value = _t_test(differences)[0]
+    return Comparison(mean, ci95, p_value, len(differences))
 
-    if spread == 0:
-        return Comparison(mean, interval, float(mean == 0), n)
-    p_value = 2 * float(t.sf(abs(mean) / (spread / math.sqrt(n)), n - 1))
-    return Comparison(mean, interval, p_value, n)
+
+def _t_test(values: np.ndarray) -> tuple[float, tuple[float, float]]:
+    """Return the p-value of the two-sided t test of whether the mean is 0, and the mean's 95%
+    confidence interval."""
+    from scipy.stats import ttest_1samp  # takes half a second to import
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # SciPy warns of a loss of precision in nearly equal values
+        test: Any = ttest_1samp(values, 0.0)  # SciPy's results have no types
+    low, high = test.confidence_interval(0.95)
+    return float(test.pvalue), (float(low), float(high))
 
 
 def levels(points: Points, name: str) -> list[Level]:

@@ -180,7 +180,7 @@ def test_tables_take_them():
     pytest.importorskip("xarray")
     train = lambda hp, key: {"loss": hp["x"], "small": jnp.float8_e5m2(2.0), "whole": jnp.int4(-3)}
     result = sweep(train)
-    for name, value in {"small": 2.0, "whole": -3.0}.items():
-        assert result.to_xarray()[name].dtype == np.float64
+    for name, value, dtype in ("small", 2.0, np.float64), ("whole", -3, np.int8):
+        assert result.to_xarray()[name].dtype == dtype
         assert result.to_xarray()[name].values.ravel().tolist() == [value, value]
         assert result.to_dataframe()[name].astype(float).tolist() == [value, value]

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import xarray
+from matplotlib import pyplot as plt
 
 import rmsprop_jax as rj
 from rmsprop_jax._tune.results.statistics import levels
@@ -21,6 +22,7 @@ from rmsprop_jax._tune.training import fingerprint
 
 POINTS = rj.grid(x=[1.0, 2.0, 3.0], kind=["a", "b"], same=[5])
 SEEDS = [0, 1, 2, 3, 4]
+ONE_DEVICE = {"devices": jax.devices()[:1], "batch_size": 1}
 
 
 def train(hp, key):
@@ -67,6 +69,23 @@ def test_the_interval_is_students(result):
     four = np.delete(objectives(result, x=3.0, kind="a"), 1)
     expected = scipy.stats.ttest_1samp(four, 0.0).confidence_interval(0.95)
     np.testing.assert_allclose(failing.ci95, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("nearly", [0.0, 1e-16])
+def test_seeds_that_are_equal_or_nearly_have_an_interval_of_no_width(nearly):
+    """And are compared without a warning, which SciPy's test gives of a loss of precision."""
+    values = iter(np.repeat([2.0, 3.0], 4) + nearly * np.tile([0, 1, 4, 8], 2))
+    found = sweep(
+        rj.grid(x=[1.0, 2.0]), seeds=4, f=lambda hp, key: {"a": hp["x"] * jax.random.normal(key)},
+        objective=lambda metrics: 0.0 if not metrics["a"] else next(values), **ONE_DEVICE,
+    )  # fmt: skip
+    best, other = found.top()
+    assert best.ci95 == pytest.approx((2.0, 2.0), rel=1e-12)
+    assert (best.std == 0) == (nearly == 0)
+    lead = found.compare(best, other)
+    assert (lead.difference, *lead.ci95) == pytest.approx((-1.0,) * 3, rel=1e-12)
+    assert lead.p_value == pytest.approx(0.0, abs=1e-12)
+    assert found.compare(best, best).p_value == 1.0
 
 
 def test_one_seed_has_no_interval():
@@ -165,10 +184,9 @@ def test_xarray_of_an_unfinished_sweep_has_nan_where_nothing_is():
     result = caught.value.result
     data = result.to_xarray()
     assert data.step.values.tolist() == [3, 4]
-    assert data.finished.values.sum() == len(result) < 30
+    assert data.finished.values.sum() == (result.status != "unfinished").sum() < len(result) == 30
     assert data.finished.values[0, 0]
     assert not data.finished.values[-1].any()
-    assert np.isnan(data.n.values[-1]).all()
     assert data.half.values[0, 0] == 1.0
 
 
@@ -402,7 +420,8 @@ FOUR = rj.grid(rate=[1.0, 2.0, 4.0, 8.0])
 
 
 def adding(**options):
-    return rj.sweep(ADDS, FOUR, steps=10, evaluate_every=3, progress=False, **options)
+    options = {"steps": 10, "evaluate_every": 3, "progress": False} | options
+    return rj.sweep(ADDS, FOUR, **options)
 
 
 def test_the_schedule_of_a_member_led_to_its_state():
@@ -440,7 +459,7 @@ def test_a_sweep_of_which_nothing_finished_has_no_best():
         with pytest.raises(rj.SweepInterrupted) as caught:
             adding(callback=stop, devices=devices)
         result = caught.value.result
-        with pytest.raises(ValueError, match=r"of \d trials 0 failed.*none finished\.$"):
+        with pytest.raises(ValueError, match=r"of \d trials 0 failed.*none is complete\.$"):
             result.best()
         assert result._repr_html_().count("<tr>") == 1
     with pytest.raises(ValueError, match=r"\{'rate': 8.0\} was not begun"):
@@ -478,3 +497,294 @@ def test_an_exception_of_a_callback_is_pickled_with_the_result(error):
     assert str(other) == str(error)
     assert other.__notes__ == caught.value.__notes__
     np.testing.assert_array_equal(other.result.objective, caught.value.result.objective)
+
+
+# Every trial that the call asked for is a row, whether it began or not.
+
+
+def stop_at(count):
+    """A callback that is a Ctrl-C at its so-manieth call."""
+    calls = itertools.count(1)
+
+    def callback(report):
+        if next(calls) == count:
+            raise KeyboardInterrupt
+
+    return callback
+
+
+def cut_off(call, count):
+    """What there is of a call that is interrupted at its so-manieth wave."""
+    with pytest.raises(rj.SweepInterrupted) as caught:
+        call(callback=stop_at(count), **ONE_DEVICE)
+    return caught.value.result
+
+
+def assert_rows(result, points, seeds):
+    """One row for each trial, in order; those that have not begun are empty, and nothing counts
+    them."""
+    count = len(points) * len(seeds)
+    assert len(result) == count
+    assert result.point_index.tolist() == [i for i in range(len(points)) for _ in seeds]
+    assert result.seed_index.tolist() == [j for _ in points for j in range(len(seeds))]
+    waiting = result.steps_completed == 0
+    assert waiting.any()
+    assert not waiting.all()
+    assert set(result.status[waiting]) == {"unfinished"}
+    assert np.isnan(result.objective[waiting]).all()
+    assert not result.failed[waiting].any()
+    np.testing.assert_array_equal(result.failed, result.status == "failed")
+    assert result.feasible[waiting].all()
+    for values in result.metrics.values():
+        assert len(values) == count
+        empty = np.isnan(values[waiting]) if values.dtype.kind == "f" else values[waiting] == 0
+        assert empty.all()
+    assert all(len(result.history[row]) == 1 for row in np.flatnonzero(waiting))
+    assert not result.is_complete
+    assert f" of {count} trials complete" in repr(result)
+    assert f"{(result.status == 'unfinished').sum()} unfinished" in repr(result)
+    table = result.to_dataframe()
+    assert len(table) == count
+    assert table["objective"][waiting].isna().all()
+    never = [i for i in range(len(points)) if waiting.reshape(len(points), -1)[i].all()]
+    with pytest.raises(ValueError, match="not begun"):
+        result.schedule(points[never[0]])
+    assert np.isnan(result.by_point()[never]).all()
+    assert not set(never) & set(result.ranked().tolist())
+    with pytest.raises(ValueError, match="share no seed"):
+        result.compare(points[never[0]], points[0])
+
+
+@pytest.mark.parametrize(
+    "objective", ["loss", lambda m: m["loss"][-1] + m["n"]], ids=["metric", "function"]
+)
+def test_a_function_that_was_interrupted_has_a_row_for_each_trial(objective, tmp_path):
+    call = lambda **more: sweep(objective=objective, path=tmp_path, **more)
+    found = cut_off(call, 7)
+    loaded = rj.SweepResult.load(tmp_path, objective=objective)
+    whole = sweep(objective=objective)
+    assert whole.is_complete
+    for result in (found, loaded, found.rescored(objective), pickle.loads(pickle.dumps(loaded))):
+        assert_rows(result, POINTS, SEEDS)
+        begun = result.steps_completed > 0
+        assert begun.sum() >= 7
+        np.testing.assert_array_equal(result.objective[begun], whole.objective[begun])
+        assert set(result.status[begun]) <= {"complete", "failed"}
+    found.save(tmp_path / "saved")
+    again = rj.SweepResult.load(tmp_path / "saved", objective=objective)
+    assert_rows(again, POINTS, SEEDS)
+    np.testing.assert_array_equal(again.objective, found.objective)
+    assert sweep(objective=objective, path=tmp_path).is_complete
+    assert rj.SweepResult.load(tmp_path, objective=objective).is_complete
+
+
+SCHEDULERS = {
+    "none": None,
+    "halving": rj.SuccessiveHalving(2, 3),
+    "population": rj.PopulationBasedTraining(
+        {"rate": rj.uniform(1.0, 8.0)}, perturbation_interval=3, quantile_fraction=0.5
+    ),
+}
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_a_training_that_was_interrupted_has_a_row_for_each_trial(scheduler, tmp_path):
+    more = {"scheduler": SCHEDULERS[scheduler], "path": tmp_path, "checkpoint_seconds": 0}
+    call = lambda **options: adding(seeds=[3, 5], **more | options)
+    found = cut_off(call, 3)
+    assert_rows(found, FOUR, [3, 5])
+    if scheduler == "none":
+        assert_rows(rj.SweepResult.load(tmp_path), FOUR, [3, 5])
+    assert rj.plots.curves(found, "loss").lines
+    plt.close("all")
+    whole = call()
+    assert whole.is_complete
+    assert set(whole.status) == ({"complete", "pruned"} if scheduler == "halving" else {"complete"})
+
+
+@pytest.mark.parametrize("scheduler", ["halving", "population"])
+def test_a_loaded_sweep_with_a_scheduler_says_what_is_left(scheduler, tmp_path):
+    """Interrupted after the first rung, where all trials have begun."""
+    more = {"scheduler": SCHEDULERS[scheduler], "path": tmp_path, "checkpoint_seconds": 0}
+    call = lambda **options: adding(seeds=[3, 5], **more | options)
+    found = cut_off(call, 6)
+    for result in (found, rj.SweepResult.load(tmp_path)):
+        assert len(result) == 8
+        assert not result.is_complete
+        pruned = 4 if scheduler == "halving" else 0
+        assert result.status.tolist() == ["unfinished"] * (8 - pruned) + ["pruned"] * pruned
+        assert result.is_population == (scheduler == "population")
+    (lost,) = tmp_path.glob("round-*")
+    lost.unlink()  # the pruned trials are to run again, too
+    loaded = rj.SweepResult.load(tmp_path)
+    assert set(loaded.status) == {"unfinished"}
+    assert not loaded.is_complete
+
+
+def test_a_finite_trial_is_pruned_and_its_failed_sibling_has_failed(tmp_path):
+    """x = 3 is the worst, and seed 1 of x = 2 is not finite: the scheduler ends both points."""
+
+    def step(hp, key_data, key):
+        fails = (hp["x"] == 2) & (key_data == 1)
+        return key_data, {"loss": jnp.where(fails, jnp.nan, hp["x"])}
+
+    training = rj.Training(
+        lambda hp, key: jnp.where(jnp.all(key == jax.random.fold_in(jax.random.key(1), 0)), 1, 0),
+        step,
+    )
+    run = lambda path: rj.sweep(
+        training, rj.grid(x=[1.0, 2.0, 3.0]), steps=4, seeds=2, path=path, progress=False,
+        scheduler=rj.SuccessiveHalving(3, 2),
+    )  # fmt: skip
+    for result in (run(tmp_path), rj.SweepResult.load(tmp_path), run(tmp_path)):
+        assert result.status.tolist() == ["complete"] * 2 + ["pruned", "failed"] + ["pruned"] * 2
+        assert result.failed.tolist() == [False, False, False, True, False, False]
+        assert result.is_complete
+
+
+def test_a_trial_under_way_has_not_failed_though_its_objective_is_not_finite():
+    """Its last step may bring a number."""
+    step = lambda hp, t, key: (t + 1, {"loss": jnp.where(t < 9, jnp.nan, hp["rate"])})
+    late = rj.Training(lambda hp, key: 0, step)
+    run = lambda **options: rj.sweep(late, FOUR, steps=10, evaluate_every=3, **options)
+    found = cut_off(lambda **options: run(progress=False, **options), 2)
+    assert set(found.status) == {"unfinished"}
+    assert not found.failed.any()
+    assert np.isnan(found.objective).all()
+    whole = run(progress=False)
+    assert set(whole.status) == {"complete"}
+    assert whole.is_complete
+
+
+def test_more_steps_than_a_sweep_has_run_are_left_to_run(tmp_path):
+    """A trial that the longer call has not moved is complete, and the sweep is not."""
+    call = lambda **options: adding(path=tmp_path, keep_states="all", **options)
+    assert call().is_complete
+    with pytest.raises(rj.SweepInterrupted) as caught:
+        call(steps=20, callback=stop_at(4), checkpoint_seconds=0, **ONE_DEVICE)
+    for result in (caught.value.result, rj.SweepResult.load(tmp_path)):
+        assert set(result.status) == {"unfinished", "complete"} or result.steps_completed[0] == 20
+        assert not result.is_complete
+    assert call(steps=20).is_complete
+
+
+# Which values were measured.
+
+COUNTS = rj.Training(
+    lambda hp, key: jnp.int32(0),
+    lambda hp, t, key: (
+        t + 1,
+        {
+            "loss": jnp.where(t == 1, jnp.nan, hp["rate"]),
+            "count": jnp.int32(t + 1),
+            "even": t % 2 == 1,
+            "small": jnp.int4(t + 1 - 8 * ((t + 1) // 8)),
+        },
+    ),
+    lambda hp, t, key: {"score": jnp.uint8(t)},
+)
+
+
+def counting(**options):
+    options = {"steps": 10, "evaluate_every": 3, "progress": False} | options
+    return rj.sweep(COUNTS, FOUR, **options)
+
+
+def assert_valid(result):
+    """Values up to each trial's step are valid, NaN or not, and no others."""
+    for name, values in result.metrics.items():
+        valid, at = result.valid[name], result.steps[name]
+        assert valid.dtype == bool
+        assert valid.shape == values.shape
+        expected = at[None] <= result.steps_completed[:, None]
+        np.testing.assert_array_equal(valid, expected)
+    for name, kind in {"count": "int32", "even": "bool", "small": "int4", "score": "uint8"}.items():
+        assert result.metrics[name].dtype == kind
+    t = np.broadcast_to(result.steps["count"], result.metrics["count"].shape)
+    valid = result.valid["count"]
+    np.testing.assert_array_equal(result.metrics["count"][valid], t[valid])
+    np.testing.assert_array_equal(np.isnan(result.metrics["loss"][valid]), t[valid] == 2)
+
+
+@pytest.mark.parametrize("every", [1, 2, 4])
+def test_values_of_pruned_trials_are_told_from_zeros(every, tmp_path):
+    call = lambda **options: counting(
+        scheduler=rj.SuccessiveHalving(2, 5), record_every=every, **options
+    )
+    for result in (call(path=tmp_path), rj.SweepResult.load(tmp_path)):
+        assert result.status.tolist() == ["complete", "complete", "pruned", "pruned"]
+        assert_valid(result)
+        table = result.to_dataframe()  # all trials have begun, so that each has a last value
+        assert table["count"].tolist() == [10, 10, 5, 5]
+        assert table["count"].dtype == np.int32
+        assert table["even"].dtype == bool
+        data = result.to_xarray()
+        step = result.steps["count"]
+        last = data.steps_completed.values.reshape(-1)
+        expected = np.where(step <= last[:, None], step, np.nan)
+        np.testing.assert_array_equal(data["count"].values[:, 0], expected)
+        even = np.where(step <= last[:, None], step % 2 == 0, np.nan)
+        np.testing.assert_array_equal(data["even"].values[:, 0], even)
+        np.testing.assert_array_equal(
+            np.isnan(data["score"].values[:, 0]), result.steps["score"] > last[:, None]
+        )
+    whole = counting(record_every=every)
+    assert all(valid.all() for valid in whole.valid.values())
+    data = whole.to_xarray()
+    assert (data["count"].dtype, data["even"].dtype, data["score"].dtype) == (
+        np.int32, np.bool_, np.uint8,
+    )  # fmt: skip
+
+
+def test_values_of_trials_that_have_not_begun_are_missing_in_tables(tmp_path):
+    for result in (cut_off(counting, 2), rj.SweepResult.load(saved(counting, tmp_path))):
+        assert_valid(result)
+        begun = result.steps_completed > 0
+        table = result.to_dataframe()
+        kinds = {"count": "Int32", "even": "boolean", "small": "Int8", "score": "UInt8"}
+        assert {name: str(table[name].dtype) for name in kinds} == kinds
+        for name in ("loss", *kinds):
+            assert table[name].isna().tolist() == (~begun).tolist()
+            values = table[name][begun].to_numpy(float)
+            np.testing.assert_array_equal(values, result.newest[name][begun].astype(float))
+        assert table["steps_completed"].tolist() == result.steps_completed.tolist()
+        data = result.to_xarray()
+        for name in ("loss", *kinds):
+            assert np.isnan(data[name].values[~begun]).all()
+        assert not np.isnan(data["count"].values[begun][..., 0]).any()
+
+
+def saved(call, path):
+    """The folder of what there is of a call that is interrupted at once."""
+    cut_off(call, 2).save(path / "saved")
+    return path / "saved"
+
+
+def test_values_of_functions_are_valid_where_they_ran():
+    """Of a shorter static group as far as it goes; NaN that `train` returned counts."""
+
+    def train(hp, key):
+        loss = jnp.arange(float(hp["n"])) * hp["x"]
+        return {"loss": loss.at[0].set(jnp.nan), "whole": jnp.int32(hp["n"]), "ok": hp["x"] > 1}
+
+    call = lambda **options: rj.sweep(train, UNEVEN, progress=False, **options)
+    result = call()
+    steps = np.array([3, 3, 6, 6])
+    np.testing.assert_array_equal(result.valid["loss"], np.arange(6) < steps[:, None])
+    assert np.isnan(result.metrics["loss"][:, 0]).all()
+    assert result.valid["whole"].all()
+    assert result.valid["ok"].shape == (4,)
+    result = cut_off(call, 2)
+    begun = result.steps_completed > 0
+    assert 0 < begun.sum() < 4
+    np.testing.assert_array_equal(result.valid["whole"], begun)
+    np.testing.assert_array_equal(
+        result.valid["loss"], begun[:, None] & (np.arange(6) < steps[:, None])
+    )
+    table = result.to_dataframe()
+    assert str(table["whole"].dtype) == "Int32"
+    assert str(table["ok"].dtype) == "boolean"
+    assert table["whole"].isna().tolist() == (~begun).tolist()
+    assert np.isnan(result.to_xarray()["ok"].values.reshape(-1)[~begun]).all()
+    for other in (pickle.loads(pickle.dumps(result)), copy.deepcopy(result), copy.copy(result)):
+        np.testing.assert_array_equal(other.valid["loss"], result.valid["loss"])

@@ -1,33 +1,22 @@
-"""Pictures of sweeps and of optimisers. Each function returns its Axes and imports matplotlib."""
+"""Pictures of sweeps."""
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from rmsprop_jax._tune.results.statistics import levels, mean_spread_interval
+from rmsprop_jax._tune.results.lineage import most_advanced
+from rmsprop_jax._tune.results.statistics import levels, mean_std_ci95
 from rmsprop_jax._tune.space.values import is_number
 from rmsprop_jax._tune.space.values import label as value_label
 from rmsprop_jax._tune.trials.objective import recorded_counts
+from rmsprop_jax.plots.style import BEST, FAINT, GREY, PALE, axes_or_new, kind_of_axis, pyplot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from rmsprop_jax._tune.results.result import SweepResult
 
-COLORS = {
-    "RMSProp": "#009e73",
-    "RMSProp, centered": "#56b4e9",
-    "RMSProp + momentum": "#000000",
-    "SGD": "#d55e00",
-    "SGD + momentum": "#e69f00",
-    "Adagrad": "#0072b2",
-    "Adam": "#cc79a7",
-}
-"""A colour for each optimiser, the same in every picture; Okabe and Ito's, which the colour-blind
-tell apart."""
-BEST, GREY, PALE, FAINT = "#d62728", "0.6", "0.75", "0.85"
 WAYS = ("complete", "pruned", "unfinished", "failed")
 MOST_RUNGS = 50  # more would be one grey field
 
@@ -68,12 +57,12 @@ def heatmap(
     if limits is not None and not (len(limits) == 2 and limits[0] < limits[1]):
         raise ValueError(f"limits must be (low, high), got {limits!r}.")
     low, high = limits or (None, None)
-    plt = _pyplot()
+    plt = pyplot()
     columns, rows = levels(result.points, x), levels(result.points, y)
     sign = 1.0 if result.mode == "min" else -1.0
     means = sign * result.means()
     cells = np.full((len(rows), len(columns)), np.nan)
-    axes, standing = _axes(ax), _standing(result)
+    axes, standing = axes_or_new(ax), _standing(result)
     axes.set_facecolor("0.9")
     for (i, row), (j, column) in itertools.product(enumerate(rows), enumerate(columns)):
         points = np.intersect1d(row.points, column.points)
@@ -157,7 +146,7 @@ def curves(
     if not 1 <= smooth <= len(steps):
         raise ValueError(f"smooth must be between 1 and the {len(steps)} steps, got {smooth}.")
 
-    axes, outcomes = _axes(ax), _outcomes(result)
+    axes, outcomes = axes_or_new(ax), _outcomes(result)
     scale = _scale(result, outcomes)
     ends: dict[str, list[tuple[int, Any, Any]]] = {way: [] for way in WAYS}
     for (way, point, _), trials in _alike(result):
@@ -235,7 +224,7 @@ def lineage(result: "SweepResult", name: str, *, ax: "Axes | None" = None) -> "A
             f"in this sweep nothing was copied, so that each {name!r} stayed as it was, and there "
             "is no lineage: draw rj.plots.curves or rj.plots.sensitivity."
         )
-    axes, outcomes = _axes(ax), _outcomes(result, has(name))
+    axes, outcomes = axes_or_new(ax), _outcomes(result, has(name))
     stretches, copies = _stretches(result, name, has(name), outcomes.ranked)
     scale = _scale(result, outcomes)
     colours = [
@@ -261,7 +250,7 @@ def lineage(result: "SweepResult", name: str, *, ax: "Axes | None" = None) -> "A
         axes.plot([], [], color=PALE, lw=1.6, label="given up: nobody went on")
     if len(outcomes.ranked) > 1:
         axes.figure.colorbar(scale, ax=axes, label=result.objective_name + outcomes.so_far)
-    axes.set_yscale(_kind_of_axis([y for line in lines for _, y in line]))
+    axes.set_yscale(kind_of_axis([y for line in lines for _, y in line]))
     axes.autoscale_view()
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), fontsize="small", frameon=False)
     axes.set(xlabel="step", ylabel=name)
@@ -293,11 +282,11 @@ def sensitivity(result: "SweepResult", name: str, *, ax: "Axes | None" = None) -
     groups = levels(result.points, name)
     best, _ = result.best_of(groups)
     table, means = result.by_point(), result.means()
-    axes = _axes(ax)
+    axes = axes_or_new(ax)
     numeric = all(is_number(value) for group in groups for value in group.values)
     if numeric and any(len(group.values) > 1 for group in groups):
         place = np.array([point[name] for point in result.points], float)
-        axes.set_xscale(_kind_of_axis(place))
+        axes.set_xscale(kind_of_axis(place))
     else:
         place = np.zeros(len(result.points))
         for i, group in enumerate(groups):
@@ -325,9 +314,7 @@ def sensitivity(result: "SweepResult", name: str, *, ax: "Axes | None" = None) -
     best = best[best >= 0]
     bars = [
         interval[1] - mean
-        for mean, _, interval in (
-            mean_spread_interval(row[np.isfinite(row)]) for row in table[best]
-        )
+        for mean, _, interval in (mean_std_ci95(row[np.isfinite(row)]) for row in table[best])
     ]
     axes.errorbar(
         place[best], means[best], np.nan_to_num(bars), fmt="-o", color="#0072b2", capsize=3,
@@ -337,164 +324,6 @@ def sensitivity(result: "SweepResult", name: str, *, ax: "Axes | None" = None) -
     axes.set_title(_title(result, "best", (name,)))
     axes.legend(fontsize="small", framealpha=0.6)
     return axes
-
-
-def contour(
-    f: Callable[[Any, Any], Any],
-    paths: Mapping[str, Any],
-    x: tuple[float, float],
-    y: tuple[float, float],
-    *,
-    minima: Sequence[tuple[float, float]] = (),
-    colors: Sequence[Any] | None = None,
-    levels: int = 16,
-    ax: "Axes | None" = None,
-) -> "Axes":
-    """Contours of a function of two parameters, with the paths that optimisers take on it.
-
-    The contours lie evenly in the logarithm of the height above the lowest point of the window. A
-    dot marks each step, a ring the start, a disc the end, a star a minimum. A path ends where it is
-    not finite or more than ten windows away.
-
-    Args:
-      f: takes two arrays of one shape, the parameters, and returns an array of that shape.
-      paths: for each label an array of shape (steps + 1, 2).
-      x: the window of θ₁, (low, high).
-      y: the window of θ₂, (low, high).
-      minima: points to mark.
-      colors: one for each path; Okabe and Ito's, which the colour-blind tell apart, by default.
-      levels: how many contours.
-      ax: where to draw; a new figure by default.
-
-    Raises:
-      ValueError: for a path of another shape, an empty window, too few colours or levels, an `f`
-        that is not elementwise or nowhere finite.
-      ImportError: without matplotlib, which the extra `plot` installs.
-
-    Examples:
-      >>> import numpy as np, rmsprop_jax as rj
-      >>> path = 0.5 ** np.arange(9)[:, None] * [1.0, -1.0]
-      >>> ax = rj.plots.contour(lambda a, b: a**2 + 9 * b**2, {"halving": path}, (-1, 2), (-2, 1))
-    """
-    points = {label: np.asarray(path, float) for label, path in paths.items()}
-    for label, path in points.items():
-        if path.ndim != 2 or path.shape[1] != 2 or not len(path):
-            raise ValueError(f"path {label!r} must have shape (steps + 1, 2), got {path.shape}.")
-    for name, (low, high) in {"x": x, "y": y}.items():
-        if not low < high:
-            raise ValueError(f"the window {name} must be (low, high), got {(low, high)}.")
-    if levels < 2:
-        raise ValueError(f"levels must be at least 2, got {levels}.")
-    shades = _colors(colors, len(points))
-    columns, rows = np.meshgrid(np.linspace(*x, 300), np.linspace(*y, 300))
-    heights = np.asarray(f(columns, rows), float)
-    if heights.shape != rows.shape or not np.isfinite(heights).any():
-        raise ValueError(
-            f"f must be elementwise with finite values: of two arrays of shape {rows.shape} it "
-            f"made {heights.shape}, {np.isfinite(heights).sum()} of them finite."
-        )
-
-    axes = _axes(ax)
-    low, high = np.nanmin(heights), np.nanmax(heights[np.isfinite(heights)])
-    at = low + (high - low) * np.geomspace(1e-5, 1, levels)
-    if low < high:
-        axes.contour(columns, rows, heights, at, colors="0.75", linewidths=0.7, zorder=1)
-    middle, width = np.array([np.mean(x), np.mean(y)]), np.array([x[1] - x[0], y[1] - y[0]])
-    thick = np.linspace(1.9, 1.2, len(points))  # so that a path under another shows
-    for (label, path), color, lw in zip(points.items(), shades, thick, strict=False):
-        # NaN compares false; np.argmin is the first step that is away.
-        near = np.append((np.abs(path - middle) <= 10 * width).all(1), False)
-        path = path[: np.argmin(near)]
-        axes.plot(*path.T, "-o", ms=1 + lw, lw=lw, color=color, label=label)
-        axes.plot(*path[-1:].T, "o", ms=7, mec="w", color=color, zorder=4)
-        axes.plot(*path[:1].T, "o", ms=7, mfc="w", mec="k", zorder=5)
-    axes.plot(*np.reshape(minima, (-1, 2)).T, "k*", ms=13, mec="w", zorder=3)
-    axes.set(xlim=x, ylim=y, xlabel="θ₁", ylabel="θ₂")
-    return axes
-
-
-def effective_step(
-    nu: Mapping[str, Any],
-    learning_rate: Any,
-    *,
-    eps: float = 1e-8,
-    eps_in_sqrt: bool = False,
-    colors: Sequence[Any] | None = None,
-    ax: "Axes | None" = None,
-) -> "Axes":
-    """The learning rate of each parameter over time: η/(√s + ε), or η/√(s + ε).
-
-    For Adagrad `nu` is the sum of squared gradients instead of their average.
-
-    Args:
-      nu: for each label the second moment s after each step, shape (steps,);
-        `optax.tree_utils.tree_get(state, "nu")` reads it from a state.
-      learning_rate: η, a number or one for each step.
-      eps: ε.
-      eps_in_sqrt: whether ε stands inside the root, as in `optax.rmsprop` and `optax.adagrad`.
-      colors: one for each label; Okabe and Ito's, which the colour-blind tell apart, by default.
-      ax: where to draw; a new figure by default.
-
-    Raises:
-      ValueError: for a moment that is negative or not of shape (steps,), a learning rate of another
-        length, a negative ε, too few colours.
-      ImportError: without matplotlib, which the extra `plot` installs.
-
-    Examples:
-      >>> import numpy as np, rmsprop_jax as rj
-      >>> nu = {"settles": 1 - 0.9 ** np.arange(1, 100)}
-      >>> ax = rj.plots.effective_step(nu, 1e-3)
-    """
-    if not eps >= 0:
-        raise ValueError(f"eps must be at least 0, got {eps}.")
-    shades = _colors(colors, len(nu))
-    lines = {}
-    for label, moment in nu.items():
-        moment, rate = np.asarray(moment, float), np.asarray(learning_rate, float)
-        if moment.ndim != 1 or not (moment >= 0).all():
-            raise ValueError(
-                f"the second moment {label!r} must be at least 0, with shape (steps,); got "
-                f"{np.nanmin(moment, initial=np.inf)} at the least, shape {moment.shape}."
-            )
-        if rate.shape not in ((), moment.shape):
-            raise ValueError(
-                f"learning_rate must be a number or of shape {moment.shape}, as {label!r}; "
-                f"got shape {rate.shape}."
-            )
-        denominator = np.sqrt(moment + eps) if eps_in_sqrt else np.sqrt(moment) + eps
-        # s = 0 and ε = 0: no rate, so no point.
-        lines[label] = rate / np.where(denominator > 0, denominator, np.nan)
-
-    axes = _axes(ax)
-    for (label, line), color in zip(lines.items(), shades, strict=False):
-        axes.plot(np.arange(1, len(line) + 1), line, lw=1.8, color=color, label=label)
-    axes.set_yscale("log")
-    axes.set(xlabel="step", ylabel="η/√(s + ε)" if eps_in_sqrt else "η/(√s + ε)")
-    return axes
-
-
-def _colors(colors: Sequence[Any] | None, n: int) -> Sequence[Any]:
-    """Given colours, or Okabe and Ito's eight."""
-    colors = colors or (
-        "#0072b2", "#d55e00", "#009e73", "#e69f00", "#cc79a7", "#56b4e9", "#000000", "#f0e442",
-    )  # fmt: skip
-    if len(colors) < n:
-        raise ValueError(f"{n} lines need as many colors, got {len(colors)}.")
-    return colors
-
-
-def _pyplot() -> Any:
-    try:
-        from matplotlib import pyplot
-    except ImportError as error:
-        raise ImportError(
-            'rmsprop_jax.plots needs matplotlib: pip install "rmsprop_jax[plot]"'
-        ) from error
-    return pyplot
-
-
-def _axes(ax: Any) -> Any:
-    return ax or _pyplot().subplots(layout="constrained")[1]
 
 
 class _Outcomes(NamedTuple):
@@ -516,7 +345,7 @@ def _outcomes(result: "SweepResult", among: Any = True) -> _Outcomes:
     """What these points came to."""
     ranked, values, way = result.ranked(), result.means(), "complete"
     if not len(ranked):
-        counts = (result.status == "unfinished") & ~result.failed
+        counts = (result.status == "unfinished") & np.isfinite(result.objective)
         points, way = result.point_index[counts], "unfinished"
         count = np.bincount(points, minlength=len(values))
         total = np.bincount(points, result.objective[counts], len(values))
@@ -529,7 +358,7 @@ def _outcomes(result: "SweepResult", among: Any = True) -> _Outcomes:
 
 def _scale(result: "SweepResult", outcomes: _Outcomes) -> Any:
     """From an objective to its colour: the better the lighter."""
-    plt, some = _pyplot(), outcomes.values[outcomes.ranked]
+    plt, some = pyplot(), outcomes.values[outcomes.ranked]
     norm = plt.Normalize(*((some.min(), some.max()) if len(some) else ()))
     return plt.cm.ScalarMappable(norm, "viridis" if result.mode == "max" else "viridis_r")
 
@@ -569,8 +398,10 @@ def _stretches(
                     came.setdefault((member, at), point)
     lines: dict[int | None, list[Any]] = {point: [] for point in (None, *ranked[::-1].tolist())}
     copies = []
-    for point in np.intersect1d(result.point_index, np.flatnonzero(has)).tolist():
-        row = result._furthest(point)
+    begun = np.unique(result.point_index[result.steps_completed > 0])
+    for point in np.intersect1d(begun, np.flatnonzero(has)).tolist():
+        rows = np.flatnonzero(result.point_index == point)
+        row = int(rows[most_advanced(result.steps_completed[rows])])
         # After an interruption a member may not have gone on since it copied.
         history = [x for x in result.history[row] if x[0] < result.steps_completed[row]]
         stops = [*(start for start, *_ in history[1:]), int(result.steps_completed[row])]
@@ -588,8 +419,9 @@ def _stretches(
 def _standing(result: "SweepResult") -> np.ndarray:
     """How each point stands, as that of its seeds which came furthest; "" where none began."""
     found = np.full(len(result.points), "", result.status.dtype)
+    begun = result.steps_completed > 0
     for way in reversed(WAYS):
-        found[result.point_index[result.status == way]] = way
+        found[result.point_index[begun & (result.status == way)]] = way
     return found
 
 
@@ -597,18 +429,11 @@ def _alike(result: "SweepResult") -> list[tuple[tuple[str, int, int], list[int]]
     """The trials that are one line, with how they ended, their point, and where they stand: the
     seeds of a point that are alike in these, and each failed trial by itself; the failed last."""
     found: dict[tuple[Any, ...], list[int]] = {}
-    ways = np.where(result.failed, "failed", result.status)
-    for trial, key in enumerate(zip(ways, result.point_index, result.steps_completed, strict=True)):
-        found.setdefault((*key, trial if key[0] == "failed" else -1), []).append(trial)
+    for trial in np.flatnonzero(result.steps_completed > 0).tolist():
+        columns = (result.status, result.point_index, result.steps_completed)
+        way, point, step = (column[trial].item() for column in columns)
+        found.setdefault((way, point, step, trial if way == "failed" else -1), []).append(trial)
     return sorted(((key[:3], x) for key, x in found.items()), key=lambda x: WAYS.index(x[0][0]))
-
-
-def _kind_of_axis(values: Any) -> str:
-    """Linear, logarithmic where numbers span a factor of 30, logit for fractions close to 1."""
-    low, high = np.min(values), np.max(values)
-    if low > 0 and 0.9 < high < 1:
-        return "logit"
-    return "log" if low > 0 and high > 30 * low else "linear"
 
 
 def _title(result: "SweepResult", reduce: str, shown: tuple[str, ...]) -> str:

@@ -1,0 +1,119 @@
+"""A result as tables: a pandas DataFrame, an xarray Dataset, and the HTML of a notebook."""
+
+import html
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from rmsprop_jax._tune.space.points import Points, dataframe
+from rmsprop_jax._tune.space.values import is_extended, is_number, label
+
+if TYPE_CHECKING:
+    import pandas
+    import xarray
+
+
+class ResultRows(Protocol):
+    """What a `SweepResult` has for its tables."""
+
+    points: Points
+    seeds: tuple[int, ...]
+    point_index: np.ndarray
+    seed_index: np.ndarray
+    metrics: dict[str, np.ndarray]
+    newest: dict[str, np.ndarray]
+    steps: dict[str, np.ndarray]
+    objective: np.ndarray
+    failed: np.ndarray
+    status: np.ndarray
+    steps_completed: np.ndarray
+    objective_name: str
+    mode: str
+
+    @property
+    def valid(self) -> dict[str, np.ndarray]: ...
+
+    def point_now(self, row: int) -> dict[str, Any]: ...
+
+
+def to_dataframe(result: ResultRows) -> "pandas.DataFrame":
+    """Return a DataFrame with a row a trial."""
+    columns: dict[str, Any] = {
+        name: [result.point_now(row).get(name) for row in range(len(result.objective))]
+        for name in result.points.names
+    }
+    columns["seed"] = [result.seeds[i] for i in result.seed_index]
+    begun = result.steps_completed > 0
+    newest = result.newest
+    if not begun.all():
+        newest = {name: _plain(values) for name, values in newest.items()}
+    columns |= newest | {"objective": result.objective, "failed": result.failed}
+    columns |= {"status": result.status, "steps_completed": result.steps_completed}
+    table = dataframe(columns)
+    for name in newest if not begun.all() else ():
+        if newest[name].dtype.kind != "f":
+            table[name] = table[name].convert_dtypes()  # to a dtype that holds pandas.NA
+        table[name] = table[name].mask(~begun)
+    return table
+
+
+def to_xarray(result: ResultRows) -> "xarray.Dataset":
+    """Return a Dataset with the dimensions `trial` (a point), `seed` and `step`."""
+    try:
+        import xarray
+    except ImportError as error:
+        raise ImportError('to_xarray needs xarray: pip install "rmsprop_jax[data]"') from error
+    shape = len(result.points), len(result.seeds)
+    taken = {*result.points.names, *result.metrics}
+    ours = lambda name: ours(name + "_") if name in taken else name
+
+    def table(values: np.ndarray) -> np.ndarray:
+        return values.reshape(*shape, *values.shape[1:]).copy()
+
+    def metric(name: str) -> np.ndarray:
+        values, valid = _plain(result.metrics[name]), result.valid[name]
+        return table(values if valid.all() else np.where(valid, values, np.nan))
+
+    alike = len({tuple(steps) for steps in result.steps.values()}) == 1
+    dims = {name: ours("step" if alike else f"step_{name}") for name in result.steps}
+    trial, seed = ours("trial"), "seed"
+    coordinates: dict[str, Any] = {trial: np.arange(shape[0]), seed: list(result.seeds)}
+    coordinates |= {dims[name]: steps for name, steps in result.steps.items()}
+    last = [result.point_now(row) for row in range(0, len(result.objective), shape[1])]
+    for name in result.points.names:
+        coordinates[name] = (trial, _column([point.get(name) for point in last]))
+    data = {
+        name: ((trial, seed, *([dims[name]] if name in dims else [])), metric(name))
+        for name in result.metrics
+    }
+    data["objective"] = ((trial, seed), table(result.objective))
+    data["failed"] = ((trial, seed), table(result.failed))
+    data["status"] = ((trial, seed), table(result.status))
+    data["steps_completed"] = ((trial, seed), table(result.steps_completed))
+    attributes = {"objective": result.objective_name, "objective_mode": result.mode}
+    return xarray.Dataset(data, coordinates, attributes)
+
+
+def _plain(values: np.ndarray) -> np.ndarray:
+    """Return values of a dtype of ml_dtypes, which tables know little of, in one of NumPy's."""
+    if not is_extended(values.dtype):
+        return values
+    kind = values.dtype.name.rstrip("0123456789")
+    return values.astype({"int": np.int8, "uint": np.uint8}.get(kind, np.float64))
+
+
+def _column(values: Sequence[Any]) -> np.ndarray:
+    """Return a hyperparameter as an array of numbers, bools or text; None among numbers is NaN."""
+    if all(isinstance(x, bool) for x in values):
+        return np.array(values)
+    if all(x is None or is_number(x) for x in values) and any(x is not None for x in values):
+        return np.array([np.nan if x is None else x for x in values])
+    return np.array([x if isinstance(x, str) else label(x) for x in values])
+
+
+def to_html(heading: str, rows: Sequence[Sequence[str]]) -> str:
+    """Return a heading and a table of these cells, all as text."""
+    cells = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
+    table = "".join(f"<tr>{row}</tr>" for row in cells)
+    return f"<p>{html.escape(heading)}</p><table>{table}</table>"

@@ -1,0 +1,84 @@
+"""The rows of a result: one for each trial that was asked for, begun or not."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from rmsprop_jax._tune.experiment_spec import ExperimentSpec
+from rmsprop_jax._tune.trials.data import TrialData, empty_trials
+from rmsprop_jax._tune.trials.decision_log import AppliedDecision
+from rmsprop_jax._tune.trials.objective import ObjectiveSpec, recorded_counts
+
+STATUSES = UNFINISHED, FAILED, PRUNED, COMPLETE = "unfinished", "failed", "pruned", "complete"
+
+
+def all_rows(plan: ExperimentSpec, trials: TrialData) -> TrialData:
+    """Return a row for each trial of the plan, in order: as given, or one that has not begun.
+
+    Arrays are shared with `trials` where these are all trials in order.
+    """
+    number = trials.number
+    if len(number) < plan.trials:
+        rows = empty_trials(plan, plan.trials)._replace(seconds=trials.seconds)
+        for name, values in trials.metrics.items():
+            rows.metrics[name][number] = values
+        for name, values in trials.newest.items():
+            rows.newest[name][number] = values
+        rows.steps_completed[number] = trials.steps_completed
+        rows.steps_asked[number] = trials.steps_asked
+        rows.pruned[number], rows.feasible[number] = trials.pruned, trials.feasible
+        return rows
+    in_order = bool((number == np.arange(plan.trials)).all())
+    return trials if in_order else trials.take(np.argsort(number))
+
+
+def objectives(plan: ExperimentSpec, rows: TrialData, aim: ObjectiveSpec) -> np.ndarray:
+    """Return the objective of each trial at its present step; NaN for one that has not begun."""
+    begun = rows.steps_completed > 0
+    if begun.all():
+        return aim.values(plan, rows)
+    values = np.full(len(begun), np.nan)
+    for part in rows.parts(np.flatnonzero(begun)):
+        values[part] = aim.values(plan, rows.take(part))
+    return values
+
+
+def last_steps(
+    plan: ExperimentSpec, rows: TrialData, decided: Sequence[AppliedDecision]
+) -> np.ndarray:
+    """Return the step at which each trial ends: the last, or the one at which it was pruned."""
+    ends = np.full(plan.trials, plan.schedule.end)
+    ends = np.where(rows.pruned > 0, rows.steps_completed, ends)
+    for decision in decided:  # a file of a pruned trial may be missing: it runs to that step again
+        ends[plan.trials_of(list(decision.pruned))] = decision.step
+    return ends
+
+
+def statuses(rows: TrialData, objective: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Return how each trial ended, an array of text.
+
+    A trial that had all steps that an earlier call asked for has ended, until a call with more
+    steps moves it.
+    """
+    begun, asked = rows.steps_completed > 0, rows.steps_asked
+    under_way = ~begun | (rows.steps_completed < np.minimum(ends, asked))
+    is_failed, is_pruned = ~np.isfinite(objective), ends < asked
+    return np.select([under_way, is_failed, is_pruned], [UNFINISHED, FAILED, PRUNED], COMPLETE)
+
+
+def measured(plan: ExperimentSpec, rows: TrialData) -> dict[str, np.ndarray]:
+    """Return for each metric a bool array of its shape: True where a value was measured.
+
+    The arrays are read-only, and take no memory for a metric of which every value was measured.
+    """
+    begun, found = rows.steps_completed > 0, {}
+    counts = recorded_counts(plan, rows)
+    for name, values in rows.metrics.items():
+        if name in counts:
+            count = np.where(begun, counts[name], 0)[:, None]
+            columns = np.arange(values.shape[1])
+            valid = True if (count == values.shape[1]).all() else columns < count
+        else:
+            valid = True if begun.all() else begun
+        found[name] = np.broadcast_to(valid, values.shape)
+    return found

@@ -1,0 +1,9 @@
+"""Pictures of sweeps and of optimisers. Each function returns its Axes and imports matplotlib."""
+
+from rmsprop_jax.plots.optimizers import contour, effective_step
+from rmsprop_jax.plots.style import COLORS
+from rmsprop_jax.plots.sweeps import curves, heatmap, lineage, sensitivity
+
+__all__ = [
+    "COLORS", "contour", "curves", "effective_step", "heatmap", "lineage", "sensitivity",
+]  # fmt: skip
