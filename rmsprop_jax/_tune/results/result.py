@@ -620,8 +620,9 @@ class SweepResult:
 
     def to_dataframe(self) -> "pandas.DataFrame":
         """A pandas DataFrame with a row a trial: the hyperparameters under their names, `seed`,
-        each metric's last value under its name, `objective`, `failed`; of a `Training` also
-        `status` and `reached`. Of a population the hyperparameters are the last.
+        each metric's newest value under its name, `objective`, `failed`, `status`, and
+        `steps_completed`. A population's hyperparameters are those at the end. A value that was not
+        measured is NaN, or `pandas.NA` for integers and bools.
 
         Raises:
           ImportError: without pandas, which the extra `data` installs.
@@ -633,7 +634,7 @@ class SweepResult:
 
         Hyperparameters are coordinates of `trial`: numbers (`None` among them is NaN), bools, or
         text; of a population the last. `step` counts from 1. Metrics whose steps differ have a
-        dimension of their own, `step_NAME`. What is not finished is NaN, and False in `finished`.
+        dimension of their own, `step_NAME`. A value that was not measured is NaN.
         Where a hyperparameter or a metric has one of these names, ours ends in `_`. `to_netcdf`
         writes it.
 

@@ -162,7 +162,7 @@ def test_xarray_has_every_number_under_its_hyperparameters(result):
     np.testing.assert_array_equal(chosen.loss.sel(seed=3, step_loss=4).values, expected[3:4])
     assert data.n.dtype == np.int32
     assert data.failed.values.sum() == 2
-    assert data.finished.values.all()
+    assert (data.status.values != "unfinished").all()
     assert data.attrs == {"objective_mode": "min", "objective": "loss"}
 
 
@@ -184,9 +184,10 @@ def test_xarray_of_an_unfinished_sweep_has_nan_where_nothing_is():
     result = caught.value.result
     data = result.to_xarray()
     assert data.step.values.tolist() == [3, 4]
-    assert data.finished.values.sum() == (result.status != "unfinished").sum() < len(result) == 30
-    assert data.finished.values[0, 0]
-    assert not data.finished.values[-1].any()
+    ended = data.status.values != "unfinished"
+    assert ended.sum() == (result.status != "unfinished").sum() < len(result) == 30
+    assert ended[0, 0]
+    assert not ended[-1].any()
     assert data.half.values[0, 0] == 1.0
 
 
@@ -319,7 +320,7 @@ def test_a_function_without_a_name_is_called_the_objective():
     assert sweep(objective=late).objective_name == "late"
 
 
-NAMES = ["finished", "trial", "step", "step_loss", "step_short", "trial_", "mode", "name", "loss_"]
+NAMES = ["trial", "step", "step_loss", "step_short", "trial_", "mode", "name", "loss_"]
 
 
 @pytest.mark.parametrize("name", NAMES)
