@@ -1,12 +1,29 @@
-"""Fixtures that switch JAX's settings around a test, and in how many processes the tests run."""
+"""Fixtures that switch JAX's settings around a test, in how many processes the tests run, and the
+cache of compiled programs that these processes share."""
 
 import os
+import shutil
+import tempfile
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 2)  # before JAX is first used: the sweep is tested on two
+
+
+def pytest_configure(config):
+    """A program that several tests, workers, or child processes need is compiled once: what XLA
+    compiles is most of what the tests cost. Each run has a new folder, unless one is named."""
+    is_worker = hasattr(config, "workerinput")
+    if not is_worker and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = tempfile.mkdtemp(prefix="rmsprop_jax_compiled_")
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder  # for workers and child processes
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    seconds = float(os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"])
+    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
 
 
 def pytest_xdist_auto_num_workers(config):

@@ -9,6 +9,7 @@ import pytest
 import rmsprop_jax as rj
 from tests.support import reference
 from tests.support.steps import stay
+from tests.support.tables import crossed, few
 
 get = optax.tree_utils.tree_get
 
@@ -48,10 +49,10 @@ DECAYS = {
 }
 
 
-@pytest.mark.parametrize("initial_scale", [0.0, 1.0])
-@pytest.mark.parametrize("centered", [False, True])
-@pytest.mark.parametrize("bias_correction", [False, True])
-@pytest.mark.parametrize("name", DECAYS)
+@pytest.mark.parametrize(
+    ("name", "bias_correction", "centered", "initial_scale"),
+    crossed(list(DECAYS), [False, True], [True, False], [0.0, 1.0]),
+)
 def test_a_changing_decay_follows_the_equations(
     x64, name, bias_correction, centered, initial_scale
 ):
@@ -93,8 +94,7 @@ def test_the_weight_does_not_drift(w, steps):
     assert int(state.step) == steps
 
 
-@pytest.mark.parametrize("decay", [0.0, 0.9, 0.999])
-@pytest.mark.parametrize("initial_scale", [0.0, 1.0])
+@pytest.mark.parametrize(("initial_scale", "decay"), crossed([0.0, 1.0], [0.0, 0.9, 0.999]))
 def test_optax_in_float64(x64, decay, initial_scale):
     grads = np.random.default_rng(3).normal(size=(1_000, 5))
     settings = {"decay": decay, "initial_scale": initial_scale, "bias_correction": True}
@@ -125,12 +125,17 @@ def test_the_first_centered_step_with_momentum_and_in_every_dtype(x64):
         np.testing.assert_allclose(np.asarray(abs(u), float), 1e-3, rtol=2**-7)
 
 
-@pytest.mark.parametrize("decay", [0.0, 0.9, pytest.param(0.9999, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("centered", [False, True])
+@pytest.mark.parametrize(
+    ("centered", "decay"),
+    crossed([False, True], [0.0, 0.9, 0.9999], plain=["False-0.0", "True-0.9"]),
+)
 def test_derivatives_in_the_decay(x64, decay, centered):
     """Forward and reverse, first and second, beside those of the sums written out."""
-    grads = jnp.asarray(np.random.default_rng(4).normal(size=(6, 3)) + 0.5)
-    weights = jnp.asarray(np.random.default_rng(5).normal(size=(6, 3)))
+    reverse_and_forward = lambda f, x: jax.jit(
+        lambda x: (jax.grad(f)(x), jax.jvp(f, (x,), (1.0,))[1])
+    )(x)
+    grads = jnp.asarray(np.random.default_rng(4).normal(size=(4, 3)) + 0.5)
+    weights = jnp.asarray(np.random.default_rng(5).normal(size=(4, 3)))
     settings = {"eps": 0.1, "bias_correction": True, "centered": centered, "initial_scale": 0.2}
 
     def ours(decay):
@@ -138,7 +143,7 @@ def test_derivatives_in_the_decay(x64, decay, centered):
 
     def sums(decay):
         total = 0.0
-        for t in range(1, 7):
+        for t in range(1, 5):
             w = jnp.stack([(1 - decay) * decay**k for k in range(t - 1, -1, -1)])
             w, rest = w / w.sum(), decay**t / w.sum()
             g = grads[:t]
@@ -147,13 +152,13 @@ def test_derivatives_in_the_decay(x64, decay, centered):
         return total
 
     if centered and decay == 0:  # the variance is rounding error there: finite is all
-        assert np.isfinite([jax.grad(ours)(decay), jax.jvp(ours, (decay,), (1.0,))[1]]).all()
+        assert np.isfinite(reverse_and_forward(ours, decay)).all()
         return
-    want = jax.grad(sums)(decay)
-    for got in (jax.grad(ours)(decay), jax.jvp(ours, (decay,), (1.0,))[1]):
-        np.testing.assert_allclose(got, want, rtol=1e-6)
-    second = jax.grad(jax.grad(ours))(decay)
-    np.testing.assert_allclose(second, jax.grad(jax.grad(sums))(decay), rtol=1e-5)
+    reverse, forward = reverse_and_forward(ours, decay)
+    want, _ = reverse_and_forward(sums, decay)
+    np.testing.assert_allclose([reverse, forward], [want] * 2, rtol=1e-6)
+    second = lambda f: jax.jit(jax.grad(jax.grad(f)))(decay)
+    np.testing.assert_allclose(second(ours), second(sums), rtol=1e-5)
 
 
 def test_a_state_without_its_weight_is_refused_with_the_line_that_converts_it(x64):
@@ -195,8 +200,14 @@ def test_a_leaf_without_a_gradient_gathers_less_than_the_weight():
     assert float(u["b"]) == pytest.approx((0.75 / 0.5) ** 0.5)
 
 
-@pytest.mark.parametrize("decay", [1e-45, 1e-38, 1e-30, 1e-20, 1e-10, 2.0**-23, 1e-4])
-@pytest.mark.parametrize("bias_correction", [False, True])
+@pytest.mark.parametrize(
+    ("bias_correction", "decay"),
+    crossed(
+        [False, True],
+        [1e-45, 1e-38, 1e-30, 1e-20, 1e-10, 2.0**-23, 1e-4],
+        plain=["False-1e-45", "True-1e-20", "True-0.0001"],
+    ),
+)
 def test_a_tiny_decay_keeps_the_centered_state_finite(decay, bias_correction):
     """The rounding error of g − m counts ρ⁻¹ times: unbounded, it overflows."""
     rng = np.random.default_rng(7)
@@ -208,7 +219,7 @@ def test_a_tiny_decay_keeps_the_centered_state_finite(decay, bias_correction):
     assert (state.nu >= 0).all()
 
 
-@pytest.mark.parametrize("decay", [1e-20, 1e-12])
+@pytest.mark.parametrize("decay", few([1e-20, 1e-12], [1e-20]))
 def test_a_tiny_decay_in_float64_and_beside_a_short_state(x64, decay):
     grads = jnp.asarray(np.random.default_rng(8).normal(size=(50, 5)) * 1e18)
     for state_dtype in (None, "float32", "bfloat16"):

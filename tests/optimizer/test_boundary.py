@@ -11,6 +11,7 @@ import optax
 import pytest
 
 import rmsprop_jax as rj
+from tests.support.tables import crossed, few
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -35,7 +36,8 @@ SOLVERS = {
     "keras clipped": lambda: rj.presets.keras(0.1, weight_decay=0.2, global_clipnorm=1.0),
     **PRESETS,
 }
-solvers = pytest.mark.parametrize("make", SOLVERS.values(), ids=SOLVERS)
+REPRESENTATIVE = ["plain", "full", "decoupled outside", "mask function", "keras clipped"]
+solvers = pytest.mark.parametrize("make", few(SOLVERS, REPRESENTATIVE))
 
 
 class Model(NamedTuple):
@@ -213,9 +215,10 @@ def test_numpy_arrays_are_taken_for_state_gradient_and_parameters():
 # Refused, with the remedy.
 
 
-@pytest.mark.parametrize("field", ["nu", "mu", "trace"])
-@pytest.mark.parametrize("narrow", [jnp.bfloat16, jnp.float16])
-@pytest.mark.parametrize("jitted", [False, True])
+@pytest.mark.parametrize(
+    ("jitted", "narrow", "field"),
+    crossed([False, True], [jnp.bfloat16, jnp.float16], ["nu", "mu", "trace"]),
+)
 def test_a_state_restored_in_half_precision_is_refused(field, narrow, jitted):
     solver = rj.rmsprop(0.1, momentum=0.9, centered=True)
     params = {"w": jnp.ones(2), "b": jnp.ones(1)}

@@ -19,6 +19,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import rmsprop_jax as rj
 from tests.support import reference
 from tests.support.steps import stay
+from tests.support.tables import crossed
 
 STEPS = 40
 FORMS = {
@@ -32,9 +33,9 @@ FORMS = {
 STORED = [None, "float32", "float64", "bfloat16"]
 PARAMS = ["bfloat16", "float16", "float32", "float64", "complex64", "complex128"]
 CELLS = list(itertools.product(STORED, PARAMS, FORMS))
-# Each pair of dtypes with one form, each form with each stored dtype.
-FEW = {cell for i, cell in enumerate(CELLS) if i % 7 == 0}
-FEWER = {cell for i, cell in enumerate(CELLS) if i % 14 == 0}
+# Each dtype, each form, and each stored dtype, of which a few for derivatives.
+FEW = {cell for i, cell in enumerate(CELLS) if i % 13 == 0}
+FEWER = {cell for i, cell in enumerate(CELLS) if i % 47 == 12}
 WIDE = {"float64": 64, "complex128": 64}
 
 
@@ -186,8 +187,7 @@ def test_derivatives_forward_and_reverse(x64, stored, dtype, form):
     np.testing.assert_allclose(forward, want, rtol=tolerance, atol=tolerance * scale)
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("stored", STORED)
+@pytest.mark.parametrize(("stored", "form"), crossed(STORED, list(FORMS)))
 def test_a_jitted_init_is_placed_and_typed_in_each_cell(x64, stored, form):
     mesh = jax.make_mesh((2,), ("d",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
     place = NamedSharding(mesh, PartitionSpec("d"))
@@ -213,9 +213,8 @@ NUMBERS = st.one_of(
 
 
 @pytest.mark.parametrize(
-    "stored", [pytest.param(x, marks=() if x == "bfloat16" else pytest.mark.slow) for x in STORED]
+    ("dtype", "stored"), crossed(["float32", "float64"], STORED, plain=["float32-bfloat16"])
 )
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_no_stream_found_breaks_a_cell(x64, stored, dtype):
     """Any numbers, and any decay at each step; all forms side by side."""
 
@@ -240,9 +239,10 @@ def test_no_stream_found_breaks_a_cell(x64, stored, dtype):
     search()
 
 
-@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
-@pytest.mark.parametrize("dtype", ["float64", "complex128"])
-@pytest.mark.parametrize("centered", [False, True])
+@pytest.mark.parametrize(
+    ("centered", "dtype", "stored"),
+    crossed([False, True], ["float64", "complex128"], ["float32", "bfloat16"]),
+)
 def test_a_float64_spike_passes_through_a_narrower_state(x64, stored, dtype, centered):
     """A spike of 1e20 squared is beyond float32: the average would be infinite for good."""
     grads = np.ones((400, 2)).astype(dtype)

@@ -18,6 +18,7 @@ import pytest
 
 import rmsprop_jax as rj
 from tests.support.steps import travel
+from tests.support.tables import few
 
 FAST = {"xla_backend_optimization_level": 0}  # to compile: it is most of what these tests do
 RATE, STRENGTH = 5e-3, 3e-3
@@ -133,7 +134,12 @@ ROWS = {
     "impala2018": preset("impala2018", decay=0.99, eps=0.1, initial_scale=1.0),
     "pymarl": preset("pymarl", decay=0.99, eps=1e-5, eps_in_sqrt=False),
 }  # fmt: skip
-rows = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+# Each term once at least: these rows run in the plain suite, all others under `slow`.
+REPRESENTATIVE = [
+    "plain", "bias_correction", "lr_in_momentum=False", "all", "scale_by_rms",
+    "torch, momentum and decay", "keras, all terms",
+]  # fmt: skip
+rows = pytest.mark.parametrize("row", few(ROWS, REPRESENTATIVE))
 
 rng = np.random.default_rng(0)
 STEPS = 7

@@ -17,6 +17,7 @@ import pytest
 import rmsprop_jax as rj
 from tests.support import reference
 from tests.support.steps import stay, travel
+from tests.support.tables import crossed
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -89,8 +90,7 @@ TREES = [
 ]
 
 
-@variants
-@pytest.mark.parametrize("params", TREES, ids=repr)
+@pytest.mark.parametrize(("params", "flags"), crossed(TREES, VARIANTS))
 def test_any_tree(params, flags):
     """Each leaf is updated as it would be alone, whatever the tree around it."""
     solver = rj.rmsprop(0.1, **flags)
@@ -110,10 +110,10 @@ REAL = ["bfloat16", "float16", "float32", "float64"]
 DTYPES = [*itertools.product(REAL, REAL), ("complex64", "complex64"), ("complex128", "complex64")]
 
 
-@variants
-@pytest.mark.parametrize(("param", "grad"), DTYPES)
-def test_dtypes_of_parameters_and_gradients(x64, param, grad, flags):
+@pytest.mark.parametrize(("dtypes", "flags"), crossed({"-".join(d): d for d in DTYPES}, VARIANTS))
+def test_dtypes_of_parameters_and_gradients(x64, dtypes, flags):
     """Updates are as wide as gradient and parameter; the state keeps its dtypes from `init`."""
+    param, grad = dtypes
     params, g = jnp.ones(2, param), jnp.ones(2, grad)
     solver = rj.rmsprop(0.1, **flags)
     state = solver.init(params)
@@ -215,11 +215,14 @@ DECAYS = {
 }
 
 
-@pytest.mark.parametrize("lr_in_momentum", [True, False])
-@pytest.mark.parametrize("decay", DECAYS)
-@pytest.mark.parametrize("kind", ["real", "complex"])
 @pytest.mark.parametrize(
-    "momentum", [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}], ids=str
+    ("momentum", "kind", "decay", "lr_in_momentum"),
+    crossed(
+        [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}],
+        ["real", "complex"],
+        list(DECAYS),
+        [True, False],
+    ),
 )
 def test_learning_rate_and_weight_decay_against_the_equations(
     x64, lr_in_momentum, decay, kind, momentum
@@ -299,9 +302,9 @@ NUMBERS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("eps_in_sqrt", [False, True])
-@pytest.mark.parametrize("centered", [False, True])
-@pytest.mark.parametrize("bias_correction", [False, True])
+@pytest.mark.parametrize(
+    ("bias_correction", "centered", "eps_in_sqrt"), crossed(*[[False, True]] * 3)
+)
 def test_derivatives_through_fifty_steps(x64, eps_in_sqrt, centered, bias_correction):
     """Reverse, forward and central differences agree, and where s = 0 all stay finite."""
     flags = {"eps_in_sqrt": eps_in_sqrt, "centered": centered, "bias_correction": bias_correction}
@@ -337,10 +340,10 @@ def test_derivatives_through_fifty_steps(x64, eps_in_sqrt, centered, bias_correc
         chex.assert_tree_all_finite(all_derivatives(numbers, jnp.asarray(zeros), 0 * params))
 
 
-@pytest.mark.parametrize("eps", [1e-8, 0.0])
-@pytest.mark.parametrize("eps_in_sqrt", [False, True])
-@pytest.mark.parametrize("bias_correction", [False, True])
-@pytest.mark.parametrize("momentum", [None, pytest.param(0.9, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("momentum", "bias_correction", "eps_in_sqrt", "eps"),
+    crossed([None, 0.9], [False, True], [False, True], [1e-8, 0.0]),
+)
 def test_derivatives_under_a_constant_gradient(eps, eps_in_sqrt, bias_correction, momentum):
     """Centred, its variance is 0, and with ε = 0 so is the denominator."""
     names = ("learning_rate", "decay", "eps", "initial_scale", "momentum")
@@ -356,9 +359,10 @@ def test_derivatives_under_a_constant_gradient(eps, eps_in_sqrt, bias_correction
     chex.assert_tree_all_finite((jax.grad(f)(numbers), jax.jacfwd(f)(numbers)))
 
 
-@pytest.mark.parametrize("eps_in_sqrt", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("bias_correction", [False, True])
-@pytest.mark.parametrize("centered", [False, True])
+@pytest.mark.parametrize(
+    ("centered", "bias_correction", "eps_in_sqrt"),
+    crossed([False, True], [True, False], [False, True]),
+)
 def test_derivatives_through_parameters_that_move(eps_in_sqrt, bias_correction, centered):
     """Down to gradients of 1e-30, as the page on numerics promises: first derivatives for any ε
     (centered: for ε > 0 and ρ > 0), second ones in η and ρ for ε > 0 and ρ > 0."""
@@ -395,9 +399,10 @@ def test_derivatives_through_parameters_that_move(eps_in_sqrt, bias_correction, 
 # JAX's debugging flags: nothing on the way is NaN or infinite either.
 
 
-@pytest.mark.parametrize("flags", [{"decay": 0.0}, {"bias_correction": True}, {}], ids=str)
-@pytest.mark.parametrize("centered", [False, True])
-@pytest.mark.parametrize("eps_in_sqrt", [False, True])
+@pytest.mark.parametrize(
+    ("eps_in_sqrt", "centered", "flags"),
+    crossed([False, True], [False, True], [{"decay": 0.0}, {"bias_correction": True}, {}]),
+)
 def test_debug_infs_and_debug_nans_have_nothing_to_say(flags, centered, eps_in_sqrt):
     solver = rj.rmsprop(0.1, eps=0.0, centered=centered, eps_in_sqrt=eps_in_sqrt, **flags)
     with jax.debug_infs(True), jax.debug_nans(True):
@@ -412,8 +417,7 @@ def test_debug_infs_and_debug_nans_have_nothing_to_say(flags, centered, eps_in_s
 # Half precision.
 
 
-@variants
-@pytest.mark.parametrize("half", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize(("half", "flags"), crossed([jnp.float16, jnp.bfloat16], VARIANTS))
 def test_half_precision_is_the_float32_run_cast_at_the_end(half, flags):
     grads = jnp.asarray(stream(200, 5)).astype(half)
     solver = rj.rmsprop(0.1, decay=0.999, **flags)
@@ -491,9 +495,9 @@ def test_the_step_is_bounded_for_the_worst_stream_found(grads):
     chex.assert_tree_all_finite(state)
 
 
-@pytest.mark.parametrize("centered", [False, True])
-@pytest.mark.parametrize("momentum", [None, 0.9])
-@pytest.mark.parametrize("kind", ["real", "complex"])
+@pytest.mark.parametrize(
+    ("kind", "momentum", "centered"), crossed(["real", "complex"], [None, 0.9], [False, True])
+)
 def test_huge_gradients_stay_finite_and_pass(centered, momentum, kind):
     """Ones with a spike of each sort; afterwards the steps are again those of the ones alone."""
     spikes = np.float32([3e38, -3e38, np.inf, -np.inf, 1e30, 1e19, 1.0])
@@ -614,23 +618,23 @@ def holds(flags, grads, kind):
         return jax.vmap(one)(lanes(jnp.float64 if kind == "float64" else jnp.float32))
 
 
-structures = pytest.mark.parametrize(
-    "flags", STRUCTURES, ids=lambda flags: "-".join(k for k in flags if flags[k]) or "plain"
-)
+structures = {"-".join(k for k in flags if flags[k]) or "plain": flags for flags in STRUCTURES}
 
 
-@structures
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "flags"), crossed(KINDS, structures))
 def test_no_finite_gradient_breaks_it(x64, kind, flags):
     finite, positive = holds(tuple(flags.items()), adversarial_streams(kind), kind)
     assert finite.all()
     assert positive.all()
 
 
-@structures
 @pytest.mark.parametrize(
-    "kind",
-    [kind if kind == "float32" else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS],
+    ("kind", "flags"),
+    crossed(
+        KINDS,
+        structures,
+        plain=["float32-plain", "float32-eps_in_sqrt-centered-bias_correction-nesterov"],
+    ),
 )
 def test_no_finite_gradient_found_breaks_it(x64, kind, flags):
     """The same by search over any finite numbers of the dtype."""
@@ -711,9 +715,10 @@ def test_traced_values_are_not_checked():
 NARROW = ["bfloat16", "float16", "float32"]
 
 
-@pytest.mark.parametrize("argument", ["decay", "momentum"])
-@pytest.mark.parametrize("dtype", NARROW)
-@pytest.mark.parametrize("kind", ["traced", "jax", "numpy"])
+@pytest.mark.parametrize(
+    ("kind", "dtype", "argument"),
+    crossed(["traced", "jax", "numpy"], NARROW, ["decay", "momentum"]),
+)
 def test_a_one_counts_as_the_largest_number_below_one(argument, dtype, kind):
     """It is what .999 (bfloat16) or .99999999 (float32) was rounded to; jitted or not."""
     one = jnp.asarray(1.0, dtype) if kind != "numpy" else np.ones((), jnp.dtype(dtype))
