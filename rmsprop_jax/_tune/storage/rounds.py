@@ -24,48 +24,79 @@ def read_rounds(
       places: for each of its points the place in the manifest.
       every: return a row for every trial, where the folder has any; else for those it has.
     """
-    point_at = {place: i for i, place in enumerate(places.tolist())}
-    seed_at = {seed: i for i, seed in enumerate(spec.seeds)}
-    group_of, progress = spec.group_of(), spec.schedule.stored_progress
-    spans: dict[int, list[tuple[int, int]]] = collections.defaultdict(list)
-    column = lambda stored, name, default: (
-        stored.column(name) if name in progress else [default] * len(stored.column("point"))
-    )
+    reader = _RoundReader(spec, places)
+    numbers = folder.each("round", ROUND, reader.find_trials)
+    with damaged(folder.path / MANIFEST, WHOLE):
+        reader.make_room(every)
+    folder.each("round", ROUND, lambda stored: reader.fill(stored, numbers[stored.name]))
+    reader.fill_newest()
+    return reader.data, list(numbers)
 
-    def trials_in(stored: Arrays) -> np.ndarray:
+
+class _RoundReader:
+    """Puts the rounds of a folder together: a first pass finds the trials, a second their values.
+
+    Args:
+      spec: the experiment.
+      places: for each of its points the place in the manifest.
+
+    Attributes:
+      data: what is known, once all is filled in.
+    """
+
+    data: TrialData
+
+    def __init__(self, spec: ExperimentSpec, places: np.ndarray):
+        self._spec, self._progress = spec, spec.schedule.stored_progress
+        self._point_at = {place: i for i, place in enumerate(places.tolist())}
+        self._seed_at = {seed: i for i, seed in enumerate(spec.seeds)}
+        self._group_of = spec.group_of()
+        self._spans: dict[int, list[tuple[int, int]]] = collections.defaultdict(list)
+        self._completed: dict[int, int] = {}
+        self._row_of: dict[int, int] = {}
+
+    def _column(self, stored: Arrays, name: str, default: int) -> list[int]:
+        """Return numbers about the progress of a file's trials, or what they are without a file."""
+        if name in self._progress:
+            return stored.column(name)
+        return [default] * len(stored.column("point"))
+
+    def find_trials(self, stored: Arrays) -> np.ndarray:
+        """Return the trials of a file, and note which steps it has of each."""
         points, seeds = stored.column("point"), stored.column("seed")
-        start, stop = column(stored, "start", 0), column(stored, "steps_completed", 1)
+        start, stop = self._column(stored, "start", 0), self._column(stored, "steps_completed", 1)
         if len({len(points), len(seeds), len(start), len(stop)}) > 1:
             raise FileError("its arrays have different lengths")
         pairs = zip(points, seeds, strict=True)
-        number = [point_at[p] * len(seed_at) + seed_at[s] for p, s in pairs]
+        number = [self._point_at[p] * len(self._seed_at) + self._seed_at[s] for p, s in pairs]
         for trial, span in zip(number, zip(start, stop, strict=True), strict=True):
-            spans[trial].append(span)
+            self._spans[trial].append(span)
         return np.array(number, int)
 
-    numbers = folder.each("round", ROUND, trials_in)
-    completed = {trial: _without_gap(each) for trial, each in spans.items()}
-    found = np.array(sorted(trial for trial, step in completed.items() if step), int)
-    if every and len(found):
-        found = np.arange(spec.trials)
-    with damaged(folder.path / MANIFEST, WHOLE):
-        _check_room(spec, len(found))
-    row_of = {int(trial): i for i, trial in enumerate(found)}
-    data = empty_trials(spec, len(found))
-    data.number[:] = found
+    def make_room(self, every: bool) -> None:
+        """Make the rows; FileError where the memory cannot hold them."""
+        self._completed = {trial: _without_gap(each) for trial, each in self._spans.items()}
+        found = np.array(sorted(trial for trial, step in self._completed.items() if step), int)
+        if every and len(found):
+            found = np.arange(self._spec.trials)
+        _check_room(self._spec, len(found))
+        self._row_of = {int(trial): i for i, trial in enumerate(found)}
+        self.data = empty_trials(self._spec, len(found))
+        self.data.number[:] = found
 
-    def fill(stored: Arrays) -> None:
-        number = numbers[stored.name]
-        groups = set(group_of[number // len(spec.seeds)].tolist())
-        stops = column(stored, "steps_completed", 1)
-        counts = [x <= completed[t] for t, x in zip(number.tolist(), stops, strict=True)]
+    def fill(self, stored: Arrays, number: np.ndarray) -> None:
+        """Fill in what a file measured of these trials, up to where their files have no gap."""
+        spec, data = self._spec, self.data
+        groups = set(self._group_of[number // len(spec.seeds)].tolist())
+        stops = self._column(stored, "steps_completed", 1)
+        counts = [x <= self._completed[t] for t, x in zip(number.tolist(), stops, strict=True)]
         of = lambda x: x if all(counts) else x[np.array(counts, bool)]
-        rows = np.array([row_of[t] for t in of(number).tolist()], int)
+        rows = np.array([self._row_of[t] for t in of(number).tolist()], int)
         for metric, into in data.metrics.items():
             columns, x = _metric(stored, metric, spec, groups, len(number))
             into[rows if columns is None else np.ix_(rows, columns)] = of(x)
         stops = of(np.array(stops))
-        if "newest" in progress:
+        if "newest" in self._progress:
             is_newer = stops >= data.steps_completed[rows]
             for metric, into in data.newest.items():
                 stored.check("newest " + metric, spec.dtype(metric), (len(number),))
@@ -75,10 +106,10 @@ def read_rounds(
             ("pruned", np.int8, data.pruned),
             ("steps_asked", np.int64, data.steps_asked),
         ):
-            if name in progress:
+            if name in self._progress:
                 stored.check(name, dtype, (len(number),))
                 into[rows] = np.maximum(into[rows], of(stored[name]))
-        if "steps_asked" not in progress:
+        if "steps_asked" not in self._progress:
             data.steps_asked[rows] = spec.schedule.end
         data.steps_completed[rows] = np.maximum(data.steps_completed[rows], stops)
         if "feasible" in stored:
@@ -87,14 +118,16 @@ def read_rounds(
         stored.check("seconds", np.float64, (2,))
         data.seconds[:] += stored["seconds"]
 
-    folder.each("round", ROUND, fill)
-    if "newest" not in progress:  # the last recorded value of a complete trial is the newest
-        groups = group_of[data.number // len(spec.seeds)]
-        for metric, into in data.newest.items():
+    def fill_newest(self) -> None:
+        """Where files have no newest value: it is the last recorded one of a complete trial."""
+        if "newest" in self._progress:
+            return
+        spec, groups = self._spec, self._group_of[self.data.number // len(self._spec.seeds)]
+        for metric, into in self.data.newest.items():
             end = spec.schedule.end
             last = [spec.count_recorded(i, metric, end) - 1 for i in range(len(spec.groups))]
-            into[:] = data.metrics[metric][np.arange(len(groups)), np.array(last, int)[groups]]
-    return data, list(numbers)
+            rows = np.arange(len(groups))
+            into[:] = self.data.metrics[metric][rows, np.array(last, int)[groups]]
 
 
 def _check_room(spec: ExperimentSpec, trials: int) -> None:
