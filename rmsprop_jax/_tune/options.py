@@ -189,10 +189,6 @@ def check_same_metrics(groups: list[Group], traces: list[Traces], points: Points
                     "names, ranks and dtypes for all, and integers of the same length (floats may "
                     "differ in length: NaN follows the last)."
                 )
-    if traces[0].state is not None and (
-        clash := {"status", "steps_completed"} & {*first, *points.names}
-    ):
-        raise ValueError(f"{sorted(clash)}: a training's results have columns of that name.")
 
 
 def warn(traces: list[Traces], seeds: tuple[int, ...], stacklevel: int) -> None:

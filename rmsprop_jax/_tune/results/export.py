@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     import xarray
 
 
+ROW_COLUMNS = ("objective", "failed", "status", "steps_completed")
+"""What a table says of each trial, after its hyperparameters, seed, and metrics. No hyperparameter
+and no metric has one of these names (`space.points.RESERVED`)."""
+
+
 class ResultRows(Protocol):
     """What a `SweepResult` has for its tables."""
 
@@ -37,7 +42,7 @@ class ResultRows(Protocol):
     def point_now(self, row: int) -> dict[str, Any]: ...
 
 
-def to_dataframe(result: ResultRows, with_status: bool) -> "pandas.DataFrame":
+def to_dataframe(result: ResultRows) -> "pandas.DataFrame":
     """Return a DataFrame with a row a trial."""
     columns: dict[str, Any] = {
         name: [result.point_now(row).get(name) for row in range(len(result.objective))]
@@ -48,9 +53,7 @@ def to_dataframe(result: ResultRows, with_status: bool) -> "pandas.DataFrame":
     newest = result.newest
     if not begun.all():
         newest = {name: _plain(values) for name, values in newest.items()}
-    columns |= newest | {"objective": result.objective, "failed": result.failed}
-    if with_status:
-        columns |= {"status": result.status, "steps_completed": result.steps_completed}
+    columns |= newest | {name: getattr(result, name) for name in ROW_COLUMNS}
     table = dataframe(columns)
     for name in newest if not begun.all() else ():
         if newest[name].dtype.kind != "f":
@@ -59,7 +62,7 @@ def to_dataframe(result: ResultRows, with_status: bool) -> "pandas.DataFrame":
     return table
 
 
-def to_xarray(result: ResultRows, with_status: bool) -> "xarray.Dataset":
+def to_xarray(result: ResultRows) -> "xarray.Dataset":
     """Return a Dataset with the dimensions `trial` (a point), `seed` and `step`."""
     try:
         import xarray
@@ -88,12 +91,7 @@ def to_xarray(result: ResultRows, with_status: bool) -> "xarray.Dataset":
         name: ((trial, seed, *([dims[name]] if name in dims else [])), metric(name))
         for name in result.metrics
     }
-    data["objective"] = ((trial, seed), table(result.objective))
-    data["failed"] = ((trial, seed), table(result.failed))
-    data[ours("finished")] = ((trial, seed), table(result.status != "unfinished"))
-    if with_status:
-        data["steps_completed"] = ((trial, seed), table(result.steps_completed))
-        data["status"] = ((trial, seed), table(result.status))
+    data |= {name: ((trial, seed), table(getattr(result, name))) for name in ROW_COLUMNS}
     attributes = {"objective": result.objective_name, "objective_mode": result.mode}
     return xarray.Dataset(data, coordinates, attributes)
 
