@@ -20,7 +20,6 @@ from rmsprop_jax._tune.trials.objective import Objective
 from rmsprop_jax._tune.warn import warn_caller
 
 LONG_PROGRAM = 20_000  # equations: a Python loop was unrolled, and compiles for minutes
-COLUMNS = {"status", "steps_completed"}  # of results, beside hyperparameters and metrics
 
 
 def check_reads(traces: Sequence[Traces], points: Points) -> None:
@@ -56,11 +55,6 @@ def check_same_metrics(
                     "names, ranks and dtypes for all, and integers of the same length (floats may "
                     "differ in length: NaN follows the last)."
                 )
-    if clash := COLUMNS & {*first, *points.names}:
-        raise ValueError(
-            f"{sorted(clash)} must not name a metric or a hyperparameter, because results have "
-            "columns of these names. Rename it."
-        )
 
 
 def checked_record_every(

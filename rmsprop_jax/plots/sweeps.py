@@ -5,11 +5,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from rmsprop_jax._tune.results.lineage import most_advanced
+from rmsprop_jax._tune.results.lineage import Stretch, most_advanced, path
 from rmsprop_jax._tune.results.statistics import levels, mean_std_ci95
 from rmsprop_jax._tune.space.values import is_number
 from rmsprop_jax._tune.space.values import label as value_label
-from rmsprop_jax._tune.trials.objective import recorded_counts
 from rmsprop_jax.plots.style import BEST, FAINT, GREY, PALE, axes_or_new, kind_of_axis, pyplot
 
 if TYPE_CHECKING:
@@ -239,10 +238,10 @@ def lineage(result: "SweepResult", name: str, *, ax: "Axes | None" = None) -> "A
     axes.add_collection(LineCollection(copies, colors="0.5", lw=0.6, zorder=1.9))
     if len(outcomes.ranked):
         best = int(outcomes.ranked[0])
-        path = [(at, x[3][name]) for x in result._path(best) for at in x[:2]]
+        bold = [(at, x.numbers[name]) for x in _path(result, best) for at in (x.start, x.stop)]
         label = f"the way to the best{outcomes.so_far}: {result.objective_name}"
         label += f" {outcomes.values[best]:.4g}"
-        axes.plot(*np.transpose(path), color=BEST, lw=2.5, zorder=3, label=label)
+        axes.plot(*np.transpose(bold), color=BEST, lw=2.5, zorder=3, label=label)
     if copies:
         label = "copies: at the dot the new number"
         axes.plot(*np.transpose([new for _, new in copies]), "o", ms=3, color="0.5", label=label)
@@ -368,15 +367,12 @@ def _lines(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Of trials that stand at one step the running means of a metric, (trials, values), NaN where
     it is not finite, and their steps."""
-    first, known = trials[0], result._trials
-    at = result.steps[metric]
-    at = at[: recorded_counts(result._plan, known.take([first]))[metric][0]]
-    lines = known.metrics[metric][trials, : len(at)].astype(float)
-    if (
-        not len(at) or at[-1] < known.steps_completed[first]
-    ):  # not kept, but known: where they stand
-        at = np.append(at, known.steps_completed[first])
-        lines = np.c_[lines, known.newest[metric][trials].astype(float)]
+    at = result.steps[metric][result.valid[metric][trials[0]]]
+    lines = result.metrics[metric][trials, : len(at)].astype(float)
+    step = result.steps_completed[trials[0]]
+    if not len(at) or at[-1] < step:  # not recorded, but known
+        at = np.append(at, step)
+        lines = np.c_[lines, result.newest[metric][trials].astype(float)]
     lines[~np.isfinite(lines)] = np.nan
     width = min(smooth, len(at))
     mean = lambda line: np.convolve(line, np.full(width, 1 / width), mode="valid")
@@ -392,10 +388,10 @@ def _stretches(
     """
     came: dict[tuple[int, int], int] = {}  # for a member and a rung from which it went on
     for point in ranked.tolist():
-        for start, stop, member, _ in result._path(point):
+        for stretch in _path(result, point):
             for at in (0, *result.rungs):
-                if start <= at < stop:
-                    came.setdefault((member, at), point)
+                if stretch.start <= at < stretch.stop:
+                    came.setdefault((stretch.point, at), point)
     lines: dict[int | None, list[Any]] = {point: [] for point in (None, *ranked[::-1].tolist())}
     copies = []
     begun = np.unique(result.point_index[result.steps_completed > 0])
@@ -411,9 +407,15 @@ def _stretches(
             for a, b in itertools.pairwise(cuts):
                 lines[came.get((point, a))].append([(a, y), (b, y)])
             if donor is not None:
-                had = result._path(donor // len(result.seeds), start)[-1][3][name]
+                had = _path(result, donor // len(result.seeds), start)[-1].numbers[name]
                 copies.append([(start, had), (start, y)])
     return lines, copies
+
+
+def _path(result: "SweepResult", point: int, end: int | None = None) -> list[Stretch]:
+    """Return the stretches that led to the state of a point at a step, by default its last."""
+    table = result.steps_completed.reshape(len(result.points), len(result.seeds))
+    return path(result.history, table, point, end)
 
 
 def _standing(result: "SweepResult") -> np.ndarray:

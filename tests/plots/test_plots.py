@@ -1,7 +1,9 @@
 """The pictures hold the numbers of the sweep."""
 
+import ast
 import collections
 import pickle
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -64,6 +66,14 @@ def test_heatmaps_share_limits(result):
     for bad in ((5.0, 4.0), (4.0, 4.0), (1.0, 2.0, 3.0), (np.nan, 1.0)):
         with pytest.raises(ValueError, match=r"limits must be \(low, high\)"):
             rj.plots.heatmap(result, "x", "y", limits=bad)
+
+
+def test_pictures_read_public_names_only():
+    """So that whoever draws another has all that these have."""
+    for file in Path(rj.plots.__file__).parent.glob("*.py"):
+        nodes = ast.walk(ast.parse(file.read_text("utf-8")))
+        names = [node.attr for node in nodes if isinstance(node, ast.Attribute)]
+        assert [name for name in names if name.startswith("_")] == [], file.name
 
 
 def test_optimisers_have_a_colour_each():

@@ -272,8 +272,8 @@ def test_objective_may_be_a_function():
 
 def test_dataframe_has_a_row_a_trial_in_order():
     frame = rj.sweep(make_train(), POINTS, seeds=2, progress=False).to_dataframe()
-    columns = ["learning_rate", "decay", "centered", "seed", "first", "loss", "objective", "failed"]
-    assert list(frame) == columns
+    axes, ends = ["learning_rate", "decay", "centered"], ["status", "steps_completed"]
+    assert list(frame) == [*axes, "seed", "first", "loss", "objective", "failed", *ends]
     assert frame["seed"].tolist() == [0, 1] * len(POINTS)
     assert frame["learning_rate"].tolist() == [p["learning_rate"] for p in POINTS for _ in range(2)]
     assert (frame["objective"] == frame["loss"]).all()

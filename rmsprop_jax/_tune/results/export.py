@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     import xarray
 
 
+ROW_COLUMNS = ("objective", "failed", "status", "steps_completed")
+"""What a table says of each trial, after its hyperparameters, seed, and metrics. No hyperparameter
+and no metric has one of these names (`space.points.RESERVED`)."""
+
+
 class ResultRows(Protocol):
     """What a `SweepResult` has for its tables."""
 
@@ -48,8 +53,7 @@ def to_dataframe(result: ResultRows) -> "pandas.DataFrame":
     newest = result.newest
     if not begun.all():
         newest = {name: _plain(values) for name, values in newest.items()}
-    columns |= newest | {"objective": result.objective, "failed": result.failed}
-    columns |= {"status": result.status, "steps_completed": result.steps_completed}
+    columns |= newest | {name: getattr(result, name) for name in ROW_COLUMNS}
     table = dataframe(columns)
     for name in newest if not begun.all() else ():
         if newest[name].dtype.kind != "f":
@@ -87,10 +91,7 @@ def to_xarray(result: ResultRows) -> "xarray.Dataset":
         name: ((trial, seed, *([dims[name]] if name in dims else [])), metric(name))
         for name in result.metrics
     }
-    data["objective"] = ((trial, seed), table(result.objective))
-    data["failed"] = ((trial, seed), table(result.failed))
-    data["status"] = ((trial, seed), table(result.status))
-    data["steps_completed"] = ((trial, seed), table(result.steps_completed))
+    data |= {name: ((trial, seed), table(getattr(result, name))) for name in ROW_COLUMNS}
     attributes = {"objective": result.objective_name, "objective_mode": result.mode}
     return xarray.Dataset(data, coordinates, attributes)
 

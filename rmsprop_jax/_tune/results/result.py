@@ -619,10 +619,12 @@ class SweepResult:
         return to_html(repr(self), rows)
 
     def to_dataframe(self) -> "pandas.DataFrame":
-        """A pandas DataFrame with a row a trial: the hyperparameters under their names, `seed`,
-        each metric's newest value under its name, `objective`, `failed`, `status`, and
-        `steps_completed`. A population's hyperparameters are those at the end. A value that was not
-        measured is NaN, or `pandas.NA` for integers and bools.
+        """Return a pandas DataFrame with a row for each trial.
+
+        Its columns are the hyperparameters under their names (in a population those of the last
+        step), `seed`, the newest value of each metric under its name, `objective`, `failed`,
+        `status`, and `steps_completed`. A trial that has not begun has no values: NaN, or
+        `pandas.NA` in a column of integers or bools, which then has a nullable dtype.
 
         Raises:
           ImportError: without pandas, which the extra `data` installs.
@@ -630,13 +632,15 @@ class SweepResult:
         return to_dataframe(self)
 
     def to_xarray(self) -> "xarray.Dataset":
-        """An xarray Dataset with the dimensions `trial` (a point), `seed` and `step`.
+        """Return an xarray Dataset with the dimensions `trial` (a point), `seed`, and `step`.
 
         Hyperparameters are coordinates of `trial`: numbers (`None` among them is NaN), bools, or
-        text; of a population the last. `step` counts from 1. Metrics whose steps differ have a
-        dimension of their own, `step_NAME`. A value that was not measured is NaN.
-        Where a hyperparameter or a metric has one of these names, ours ends in `_`. `to_netcdf`
-        writes it.
+        text; in a population those of the last step. `step` counts from 1. Metrics whose steps
+        differ have a dimension of their own, `step_NAME`. Each metric, `objective`, `failed`,
+        `status`, and `steps_completed` are variables. A value that is not `valid` is NaN; where a
+        metric of integers or bools has one, all its values are floats. If a hyperparameter or a
+        metric has the name of a dimension, the dimension's name ends in `_`. `to_netcdf` writes
+        the Dataset to a file.
 
         Raises:
           ImportError: without xarray, which the extra `data` installs.

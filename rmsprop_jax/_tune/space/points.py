@@ -15,7 +15,7 @@ from rmsprop_jax._tune.space.values import identity, is_key, is_number
 if TYPE_CHECKING:
     import pandas
 
-RESERVED = frozenset({"seed", "objective", "failed"})
+RESERVED = frozenset({"seed", "objective", "failed", "status", "steps_completed"})
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 MOST_BITS = 10_000  # of an integer: Python prints no more than 4,300 digits
 MOST_LEVELS = 100  # of lists in lists: comparing and storing them recurses
@@ -71,8 +71,9 @@ class Points(Sequence[dict[str, Any]]):
 
     Raises:
       ValueError: for settings that are no mappings or whose names differ, a reserved name (`seed`,
-        `objective`, `failed`), a NaN, an integer beyond int32, a float beyond float32, or a
-        value that Python cannot print (more than 10,000 bits, 100 nested levels).
+        `objective`, `failed`, `status`, `steps_completed`), a NaN, an integer beyond int32, a
+        float beyond float32, or a value that Python cannot print (more than 10,000 bits, 100 nested
+        levels).
     """
 
     def __init__(self, points: Iterable[Mapping[str, Any]], static: Iterable[str] = ()):

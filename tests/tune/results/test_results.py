@@ -152,6 +152,32 @@ def test_levels_are_values_in_order_and_eighths_of_many():
         levels(many, "y")
 
 
+RESULT_COLUMNS = ["objective", "failed", "status", "steps_completed"]
+
+
+def test_a_dataframe_has_its_columns_in_order(result):
+    table = result.to_dataframe()
+    columns = ["x", "kind", "same", "seed", "loss", "n", "short", *RESULT_COLUMNS]
+    assert list(table) == columns
+    np.testing.assert_array_equal(table["failed"], table["status"] == "failed")
+    assert set(table["steps_completed"]) == {1}
+
+
+@pytest.mark.parametrize("name", ["seed", *RESULT_COLUMNS])
+@pytest.mark.parametrize("kind", ["function", "training"])
+def test_the_names_of_the_columns_are_refused(kind, name):
+    """As that of a hyperparameter, and as that of a metric."""
+    with pytest.raises(ValueError, match=rf"'{name}'.*hyperparameter"):
+        rj.grid(**{name: [1.0]})
+    returned = lambda hp: {"loss": hp["x"], name: hp["x"]}
+    train, options = lambda hp, key: returned(hp), {}
+    if kind == "training":
+        train = rj.Training(lambda hp, key: 0, lambda hp, t, key: (t, returned(hp)))
+        options = {"steps": 2}
+    with pytest.raises(ValueError, match=rf"'{name}'.*reserved name.*rename it"):
+        rj.sweep(train, rj.grid(x=[1.0]), progress=False, **options)
+
+
 def test_xarray_has_every_number_under_its_hyperparameters(result):
     data = result.to_xarray()
     assert data.sizes == {"trial": 6, "seed": 5, "step_loss": 4, "step_short": 2}
@@ -162,7 +188,9 @@ def test_xarray_has_every_number_under_its_hyperparameters(result):
     np.testing.assert_array_equal(chosen.loss.sel(seed=3, step_loss=4).values, expected[3:4])
     assert data.n.dtype == np.int32
     assert data.failed.values.sum() == 2
-    assert (data.status.values != "unfinished").all()
+    assert set(data.status.values.ravel()) == {"complete", "failed"}
+    assert (data.steps_completed.values == 1).all()
+    assert set(data) == {"loss", "short", "n", *RESULT_COLUMNS}
     assert data.attrs == {"objective_mode": "min", "objective": "loss"}
 
 
@@ -184,10 +212,11 @@ def test_xarray_of_an_unfinished_sweep_has_nan_where_nothing_is():
     result = caught.value.result
     data = result.to_xarray()
     assert data.step.values.tolist() == [3, 4]
-    ended = data.status.values != "unfinished"
-    assert ended.sum() == (result.status != "unfinished").sum() < len(result) == 30
-    assert ended[0, 0]
-    assert not ended[-1].any()
+    begun = data.steps_completed.values > 0
+    assert begun.sum() == (result.steps_completed > 0).sum() < len(result) == 30
+    assert begun[0, 0]
+    assert (data.status.values[-1] == "unfinished").all()
+    assert np.isnan(data.n.values[-1]).all()
     assert data.half.values[0, 0] == 1.0
 
 

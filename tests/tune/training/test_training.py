@@ -482,7 +482,7 @@ REFUSED = {
               r"step and evaluate both return \['loss'\]"),
     "a word": (made(lambda hp, s, k: (s, {"loss": "low"})), "'loss' is str, wanted an array"),
     "our name": (made(lambda hp, s, k: (s, {"loss": hp["x"], "status": hp["x"]})),
-                 r"\['status'\]: a training's results have columns"),
+                 r"'status'.*rename it"),
     "a function in the state": (made(init=lambda hp, k: {"f": jnp.sin}),
                                 r"init returned a state whose leaf \['f'\].*build the optimiser"),
     "a tracer in the structure": (
