@@ -7,12 +7,14 @@ and notes in `drawn.json` which code drew them; a test compares that with the pr
 import argparse
 import ast
 import hashlib
+import io
 import json
 import platform
 import shutil
 import subprocess
 import sys
 import time
+import tokenize
 from importlib.metadata import version
 from pathlib import Path
 
@@ -28,7 +30,7 @@ EXAMPLES = (
 
 
 def code_hash(name):
-    text = "".join(without_docstrings(file.read_text("utf-8")) for file in code_of(name))
+    text = "".join(drawing_code(file.read_text("utf-8")) for file in code_of(name))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -57,15 +59,21 @@ def imported(code):
             yield from (alias.name for alias in node.names)
 
 
-def without_docstrings(code):
+def drawing_code(code):
+    """The code without docstrings, comments, `raise` statements, and blank lines.
+
+    These change no picture, so that their texts may be improved without drawing all of them again.
+    """
     lines = code.splitlines(keepends=True)
+    for token in tokenize.generate_tokens(io.StringIO(code).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column].rstrip() + "\n"
     for node in ast.walk(ast.parse(code)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(
-            node
-        ):
-            said = node.body[0]
-            lines[said.lineno - 1 : said.end_lineno] = [""] * (said.end_lineno - said.lineno + 1)
-    return "".join(lines)
+        is_docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        if is_docstring or isinstance(node, ast.Raise):
+            lines[node.lineno - 1 : node.end_lineno] = [""] * (node.end_lineno - node.lineno + 1)
+    return "".join(line for line in lines if line.strip())
 
 
 def draw(name):

@@ -14,17 +14,16 @@ from rmsprop_jax._tune.schedulers import (
     SchedulerView,
     SuccessiveHalving,
 )
-from rmsprop_jax._tune.space.points import Points, grid, static
-from rmsprop_jax._tune.space.sampling import (
+from rmsprop_jax._tune.space.distributions import (
     Distribution,
     choice,
     integers,
     log_uniform,
     one_minus,
-    rmsprop_space,
-    sample,
     uniform,
 )
+from rmsprop_jax._tune.space.points import Points, grid, static
+from rmsprop_jax._tune.space.sampling import rmsprop_space, sample
 from rmsprop_jax._tune.training.training import Training
 from rmsprop_jax._tune.trials.progress import TrialReport
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rmsprop_jax._tune.jax_settings import own_settings
 from rmsprop_jax._tune.results.result import SweepResult
-from rmsprop_jax._tune.space.sampling import Distribution
+from rmsprop_jax._tune.space.distributions import Distribution
 from rmsprop_jax._tune.training.training import Train, Training
 from rmsprop_jax._tune.trials.objective import Objective
 from rmsprop_jax._tune.trials.progress import Report

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from rmsprop_jax._tune.results.statistics import ranked
-from rmsprop_jax._tune.space.sampling import Distribution
+from rmsprop_jax._tune.space.distributions import Distribution
 from rmsprop_jax._tune.space.values import is_int, is_real
 from rmsprop_jax._tune.training.fingerprint import hash_of_arrays
 

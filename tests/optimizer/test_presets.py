@@ -169,9 +169,9 @@ def test_tf_keras_takes_an_epsilon_of_zero_for_its_default():
     ("name", "settings", "message"),
     [
         ("keras", {"use_ema": True}, r"use_ema.*optax\.ema"),
-        ("keras", {"loss_scale_factor": 128.0}, r"loss_scale_factor=128.*optax\.scale"),
-        ("keras", {"gradient_accumulation_steps": 4}, r"steps=4.*MultiSteps"),
-        ("keras", {"clipnorm": 1.0, "clipvalue": 1.0}, "one of clipnorm"),
+        ("keras", {"loss_scale_factor": 128.0}, r"loss_scale_factor.*128.*optax\.scale"),
+        ("keras", {"gradient_accumulation_steps": 4}, r"accumulation_steps.*4.*MultiSteps"),
+        ("keras", {"clipnorm": 1.0, "clipvalue": 1.0}, "clipnorm"),
         ("timm", {"caution": True}, "caution=True"),
         (
             "timm",
@@ -293,7 +293,7 @@ def test_a_momentum_that_came_too_late_does_not_pass_in_silence(name):
     injected = optax.inject_hyperparams(getattr(rj.presets, name))(0.1, momentum=0.0)
     _, state = three_steps(injected)
     state.hyperparams["momentum"] = jnp.float32(0.9)
-    with pytest.raises(ValueError, match=r"momentum is 0\.9.*no buffer"):
+    with pytest.raises(ValueError, match=r"0\.9.*[Cc]all init again"):
         injected.update(GRADS, state, PARAMS)
     updates, _ = jax.jit(injected.update)(GRADS, state, PARAMS)
     assert all(np.isnan(u).all() for u in jax.tree.leaves(updates))
@@ -305,7 +305,7 @@ def test_dqn_takes_two_traced_decays_and_shows_where_they_differ():
     np.testing.assert_allclose(jax.jit(step)(0.9, 0.9), step(0.9, 0.9), rtol=1e-6)
     np.testing.assert_allclose(jax.jit(lambda a: step(a, a))(0.9), step(0.9, 0.9), rtol=1e-6)
     assert np.isnan(jax.jit(step)(0.9, 0.95)).all()
-    with pytest.raises(ValueError, match=r"got a traced value and 0\.95.*Pass both"):
+    with pytest.raises(ValueError, match=r"gradient_momentum.*got a traced value and 0\.95.*Pass"):
         jax.jit(lambda a: rj.presets.dqn2015(0.1, a))(0.9)
 
 

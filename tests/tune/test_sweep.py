@@ -386,8 +386,8 @@ REFUSED = {
         r"train used 'x' as .*static",
     ),
     "rank": (lambda hp, k: {"loss": jnp.ones((2, 2)) * hp["x"]}, {"x": [1.0]}, {}, r"\(2, 2\)"),
-    "metric's name": (lambda hp, k: {"x": hp["x"]}, {"x": [1.0]}, {}, "rename"),
-    "seeds 0": (lambda hp, k: {"loss": hp["x"]}, {"x": [1.0]}, {"seeds": 0}, "at least 1"),
+    "metric's name": (lambda hp, k: {"x": hp["x"]}, {"x": [1.0]}, {}, "'x'.*[Rr]ename"),
+    "seeds 0": (lambda hp, k: {"loss": hp["x"]}, {"x": [1.0]}, {"seeds": 0}, "seeds.*at least 1"),
     "seeds twice": (lambda hp, k: {"loss": hp["x"]}, {"x": [1.0]}, {"seeds": [1, 1]}, "differ"),
     "mode": (lambda hp, k: {"loss": hp["x"]}, {"x": [1.0]}, {"mode": "best"}, "mode"),
     "devices": (lambda hp, k: {"loss": hp["x"]}, {"x": [1.0]}, {"devices": []}, "devices"),
@@ -460,13 +460,13 @@ def test_an_objective_that_zeros_are_not_for_is_taken(objective):
 # Names of metrics.
 
 BAD_NAMES = {
-    "NumPy's ending": (["loss.npy"], r"the metrics 'loss' and 'loss\.npy'.*rename one"),
+    "NumPy's ending": (["loss.npy"], r"'loss' and 'loss\.npy'.*[Rr]ename one"),
     "the ending twice": (["a.npy", "a.npy.npy"], r"'a\.npy' and 'a\.npy\.npy'"),
-    "a NUL": (["a\0b"], r"'a\\x00b', of 3 characters.*without \\0"),
-    "a lone surrogate": (["a\ud800"], "lone surrogates"),
-    "too long": (["a" * 201], "named 'a{59}, of 201 characters.*1 to 200 characters"),
-    "empty": ([""], "named '', of 0 characters"),
-    "a number": ([3, 4], "named 3; names must be strings"),
+    "a NUL": (["a\0b"], r"'a\\x00b', of 3 characters"),
+    "a lone surrogate": (["a\ud800"], "1 to 200 characters without"),
+    "too long": (["a" * 201], "'a{59}, of 201 characters"),
+    "empty": ([""], "'', of 0 characters"),
+    "a number": ([3, 4], "names.*strings.*3|3; names must be strings"),
 }
 
 
@@ -510,11 +510,11 @@ def test_other_names_come_back_from_a_folder(tmp_path):
 @pytest.mark.parametrize(
     ("seeds", "message"),
     [
-        ([0, 2**32], r"0 and 4294967296, which have the same key"),
+        ([0, 2**32], r"0 and 4294967296.*same key"),
         ([-1, 2**32 - 1], "the same key"),
         ([2**63], "fit 64 bits, got 9223372036854775808"),
         ([-(2**63) - 1], "fit 64 bits"),
-        (jax.random.key(0), r"PRNG keys: each trial gets jax\.random\.key\(s\)"),
+        (jax.random.key(0), r"PRNG keys.*jax\.random\.key\(s\)"),
         ("01", "count or a sequence"),
         ([1.5], "count or a sequence"),
         ([True], "count or a sequence"),
@@ -647,7 +647,7 @@ def test_every_way_to_read_hp_counts(way):
 
 
 def test_hp_as_an_attribute_says_how_to_write_it():
-    with pytest.raises(AttributeError, match=r"write hp\['x'\] instead of hp\.x"):
+    with pytest.raises(AttributeError, match=r"[Ww]rite hp\['x'\] instead of hp\.x"):
         rj.sweep(lambda hp, key: {"loss": hp.x}, ONE, progress=False)
 
 
@@ -694,7 +694,7 @@ SAID = {
     "devices twice": ({"devices": jax.devices()[:1] * 2}, "devices must differ"),
     "a number of devices": ({"devices": [0]}, r"JAX devices, got \[0\].*jax\.devices\(\)"),
     "too many args": ({"args": (1.0,)}, r"with 1 args, but its signature is train\(hp, key\)"),
-    "a word in args": ({"args": ({"a": "b"},)}, r"args\[0\]\['a'\] is 'b', a str.*close over it"),
+    "a word in args": ({"args": ({"a": "b"},)}, r"args\[0\]\['a'\] .*'b', a str.*close over it"),
 }
 
 
@@ -721,7 +721,7 @@ def test_a_train_that_is_no_function_is_refused(train):
 
 
 def test_an_array_instead_of_a_dict_is_called_so():
-    with pytest.raises(ValueError, match=r'got an array: return {"loss": losses}'):
+    with pytest.raises(ValueError, match=r'train must return.*got an array.*{"loss": losses}'):
         rj.sweep(lambda hp, key: hp["x"], ONE, progress=False)
 
 

@@ -17,8 +17,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from rmsprop_jax._tune.space.points import Points, plain
-from rmsprop_jax._tune.space.sampling import (
+from rmsprop_jax._tune.space.distributions import (
     Choice,
     Distribution,
     Integers,
@@ -31,6 +30,7 @@ from rmsprop_jax._tune.space.sampling import (
     one_minus,
     up_to,
 )
+from rmsprop_jax._tune.space.points import Points, plain
 from rmsprop_jax._tune.space.values import encode, identity, is_key, is_number
 
 MOST_STRUCTURES = 32  # that are looked at before anything runs

@@ -1,6 +1,7 @@
 """Linear algebra on batches: it hangs an older jaxlib on few cores, which the sweep refuses."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -80,8 +81,7 @@ def test_without_the_guard_it_hangs():
 @only_old
 def test_with_the_guard_it_is_an_error():
     _, err = start(UNGUARDED=False, BATCH=8).communicate(timeout=120)
-    assert "ValueError: this program can hang for good" in err
-    assert "4 × qr) on 2 CPU devices" in err
+    assert re.search(r"ValueError: .*4 × qr\)? on 2 CPU devices.*jax\.lax\.map", err)
 
 
 @pytest.mark.parametrize("batch_size", [1, 8])
@@ -177,9 +177,9 @@ def test_every_piece_of_a_training_is_read(piece):
         return rj.sweep(training, points, steps=3, batch_size=batch_size, progress=False)
 
     one_qr = lambda key: orthogonal(key, (3, 3))[0, 0]
-    with pytest.raises(ValueError, match=r"can hang for good.*1 × qr\) on 2 CPU devices"):
+    with pytest.raises(ValueError, match=r"1 × qr\)? on 2 CPU devices.*jax\.lax\.map"):
         go(one_qr, 2)
-    with pytest.raises(ValueError, match=r"can hang for good.*1 × cholesky.*jax\.lax\.map"):
+    with pytest.raises(ValueError, match=r"1 × cholesky.*jax\.lax\.map"):
         go(lambda key: own(jax.vmap, key), 1)
     for batch_size in (1, "auto"):
         assert not go(one_qr, batch_size).failed.any()

@@ -174,7 +174,7 @@ def test_inside_a_jit_it_says_to_call_it_outside(results, kind):
 def test_args_that_do_not_fit_are_named(results, kind):
     with pytest.raises(ValueError, match="with 0 args"):
         results[kind].retrain(POINTS[0])
-    with pytest.raises(ValueError, match=r"args\[0\] is 'data', a str"):
+    with pytest.raises(ValueError, match=r"args\[0\] .*'data', a str"):
         results[kind].retrain(POINTS[0], args=("data",))
 
 

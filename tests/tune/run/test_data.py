@@ -242,10 +242,10 @@ def test_batches_that_are_none_are_refused(case):
 
 
 def test_a_step_that_takes_no_batch_is_told_so():
-    with pytest.raises(ValueError, match=r"sweep calls step\(hp, state, key, batch, \*args\)"):
+    with pytest.raises(ValueError, match=r"step\(hp, state, key, batch, \*args\).*signature"):
         rj.sweep(
             rj.Training(lambda hp, key: 0, lambda hp, s, key: (s, {"loss": hp["x"]})),
             rj.grid(x=[1.0]), steps=3, batches=batch, progress=False,
         )  # fmt: skip
-    with pytest.raises(ValueError, match=r"sweep calls step\(hp, state, key, \*args\)"):
+    with pytest.raises(ValueError, match=r"step\(hp, state, key, \*args\).*signature"):
         sweep(None)

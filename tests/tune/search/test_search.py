@@ -785,7 +785,7 @@ def test_a_database_that_is_locked_is_waited_for_and_the_cause_is_said(tmp_path,
     assert len(result) == 4
     said = [line for line in capsys.readouterr().err.splitlines() if "does not answer" in line]
     assert said
-    assert all("(OperationalError: database is locked); waiting" in line for line in said)
+    assert all("(OperationalError: database is locked)" in line for line in said)
     other.close()
     storage.remove_session()
     storage.engine.dispose()
@@ -821,11 +821,11 @@ def test_wilcoxon_is_refused(pruner):
 REFUSED = {
     "no study": ({"study": "study"}, "study must be an Optuna study"),
     "no space": ({"space": {}}, "dict of at least one distribution"),
-    "no distribution": ({"space": {"rate": [1.0, 2.0]}}, "'rate' is .*wanted a distribution"),
+    "no distribution": ({"space": {"rate": [1.0, 2.0]}}, "'rate' .*distribution"),
     "unread": ({"space": SPACE | {"more": rj.uniform(0, 1)}}, "never reads the axis 'more'"),
-    "missing": ({"space": {"rate": rj.uniform(0, 1)}}, r"read hp\['decay'\]"),
+    "missing": ({"space": {"rate": rj.uniform(0, 1)}}, r"hp\['decay'\].*Add the axis"),
     "shared name": (
-        {"space": SPACE | {"1 - decay": rj.uniform(0, 1)}}, "would share names",
+        {"space": SPACE | {"1 - decay": rj.uniform(0, 1)}}, "Rename one",
     ),
     "no trials": ({"n_trials": 0}, "n_trials must be an int of at least 1"),
     "max_concurrent_trials": ({"max_concurrent_trials": 0}, "max_concurrent_trials must be an int"),
@@ -849,7 +849,7 @@ def test_bad_input_is_refused_before_anything_is_asked(name):
 
 def test_an_objective_of_study_optimize_may_not_search():
     study = optuna.create_study()
-    with pytest.raises(RuntimeError, match="inside an objective or a callback"):
+    with pytest.raises(RuntimeError, match=r"inside an objective.*[Cc]all it outside"):
         study.optimize(lambda trial: of_values(study), n_trials=1)
     with pytest.raises(ValueError, match=r"search\.optimize was called inside jax\.jit"):
         jax.jit(lambda: of_values(study))()
@@ -861,7 +861,7 @@ def test_an_asked_value_that_cannot_be_is_named_and_its_trial_fails():
     study.enqueue_trial({"rate": 1e300, "wide": True})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Optuna says that it is out of range
-        with pytest.raises(ValueError, match="'rate' has 1e\\+300") as caught:
+        with pytest.raises(ValueError, match=r"'rate'.*1e\+300") as caught:
             of_values(study, max_concurrent_trials=1)
     assert [t.state.name for t in study.trials] == ["COMPLETE", "FAIL"]
     assert len(caught.value.result) == 1
@@ -985,7 +985,7 @@ def test_optunas_distributions_as_ours():
     assert {point["c"] for point in points} == {"x", None, True}
     assert all(0.9 <= point["d"] <= 0.999 for point in points)
     for bad in (IntDistribution(1, 100, log=True), "x"):
-        with pytest.raises(ValueError, match="which has no like here"):
+        with pytest.raises(ValueError, match=r"'n'.*IntDistribution without log"):
             rj.search.from_optuna({"n": bad})
 
 
@@ -1022,7 +1022,7 @@ class Same:
     "choices", [[Same(), Same()], [1, True, "int 1"], ["(1,)", (1,), "str (1,)"]]
 )
 def test_choices_that_a_study_would_confuse_are_refused(choices):
-    with pytest.raises(ValueError, match="cannot be told apart"):
+    with pytest.raises(ValueError, match=r"choices of 'x'.*in train"):
         rj.search.to_optuna({"x": rj.choice(choices)})
 
 
@@ -1074,7 +1074,7 @@ def test_functions_are_choices_of_a_study_in_memory_alone(kind, sqlite, tmp_path
         if kind == "memory":
             assert len(run()) == 4
         else:
-            with pytest.raises(ValueError, match="'act' must be values that a study's storage can"):
+            with pytest.raises(ValueError, match=r"'act' must be values .*in train"):
                 run()
             assert not study.trials
 
@@ -1296,7 +1296,7 @@ def test_a_sampler_that_fixes_hyperparameters_does_so_under_our_names(nested):
 def test_a_waiting_trial_that_fits_no_axis_is_refused_when_it_is_asked(asked, message):
     study = optuna.create_study(sampler=SAMPLERS["random"]())
     study.enqueue_trial(asked)
-    with pytest.raises(ValueError, match=f"study trial 0 waited in the study: .*{message}"):
+    with pytest.raises(ValueError, match=f"study trial 0.*waited in the study: .*{message}"):
         of_names(study)
     assert [trial.state.name for trial in study.trials] == ["FAIL"]
     for translate in (rj.search.to_params, rj.search.to_point):

@@ -37,15 +37,15 @@ def test_only_the_non_numbers_of_a_mixed_axis_are_structure():
 @pytest.mark.parametrize(
     ("axes", "message"),
     [
-        ({}, "at least one axis"),
-        ({"a": []}, "'a' is empty"),
-        ({"a": 1e-3}, "'a' is float"),
-        ({"a": "abc"}, "'a' is str"),
-        ({"a": jnp.ones((2, 2))}, r"shape \(2, 2\)"),
-        ({"seed": [1]}, "seed"),
-        ({"a": [float("nan")]}, "NaN"),
-        ({"a": [2**31]}, "int32"),
-        ({"a": [jnp.ones(2)]}, "array"),
+        ({}, r"grid\(learning_rate="),
+        ({"a": []}, "axis 'a'"),
+        ({"a": 1e-3}, r"axis 'a'.*float.*a=\[\.\.\.\]"),
+        ({"a": "abc"}, r"axis 'a'.*str.*a=\[\.\.\.\]"),
+        ({"a": jnp.ones((2, 2))}, r"axis 'a'.*shape \(2, 2\)"),
+        ({"seed": [1]}, r"\['seed'\]"),
+        ({"a": [float("nan")]}, "'a'.*NaN.*[Ll]eave that point out"),
+        ({"a": [2**31]}, "'a'.*int32.*float"),
+        ({"a": [jnp.ones(2)]}, "'a'.*array of shape.*static"),
     ],
 )
 def test_refused(axes, message):
@@ -54,7 +54,7 @@ def test_refused(axes, message):
 
 
 def test_dicts_with_other_names_are_refused():
-    with pytest.raises(ValueError, match="point 1 has"):
+    with pytest.raises(ValueError, match=r"point 1.*Points\(\[\.\.\.\]\) \+ Points"):
         rj.Points([{"a": 1}, {"b": 1}])
 
 
@@ -68,7 +68,7 @@ def test_a_product_is_each_with_each():
     assert points.names == ("optimizer", "width", "learning_rate")
     assert points.static == {"width"}
     assert points[1] == {"optimizer": "sgd", "width": 8, **drawn[1]}
-    with pytest.raises(ValueError, match=r"both Points have \['optimizer'\]"):
+    with pytest.raises(ValueError, match=r"product.*\['optimizer'\]|\['optimizer'\].*product"):
         points * rj.grid(optimizer=["adam"])
 
 
@@ -95,7 +95,7 @@ def test_an_axis_of_some_points_only():
     assert np.isnan(result.to_xarray().momentum.values[:2]).all()
     assert result.sensitivity()["momentum"] > 8
     assert "–" in result._repr_html_()
-    with pytest.raises(ValueError, match=r"hp\['momentum'\], but no axis gives it: this point has"):
+    with pytest.raises(ValueError, match=r"hp\['momentum'\].*Add the axis"):
         rj.sweep(lambda hp, key: {"loss": hp["momentum"]}, points, progress=False)
 
 
@@ -129,20 +129,20 @@ def test_a_float64_axis_under_x64(x64):
 
 
 SAID = {
-    "one dict": (lambda: rj.sweep(print, {"lr": [0.1]}), r"one dict.*rj\.grid\(\*\*points\)"),
-    "numbers": (lambda: rj.sweep(print, [0.1, 0.2]), r"point 0 is 0\.1, wanted a dict"),
-    "names": (lambda: rj.Points([{1: 2}]), "point 0 is {1: 2}, wanted a dict from names"),
-    "grid of a dict": (lambda: rj.grid({"lr": [0.1]}), r"axes by name: grid\(\*\*\{'lr'"),
-    "grid of a list": (lambda: rj.grid([0.1]), "axes by name"),
+    "one dict": (lambda: rj.sweep(print, {"lr": [0.1]}), r"points.*rj\.grid\(\*\*points\)"),
+    "numbers": (lambda: rj.sweep(print, [0.1, 0.2]), r"point 0 .*0\.1.*{'learning_rate': 1e-3}"),
+    "names": (lambda: rj.Points([{1: 2}]), "point 0 .*{1: 2}.*{'learning_rate': 1e-3}"),
+    "grid of a dict": (lambda: rj.grid({"lr": [0.1]}), r"by name.*grid\(\*\*\{'lr'"),
+    "grid of a list": (lambda: rj.grid([0.1]), r"by name.*grid\(learning_rate=\[0\.1\]"),
     "a key": (lambda: rj.grid(k=jax.random.split(jax.random.key(0), 2)), "PRNG keys.*seeds=n"),
-    "keys": (lambda: rj.grid(k=[jax.random.key(0)]), "PRNG keys: give integers"),
-    "merged": (lambda: rj.grid(x=[0.99999999, 0.999999999]), r"are one number in float32"),
-    "beyond": (lambda: rj.grid(x=[1e300]), r"1e\+300, infinite in float32: enable JAX's x64"),
-    "below": (lambda: rj.grid(x=[1e-60]), "1e-60, 0 in float32: write 0"),
-    "static of a word": (lambda: rj.static("adam"), r"got 'adam': static\(\['adam'\]\)"),
+    "keys": (lambda: rj.grid(k=[jax.random.key(0)]), r"PRNG keys.*jax\.random\.key\(hp\['k'\]\)"),
+    "merged": (lambda: rj.grid(x=[0.99999999, 0.999999999]), r"'x'.*float32.*[Ll]eave one out"),
+    "beyond": (lambda: rj.grid(x=[1e300]), r"'x'.*1e\+300.*enable.*x64"),
+    "below": (lambda: rj.grid(x=[1e-60]), "'x'.*1e-60.*[Ww]rite 0"),
+    "static of a word": (lambda: rj.static("adam"), r"got 'adam'.*static\(\['adam'\]\)"),
     "static of a number": (lambda: rj.static(3), r"static\(\[3\]\)"),
     "static of a dict": (lambda: rj.static({"a": 1}), r"static\(\[\{'a': 1\}\]\)"),
-    "a distribution": (lambda: rj.grid(x=rj.uniform(0, 1)), r"rj\.sample draws"),
+    "a distribution": (lambda: rj.grid(x=rj.uniform(0, 1)), r"axis 'x'.*rj\.sample"),
 }
 
 
@@ -166,12 +166,12 @@ def itself():
 
 
 UNWIELDY = {
-    "a huge integer": (10**5000, "more than 10,000 bits.*Write it as a float"),
-    "a huge integer in a list": ([1, (10**5000,)], "more than 10,000 bits"),
-    "a huge integer as a key": ({10**5000: 1}, "more than 10,000 bits"),
-    "a deep list": (nested(5000), "nested 100 levels deep.*Flatten"),
-    "a dict of deep lists": ({"a": nested(5000)}, "nested 100 levels deep"),
-    "a list of itself": (itself(), "nested 100 levels deep"),
+    "a huge integer": (10**5000, "10,000 bits.*Write it as a float"),
+    "a huge integer in a list": ([1, (10**5000,)], "10,000 bits"),
+    "a huge integer as a key": ({10**5000: 1}, "10,000 bits"),
+    "a deep list": (nested(5000), "100 levels deep.*Flatten"),
+    "a dict of deep lists": ({"a": nested(5000)}, "100 levels deep"),
+    "a list of itself": (itself(), "100 levels deep"),
 }
 
 
@@ -183,7 +183,7 @@ def test_values_that_python_cannot_print_are_refused(case):
         lambda: rj.grid(x=rj.static([value])),
         lambda: rj.Points([{"x": value}]),
     ):
-        with pytest.raises(ValueError, match=rf"'x' has .*{message}"):
+        with pytest.raises(ValueError, match=rf"'x'.*{message}"):
             make()
 
 
@@ -195,10 +195,10 @@ def test_a_value_that_is_nested_less_is_compared_and_stored(tmp_path):
 
 
 def test_an_integer_beyond_every_float_is_said_to_be_beyond_int32():
-    with pytest.raises(ValueError, match=r"'x' has the integer 10+, beyond int32"):
+    with pytest.raises(ValueError, match=r"'x'.*int32.*[Ww]rite it as a float"):
         rj.grid(x=[10**400])
 
 
 def test_a_huge_seed_is_refused():
-    with pytest.raises(ValueError, match="seeds must fit 64 bits, got one of 16610 bits"):
+    with pytest.raises(ValueError, match=r"seeds must fit 64 bits.*16610 bits"):
         rj.sweep(lambda hp, key: {"loss": hp["x"]}, [{"x": 1.0}], seeds=[10**5000])

@@ -153,9 +153,9 @@ def test_a_jitted_train_with_structure_is_told_to_give_the_function():
         return {"loss": solver.update(1.0, solver.init(1.0))[0]}
 
     points = rj.grid(x=[0.1], centered=[False, True])
-    with pytest.raises(ValueError, match=r"jitted by itself.*__wrapped__") as caught:
+    with pytest.raises(ValueError, match=r"jit.*train\.__wrapped__") as caught:
         rj.sweep(jax.jit(train), points, progress=False)
-    assert "static" not in str(caught.value)
+    assert "static(" not in str(caught.value)
     assert len(rj.sweep(jax.jit(train).__wrapped__, points, progress=False)) == 2
     inside = lambda hp, key: jax.jit(train)(hp, key)
     with pytest.raises(ValueError, match=r"centered must be True or False.*jax\.jit of your own"):
@@ -167,15 +167,15 @@ def test_a_sweep_inside_a_trace_is_refused():
     points = rj.grid(x=[1.0])
     inner = lambda hp, key: {"loss": hp["x"]}
     nested = lambda hp, key: {"loss": rj.sweep(inner, points, progress=False).objective + hp["x"]}
-    with pytest.raises(ValueError, match="another sweep's train: call it outside"):
+    with pytest.raises(ValueError, match=r"sweep was called inside.*[Cc]all it outside"):
         rj.sweep(nested, points, progress=False)
     with pytest.raises(ValueError, match=r"inside jax\.jit"):
         jax.jit(lambda x: rj.sweep(inner, points, progress=False).objective)(1.0)
     arg = lambda hp, key, a: {"loss": hp["x"] * a}
-    with pytest.raises(ValueError, match=r"inside jax\.jit, grad or vmap"):
+    with pytest.raises(ValueError, match=r"inside jax\.jit.*[Cc]all it outside"):
         jax.grad(lambda x: rj.sweep(arg, points, args=(x,), progress=False).objective[0])(1.0)
-    with pytest.raises(ValueError, match="'x' has a traced value"):
+    with pytest.raises(ValueError, match=r"'x'.*traced value.*outside"):
         jax.vmap(lambda x: rj.grid(x=[x]))(jnp.ones(2))
     made_inside = lambda hp, key: {"loss": hp["x"] * len(rj.grid(y=[hp["x"]]))}
-    with pytest.raises(ValueError, match=r"used 'x' as.*It said: 'y' has a traced value"):
+    with pytest.raises(ValueError, match=r"used 'x' as.*'y'.*traced value"):
         rj.sweep(made_inside, points, progress=False)

@@ -205,9 +205,9 @@ def test_python_numbers_in_a_state_become_strong_arrays():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": 0}, "at least 1, got 0"),
-        ({"steps": 2.0}, r"got 2\.0"),
-        ({"steps": 3, "start": 5}, "start=5 needs the state"),
+        ({"steps": 0}, "steps must be.*got 0"),
+        ({"steps": 2.0}, r"steps must be.*got 2\.0"),
+        ({"steps": 3, "start": 5}, "start=5.*state="),
     ],
 )
 def test_run_refuses(options, message):
@@ -461,39 +461,39 @@ def train_state(hp, key):
 TYPES = (jnp.tanh, "name", object(), np.array(["a"]), optax.sgd(0.1))
 REFUSED = {
     "another shape": (made(lambda hp, s, k: (s[:1], {"loss": hp["x"]})),
-                      r"step changed the state's array: float32\[2\] before, float32\[1\] after"),
+                      r"state's array: float32\[2\] before, .*float32\[1\] after"),
     "another dtype": (
         made(lambda hp, s, k: ({"a": s["a"] * 1.5}, {"loss": hp["x"]}),
              lambda hp, k: {"a": jnp.zeros(2, int)}),
-        r"state's \['a'\]: int32\[2\] before, float32\[2\] after.*cast",
+        r"state's \['a'\]: int32\[2\] before, .*float32\[2\] after.*cast",
     ),
     "another structure": (
         made(lambda hp, s, k: ((s, s), {"loss": hp["x"]})),
-        r"step must return a state of the structure that it got",
+        r"step must return a state .*structure",
     ),
     "a vector": (made(lambda hp, s, k: (s, {"loss": s})),
-                 r"'loss' of step has shape \(2,\), wanted a scalar"),
+                 r"'loss' of step .*shape \(2,\).*the state"),
     "a vector of evaluate": (made(evaluate=lambda hp, s, k: {"val": s}),
-                             r"'val' of evaluate has shape \(2,\)"),
+                             r"'val' of evaluate .*shape \(2,\)"),
     "no pair": (made(lambda hp, s, k: s), r"step must return \(state, metrics\), got"),
     "no metrics": (made(lambda hp, s, k: (s, s)), "step must return a dict of named metrics"),
     "no evaluations": (made(evaluate=lambda hp, s, k: None), "evaluate must return a dict"),
     "clash": (made(evaluate=lambda hp, s, k: {"loss": hp["x"]}),
-              r"step and evaluate both return \['loss'\]"),
-    "a word": (made(lambda hp, s, k: (s, {"loss": "low"})), "'loss' is str, wanted an array"),
+              r"step and evaluate .*\['loss'\].*[Rr]ename"),
+    "a word": (made(lambda hp, s, k: (s, {"loss": "low"})), "metric 'loss' .*str"),
     "our name": (made(lambda hp, s, k: (s, {"loss": hp["x"], "status": hp["x"]})),
-                 r"'status'.*rename it"),
+                 r"'status'.*[Rr]ename it"),
     "a function in the state": (made(init=lambda hp, k: {"f": jnp.sin}),
-                                r"init returned a state whose leaf \['f'\].*build the optimiser"),
+                                r"init returned a state whose leaf \['f'\].*in step"),
     "a tracer in the structure": (
         lambda: rj.Training(
             train_state, lambda hp, s, k: (s.apply_gradients(grads=s.params), {"loss": hp["x"]})
         ),
-        r"a traced value in its own structure.*TrainState.*build the optimiser in step",
+        r"init returned a state.*structure.*TrainState.*in step",
     ),
     "unread": (lambda: rj.Training(lambda hp, k: 0, lambda hp, s, k: (s, {"loss": 1.0})),
                "never reads the axis 'x'"),
-    "unknown": (made(lambda hp, s, k: (s, {"loss": hp["y"]})), r"hp\['y'\], but no axis gives it"),
+    "unknown": (made(lambda hp, s, k: (s, {"loss": hp["y"]})), r"hp\['y'\].*Add the axis"),
     "a bool": (made(lambda hp, s, k: (s, {"loss": 1.0 if hp["x"] > 1 else 0.0})),
                r"step used 'x' as.*static"),
     "a number of the key": (made(lambda hp, s, k: (s, {"loss": float(jax.random.uniform(k))
@@ -504,7 +504,7 @@ REFUSED = {
     "an evaluate that fails": (made(evaluate=lambda hp, s, k: {"v": np.sin(s[0])}),
                                r"evaluate used a traced value as a NumPy array.*jax\.numpy"),
     "too few arguments": (made(lambda hp, s: (s, {})),
-                          r"sweep calls step\(hp, state, key, \*args\)"),
+                          r"step\(hp, state, key, \*args\).*signature"),
     "no objective": (made(lambda hp, s, k: (s, {"cost": hp["x"]})), "'loss'.*'cost'"),
 }  # fmt: skip
 
@@ -518,7 +518,7 @@ def test_a_training_that_does_not_fit_is_refused(case):
 
 @pytest.mark.parametrize("leaf", TYPES, ids=["function", "str", "object", "text", "optimiser"])
 def test_a_state_of_something_else_is_refused(leaf):
-    with pytest.raises(ValueError, match="wanted an array: keep arrays only"):
+    with pytest.raises(ValueError, match=r"[Kk]eep arrays only"):
         rj.sweep(made(init=lambda hp, key: (hp["x"], leaf))(), X, steps=3, progress=False)
     later = lambda hp, s, key: ((s, leaf), {"loss": hp["x"]})
     with pytest.raises(ValueError, match="step returned a state whose leaf"):
@@ -608,7 +608,7 @@ def test_a_training_is_made_of_functions(bad):
 def test_a_jitted_piece_is_told_to_give_the_function():
     points = rj.grid(x=[1.0], flag=[True])
     step = jax.jit(lambda hp, s, key: (s, {"loss": hp["x"] if hp["flag"] else 0.0}))
-    with pytest.raises(ValueError, match=r"step is jitted by itself.*step\.__wrapped__"):
+    with pytest.raises(ValueError, match=r"step .*jit.*step\.__wrapped__"):
         rj.sweep(made(step)(), points, steps=3, progress=False)
 
 
