@@ -31,18 +31,6 @@ import numpy as np
 
 import rmsprop_jax as rj
 
-# Until the public names are renamed: the new ones in terms of the old. Delete this block, its uses,
-# and write the names themselves.
-IS_OLD = hasattr(rj, "halving")
-SuccessiveHalving = rj.halving if IS_OLD else rj.SuccessiveHalving
-PopulationBasedTraining = rj.population if IS_OLD else rj.PopulationBasedTraining
-OLD = {
-    "record_every": "every", "max_concurrent_trials": "in_flight", "study_callbacks": "callbacks",
-    "steps_completed": "reached", "std": "spread",
-} if IS_OLD else {}  # fmt: skip
-STATUS = {"finished": "complete", "stopped": "pruned"} if IS_OLD else {}
-renamed = lambda options: {OLD.get(name, name): x for name, x in options.items()}
-
 NEVER = 10**6  # seconds between checkpoints
 SPACE = {
     "rate": rj.log_uniform(1e-3, 1.0),
@@ -143,17 +131,16 @@ def plain(value) -> str:
 
 def arrays_of(result: rj.SweepResult) -> dict[str, np.ndarray]:
     """The arrays of a result, and of the states that it keeps."""
-    status = [STATUS.get(x, x) for x in result.status.tolist()]
     found = {
         "points": np.array([plain(dict(point)) for point in result.points]),
         "seeds": np.array(result.seeds),
         "rungs": np.array(result.rungs, int),
         "history": np.array([plain(lineage) for lineage in result.history], str),
-        "status": np.array(status, str),
+        "status": np.array(result.status, str),
         "aim": np.array([result.objective_name, result.mode]),
     }
     for name in ("objective", "point_index", "seed_index", "failed", "feasible", "steps_completed"):
-        found[name] = getattr(result, OLD.get(name, name))
+        found[name] = getattr(result, name)
     found |= {f"metric {name}": x for name, x in result.metrics.items()}
     found |= {f"steps {name}": x for name, x in result.steps.items()}
     for (i, point), seed in itertools.product(enumerate(result.points), result.seeds):
@@ -217,7 +204,7 @@ def batched(recorder, path):
     options = {"mode": "max", "record_every": 3, "batch_size": 3, "seeds": [3, 0], "path": path}
     return rj.sweep(
         of_length, grids[0] + grids[1] + grids[2], callback=recorder.callback, progress=False,
-        **renamed(options),
+        **options,
     )  # fmt: skip
 
 
@@ -237,12 +224,12 @@ def training(recorder, path, **options):
 
 
 def halving(recorder, path, **options):
-    scheduler = SuccessiveHalving(2, 3)  # at 3, 6, 12
+    scheduler = rj.SuccessiveHalving(2, 3)  # at 3, 6, 12
     return stepwise(recorder, path, scheduler=scheduler, **{"keep_states": "all"} | options)
 
 
 def population(recorder, path, **options):
-    scheduler = PopulationBasedTraining({"rate": SPACE["rate"]}, 5, 0.25, 1)
+    scheduler = rj.PopulationBasedTraining({"rate": SPACE["rate"]}, 5, 0.25, 1)
     given = {"keep_states": 2, "batch_size": 2}  # so that 10 trials are 3 waves
     return stepwise(recorder, path, (1e-3, 1e-2, 0.1, 0.3, 0.5), scheduler, **given | options)
 
@@ -280,7 +267,7 @@ def fed_in_memory(recorder, path):
 
 
 def fed_halving(recorder, path):
-    return fed(recorder, path, SuccessiveHalving(3, 2), checkpoint_seconds=0)
+    return fed(recorder, path, rj.SuccessiveHalving(3, 2), checkpoint_seconds=0)
 
 
 def search(recorder, path, train=train, pruner=None, **options):
@@ -291,15 +278,14 @@ def search(recorder, path, train=train, pruner=None, **options):
         sampler=optuna.samplers.RandomSampler(seed=0), pruner=pruner or optuna.pruners.NopPruner()
     )
     options |= {"callback": recorder.callback, "study_callbacks": [recorder.told]}
-    result = rj.search.optimize(train, study, SPACE, progress=False, **renamed(options))
+    result = rj.search.optimize(train, study, SPACE, progress=False, **options)
     recorder.texts["study"] = list(map(study_trial, study.trials))
     return result
 
 
 def study_trial(trial) -> str:
     """What a study holds of a trial, but for the seconds."""
-    names = {OLD.get(name, name): name for name in ("std",)}
-    attributes = {names.get(k, k): x for k, x in trial.user_attrs.items() if k != "seconds"}
+    attributes = {k: x for k, x in trial.user_attrs.items() if k != "seconds"}
     steps = sorted(trial.intermediate_values.items())
     return plain([trial.number, trial.state.name, trial.values, trial.params, attributes, steps])
 
