@@ -16,6 +16,7 @@ import pytest
 
 import rmsprop_jax as rj
 from tests.support import figures
+from tests.support.tables import few
 
 PAGES = Path(__file__).parents[2] / "docs" / "pages"
 PAGE = (PAGES / "play.md").read_text("utf-8")
@@ -99,7 +100,7 @@ GRADIENTS = {
 
 
 @needs_node
-@pytest.mark.parametrize("gradients", GRADIENTS.values(), ids=GRADIENTS)
+@pytest.mark.parametrize("gradients", few(GRADIENTS, ["sparse", "tiny", "vanishing squares"]))
 @pytest.mark.usefixtures("x64")
 def test_rmsprop_in_javascript_is_the_librarys(gradients):
     table = itertools.product([1e-3, 1.0], [0.0, 0.5, 0.9, 0.999], [0.0, 1e-10, 1e-8, 1.0])
@@ -110,7 +111,10 @@ def test_rmsprop_in_javascript_is_the_librarys(gradients):
 
 
 @needs_node
-@pytest.mark.parametrize("name", ["normal", "of three sizes", "sparse", "zero", "tiny", "large"])
+@pytest.mark.parametrize(
+    "name",
+    few(["normal", "of three sizes", "sparse", "zero", "tiny", "large"], ["normal", "sparse"]),
+)
 @pytest.mark.usefixtures("x64")
 def test_sgd_and_adagrad_in_javascript_are_optaxs(name):
     gradients, settings = GRADIENTS[name], [{"eta": 1e-3}, {"eta": 1.0}]

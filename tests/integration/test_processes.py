@@ -26,6 +26,7 @@ def test_two_processes_give_what_one_gives(problem, tmp_path):
     assert contents(tmp_path / "folder").keys() == before.keys()
 
 
+@pytest.mark.slow
 def test_a_finished_folder_is_read_by_two_processes(tmp_path):
     one = cluster.tiny(tmp_path / "folder")
     words(start("tiny", tmp_path))
@@ -64,7 +65,9 @@ def test_trainings_in_two_processes_give_what_one_gives(tmp_path):
     ("problem", "culprit", "says"),
     [
         ("fed_apart", 1, "left sweep with OSError: the disk is away"),
-        ("ends_early", 1, "ended, and sweep needs every process"),
+        pytest.param(
+            "ends_early", 1, "ended, and sweep needs every process", marks=pytest.mark.slow
+        ),
         pytest.param("interrupted", 0, "left sweep with SweepInterrupted", marks=pytest.mark.slow),
     ],
 )
@@ -79,14 +82,8 @@ def test_both_processes_end_where_one_leaves(problem, culprit, says, tmp_path):
         assert (rj.SweepResult.load(tmp_path / "folder").steps_completed == 10).all()
 
 
-@pytest.mark.parametrize(
-    ("problem", "victim"),
-    [
-        ("long", 0),
-        pytest.param("long", 1, marks=pytest.mark.slow),
-        pytest.param("members", 1, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("problem", "victim"), [("long", 0), ("long", 1), ("members", 1)])
 def test_one_killed_ends_the_other_and_the_folder_resumes(problem, victim, tmp_path):
     processes = start(problem, tmp_path)
     folder, enough = tmp_path / "folder", {"long": 3, "members": 15}[problem]
@@ -107,6 +104,7 @@ def test_one_killed_ends_the_other_and_the_folder_resumes(problem, victim, tmp_p
     assert len(list(folder.glob("round-*"))) > rounds
 
 
+@pytest.mark.slow
 def test_what_stops_the_first_process_stops_all(tmp_path):
     first, second = words(start("refused", tmp_path))
     assert "no sweep's folder" in first
@@ -162,6 +160,7 @@ def test_what_counts_on_process_0_only_may_differ(name, came_to):
     assert first["objective"] == second["objective"]
 
 
+@pytest.mark.slow
 def test_processes_may_sweep_apart(tmp_path):
     processes = start("apart", tmp_path)
     words(processes)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import rmsprop_jax as rj
+from tests.support.tables import crossed
 from tests.support.trainings import plain
 from tests.tune.test_sweep import AROUND
 
@@ -71,8 +72,7 @@ def results():
     return {kind: sweep(kind) for kind in KINDS}
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", AROUND)
+@pytest.mark.parametrize(("name", "kind"), crossed(list(AROUND), KINDS))
 def test_settings_around_it_change_nothing(results, kind, name):
     with AROUND[name]():
         assert_trained_again(results[kind])

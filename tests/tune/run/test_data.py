@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import rmsprop_jax as rj
+from tests.support.tables import crossed
 
 DATA = np.random.default_rng(0).normal(size=(1000, 3)).astype(np.float32)
 STEPS = 23
@@ -64,8 +65,7 @@ def expected():
     return [one(point, seed) for point in POINTS for seed in (0, 1)]
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-@pytest.mark.parametrize("evaluate_every", [1, 5, 23])
+@pytest.mark.parametrize(("evaluate_every", "devices"), crossed([1, 5, 23], [2, 1]))
 def test_each_batch_is_asked_for_once_and_all_trials_get_it(devices, evaluate_every, expected):
     source = Source()
     result = sweep(

@@ -19,6 +19,7 @@ from rmsprop_jax._tune.run.local_devices import CompiledGroup, Handle, LocalDevi
 from rmsprop_jax._tune.run.sequential import SequentialRunner
 from rmsprop_jax._tune.run.synchronous import SynchronousRunner
 from rmsprop_jax._tune.training.schedule import Stepwise, WholeRun
+from tests.support.tables import crossed, few
 from tests.tune.test_sweep import POINTS, alone, compiles, make_train
 
 
@@ -50,8 +51,9 @@ def tiny(**options):
     return rj.sweep(TINY, points, **{"steps": 100, "seeds": 2, "progress": False, **options})
 
 
-@pytest.mark.parametrize("batch_size", [2, 5, 1000])
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize(
+    ("devices", "batch_size"), crossed([1, 2], [2, 5, 1000], plain=["2-2", "1-1000"])
+)
 def test_a_batch_gives_the_same_within_rounding(batch_size, devices):
     train, options = make_train(), {"seeds": 3, "progress": False}
     result = rj.sweep(
@@ -83,7 +85,7 @@ def test_a_nan_stays_its_own_in_a_batch():
     assert result.failed.tolist() == [False, True, False, True]
 
 
-@pytest.mark.parametrize("every", [1, 3, 7, 20, 50])
+@pytest.mark.parametrize("every", few([1, 3, 7, 20, 50], [7]))
 def test_every_keeps_each_kth_step_and_the_last(every):
     whole = rj.sweep(make_train(), POINTS, progress=False)
     thin = rj.sweep(make_train(), POINTS, record_every=every, progress=False)
@@ -302,8 +304,7 @@ def test_a_short_round_runs_nothing_twice():
             assert result.objective.tolist() == [1.0, 2.0, 3.0]
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 13, 24])
-@pytest.mark.parametrize("batch_size", [1, 2, 3])
+@pytest.mark.parametrize(("count", "batch_size"), crossed([1, 2, 3, 5, 8, 13, 24], [1, 2, 3]))
 def test_jobs_lie_where_they_are_fetched(count, batch_size):
     """Every job comes back in its place, and devices have as many batches, one more at most; states
     go on where they lie, each batch over its own span."""
@@ -364,8 +365,14 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("way", "devices"),
+    crossed(
+        list(WAYS),
+        [1, 2],
+        plain=["segments of 7-2", "halving-1", "population-2", "checkpoints-1"],
+    ),
+)
 def test_each_piece_compiles_once_however_the_steps_are_cut(way, devices, tmp_path):
     """Segments that do not divide the steps, rungs at odd ones, rounds that shrink."""
     options = WAYS[way] | {"devices": jax.devices()[:devices]}

@@ -15,6 +15,7 @@ import pytest
 
 import rmsprop_jax as rj
 from tests.support.folders import content, contents, write_arrays, write_content
+from tests.support.tables import few
 from tests.tune.storage.test_store import same
 
 X = rj.grid(x=[1.0, 2.0, 3.0])
@@ -58,7 +59,10 @@ def stop_at(count):
 # A call that is refused, or stopped at once.
 
 
-@pytest.mark.parametrize("slip", [{"steps": 3000}, {"seeds": 50}, {"points": X + X[:1]}], ids=str)
+SLIPS = {"steps": {"steps": 3000}, "seeds": {"seeds": 50}, "points": {"points": X + X[:1]}}
+
+
+@pytest.mark.parametrize("slip", few(SLIPS, ["steps"]))
 def test_a_slip_that_is_interrupted_at_once_changes_nothing(slip, tmp_path):
     whole = steps(tmp_path)
     before = contents(tmp_path)

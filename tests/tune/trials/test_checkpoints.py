@@ -1,6 +1,7 @@
 """Checkpoints of trainings under way: what a stop costs, how a sweep goes on, also for longer."""
 
 import contextlib
+import functools
 import os
 import shutil
 from pathlib import Path
@@ -15,10 +16,14 @@ from rmsprop_jax._tune.run import local_devices
 from rmsprop_jax._tune.run.local_devices import LocalDevices
 from rmsprop_jax._tune.storage.writer import FolderWriter
 from rmsprop_jax._tune.trials import host_memory as memory
-from tests.support.trainings import POINTS, SCALE, alone, noisy, plain, sweep
+from tests.support import trainings
+from tests.support.tables import few
+from tests.support.trainings import SCALE, alone, noisy, plain
 from tests.tune.storage.test_store import child
 
+POINTS = trainings.POINTS[1::2]  # of one static group; those of `walk` are of two
 OPTIONS = {"evaluate_every": 10, "seeds": 2}
+sweep = functools.partial(trainings.sweep, points=POINTS)
 
 
 @pytest.fixture(scope="module")
@@ -417,7 +422,9 @@ REFUSED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.parametrize(
+    "case", few(list(REFUSED), ["no states", "other evaluate_every", "a scheduler"])
+)
 def test_what_cannot_go_on_is_told_what_to_do(case, tmp_path):
     first, second, message = REFUSED[case]
     longer(steps=50, path=tmp_path, **first)
@@ -655,7 +662,9 @@ AGAIN = {
 }
 
 
-@pytest.mark.parametrize("case", AGAIN)
+@pytest.mark.parametrize(
+    "case", few(list(AGAIN), ["the same", "more are wanted", "all are wanted", "another mode"])
+)
 def test_another_call_says_whether_the_states_that_it_wants_are_there(case, tmp_path):
     options, gone = AGAIN[case]
     lottery(path=tmp_path)
