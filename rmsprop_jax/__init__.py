@@ -1,4 +1,4 @@
-"""RMSProp you can trust, port and tune, in JAX."""
+"""RMSProp you can trust, port, and tune, in JAX."""
 
 from rmsprop_jax import plots, presets, search
 from rmsprop_jax._optimizer.rmsprop import ScaleByRmsState, rmsprop, scale_by_rms

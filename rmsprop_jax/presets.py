@@ -1,17 +1,21 @@
-"""Other frameworks' RMSProps: their argument names, order and defaults, as calls of `rmsprop`.
+"""The RMSProps of other frameworks, with their argument names, order, and defaults.
 
-Paste the call, leave out the parameter list. Every learning rate may also be a schedule
-(step → η, from step 0). A momentum of exactly 0 has no buffer, as in those frameworks, and a weight
-decay of 0 no term; a traced one has. Each update below is for one parameter θ with gradient g; s
-and m start at 0 unless said. What a framework does that a gradient transformation cannot do is
-refused.
+Paste the framework's call, and leave out its list of parameters. Every learning rate may also be a
+schedule (step → η, from step 0). `momentum=0` allocates no buffer, as in those frameworks, and
+`weight_decay=0` adds no term. A traced 0 allocates the buffer and adds the term. Options that a
+gradient transformation cannot implement are refused.
 
-**A large ε is tied to the scale of the loss.** Of a mean over n instead of a sum the gradient is n
-times smaller, and with the same ε the steps are shorter: divide ε by n² where it is inside the
-root, by n where it is outside, s₀ by n², what clips by n, a coupled λ by n.
+Each update below is for one parameter θ with gradient g. s and m start at 0 unless the text gives
+s₀.
 
-Every preset returns what `rmsprop` does, and raises ValueError, like it, for a concrete number out
-of range; the message names the argument of `rmsprop` that received it.
+**A large ε depends on the scale of the loss.** Your loss may be a mean over n where the framework
+had a sum. The gradient is then n times smaller, and the same ε makes the steps shorter. Divide ε by
+n² if it is inside the root, or by n if it is outside. Divide s₀ by n², and the clipping limits and
+a coupled λ by n.
+
+Every preset returns the same kind of transformation as `rmsprop`. Like `rmsprop`, it raises
+ValueError for a concrete number out of range. The message names the argument of `rmsprop` that got
+the number.
 """
 
 from collections.abc import Callable, Sequence
@@ -50,10 +54,10 @@ _Transformation = ox.GradientTransformationExtraArgs
 
 
 class _Nothing:
-    """A default of 0 that is structure: no buffer, no term.
+    """A default of 0 that is static: it allocates no buffer and adds no term.
 
-    It prints, hashes and compares as 0, but is no float, so that `optax.inject_hyperparams`, which
-    makes an array of every number, leaves it alone.
+    It prints, hashes, and compares as 0, but it is not a float. `optax.inject_hyperparams`, which
+    turns every number into an array, therefore leaves it alone.
     """
 
     def __repr__(self) -> str:
@@ -82,11 +86,13 @@ def optax(
 ) -> _Transformation:
     """`optax.rmsprop` (Optax 0.2.8, `optax/_src/alias.py`).
 
-    s ← ρ s + (1−ρ) |g|²;  b ← μ b + η g / √(s + ε);  θ ← θ − b. `centered` has s − |m|² for s;
-    `nesterov` and `initial_scale` are `rmsprop`'s. `bias_correction` divides by 1 − ρᵗ with the ρ
-    of the step, as Optax does, which is wrong once ρ has changed. Take `rmsprop` then.
+    s ← ρ s + (1−ρ) |g|²;  b ← μ b + η g / √(s + ε);  θ ← θ − b.
+    `centered` divides by √(s − |m|² + ε). `nesterov` and `initial_scale` are as in `rmsprop`.
 
-    Unlike `rmsprop`'s defaults: ε inside the root; the learning rate has no default.
+    `bias_correction` divides by 1 − ρᵗ with the ρ of the current step, as Optax does. That is wrong
+    after ρ has changed: use `rmsprop` then.
+
+    Unlike the defaults of `rmsprop`: ε is inside the root, and the learning rate has no default.
     """
     averages = Averages(
         decay, eps, initial_scale, eps_in_sqrt, bias_correction, centered, constant_decay=True
@@ -115,11 +121,13 @@ def torch(
     """`torch.optim.RMSprop` (PyTorch 2.13, `torch/optim/rmsprop.py`).
 
     g ← g + λθ;  s ← α s + (1−α) g²;  u = g / (√s + ε);  b ← μ b + u;  θ ← θ − lr b.
-    `centered` has √(s − m²) with m ← α m + (1−α) g. `maximize` turns the sign of g first.
+    `centered` divides by √(s − m²) + ε, with m ← α m + (1−α) g. `maximize` flips the sign of g
+    first.
 
-    Unlike `rmsprop`'s defaults: lr = .01, α = .99, and the learning rate outside the buffer.
-    Complex parameters are pairs of reals, each with an s of its own. `capturable`, `foreach` and
-    `differentiable` choose between PyTorch's kernels and change no number; here they do nothing.
+    Unlike the defaults of `rmsprop`: lr = 0.01, α = 0.99, and the learning rate is outside the
+    buffer. Complex parameters count as pairs of reals, each with an s of its own. `capturable`,
+    `foreach`, and `differentiable` choose between PyTorch's kernels. They change no number, and do
+    nothing here.
     """
     del capturable, foreach, differentiable
     return _transformation(
@@ -155,36 +163,42 @@ def keras(
     """`keras.optimizers.RMSprop` (Keras 3.15, `keras/src/optimizers/rmsprop.py`).
 
     s ← ρ s + (1−ρ) g²;  b ← μ b + η g / √(s + ε);  θ ← θ − η λ θ − b.
-    `centered` has √(s − m² + ε) with m ← ρ m + (1−ρ) g.
+    `centered` divides by √(s − m² + ε), with m ← ρ m + (1−ρ) g.
 
-    Unlike `rmsprop`'s defaults: ε = 1e-7, inside the root. Weight decay is decoupled. The gradient
-    is clipped first, by one of `clipnorm` (each array's norm), `clipvalue` and `global_clipnorm`.
-    `use_ema`, `loss_scale_factor` and `gradient_accumulation_steps` are refused; what goes with
-    `use_ema`, and `name`, do nothing here.
+    Unlike the defaults of `rmsprop`: ε = 1e-7, inside the root. The weight decay is decoupled. The
+    gradient is clipped first, by one of `clipnorm` (the norm of each array), `clipvalue`, and
+    `global_clipnorm`. `use_ema`, `loss_scale_factor`, and `gradient_accumulation_steps` are
+    refused. `ema_momentum`, `ema_overwrite_frequency`, and `name` do nothing here.
 
     Raises:
-      ValueError: for what is refused, and for more than one way to clip.
+      ValueError: for a refused option, and for more than one way to clip.
     """
     del ema_momentum, ema_overwrite_frequency, name
     if flag("use_ema", use_ema):
         raise ValueError(
-            "use_ema=True replaces the parameters by an average, which a transformation of "
-            "gradients cannot: keep optax.ema over your parameters in the training loop."
+            "use_ema must be False, got use_ema=True, because a gradient transformation cannot "
+            "replace parameters by their average. Apply optax.ema to your parameters in the "
+            "training loop."
         )
     if loss_scale_factor is not None:
         raise ValueError(
-            f"loss_scale_factor={loss_scale_factor} scales the loss too, which a transformation of "
-            "gradients cannot: scale it yourself and chain optax.scale(1 / factor) before."
+            f"loss_scale_factor must be None, got {loss_scale_factor}, because a gradient "
+            "transformation cannot scale the loss. Scale the loss yourself, and put "
+            "optax.scale(1 / factor) first in the chain."
         )
     if gradient_accumulation_steps is not None:
         raise ValueError(
-            f"gradient_accumulation_steps={gradient_accumulation_steps} skips steps: wrap the "
-            f"optimiser in optax.MultiSteps(..., {gradient_accumulation_steps})."
+            f"gradient_accumulation_steps must be None, got {gradient_accumulation_steps}, because "
+            "a preset does not skip steps. Wrap the optimizer: "
+            f"optax.MultiSteps(..., {gradient_accumulation_steps})."
         )
     clips = {"clipnorm": clipnorm, "clipvalue": clipvalue, "global_clipnorm": global_clipnorm}
     given = {name: value for name, value in clips.items() if value is not None}
     if len(given) > 1:
-        raise ValueError(f"give one of clipnorm, clipvalue, global_clipnorm, got {given}.")
+        raise ValueError(
+            f"clipnorm, clipvalue, and global_clipnorm must not be combined, got {given}. Pass one "
+            "of them."
+        )
     return _transformation(
         learning_rate,
         decay=rho,
@@ -210,10 +224,10 @@ def tensorflow_v1(
     """`tf.compat.v1.train.RMSPropOptimizer` (TensorFlow 2.21, `python/training/rmsprop.py`).
 
     s₀ = 1;  s ← ρ s + (1−ρ) g²;  b ← μ b + η g / √(s + ε);  θ ← θ − b.
-    `centered` has √(s − m² + ε) with m ← ρ m + (1−ρ) g.
+    `centered` divides by √(s − m² + ε), with m ← ρ m + (1−ρ) g.
 
-    Unlike `rmsprop`'s defaults: s starts at **1**, and ε = 1e-10 is inside the root. `use_locking`
-    and `name` change no number; here they do nothing.
+    Unlike the defaults of `rmsprop`: s starts at **1**, and ε = 1e-10 is inside the root.
+    `use_locking` and `name` change no number, and do nothing here.
     """
     del use_locking, name
     return _transformation(
@@ -240,13 +254,15 @@ def tf_keras_legacy(
 ) -> _Transformation:
     """`tf_keras.optimizers.legacy.RMSprop` (tf_keras 2.21, `optimizers/legacy/rmsprop.py`).
 
-    With momentum 0: s ← ρ s + (1−ρ) g²;  θ ← θ − η g / (√s + ε). With momentum:
-    b ← μ b + η g / **√(s + ε)**;  θ ← θ − b. `centered` has s − m² with m ← ρ m + (1−ρ) g for s.
+    Without momentum: s ← ρ s + (1−ρ) g²;  θ ← θ − η g / (√s + ε).
+    With momentum: b ← μ b + η g / **√(s + ε)**;  θ ← θ − b.
+    `centered` has s − m² in place of s, with m ← ρ m + (1−ρ) g.
 
-    The momentum decides where ε stands, and a traced one counts as one, as a tensor does there.
-    Unlike `rmsprop`'s defaults: ε = 1e-7, which counts as this default where it is exactly 0.
-    The gradient is clipped first by each array's norm (`clipnorm`), then by value. `name` does
-    nothing here. The keyword `decay` is not taken: η/(1 + decay·t) is a schedule.
+    The momentum decides whether ε is inside the root. A traced momentum counts as a momentum, as a
+    tensor does in tf_keras. Unlike the defaults of `rmsprop`: ε = 1e-7, and an ε of exactly 0 also
+    means 1e-7. The gradient is clipped first, by the norm of each array (`clipnorm`), then by value
+    (`clipvalue`). `name` does nothing here. The keyword `decay` does not exist here: pass
+    η/(1 + decay·t) as a schedule.
     """
     del name
     epsilon = scalar("epsilon", epsilon, 0.0)
@@ -279,29 +295,31 @@ def timm(
     """`timm.optim.RMSpropTF` (timm 1.0.31, `timm/optim/rmsprop_tf.py`).
 
     g ← g + λθ (or, decoupled, θ ← θ − lr λ θ);  s₀ = 1;  s ← s + (1−α)(g² − s);
-    b ← μ b + lr g / √(s + ε);  θ ← θ − b. `centered` has √(s − m² + ε) with m ← m + (1−α)(g − m).
+    b ← μ b + lr g / √(s + ε);  θ ← θ − b.
+    `centered` divides by √(s − m² + ε), with m ← m + (1−α)(g − m).
     `lr_in_momentum=False` has b ← μ b + g / √(s + ε);  θ ← θ − lr b.
 
-    Unlike `rmsprop`'s defaults: lr = .01, s starts at 1, ε = 1e-10 is inside the root. `foreach`
-    changes no number; here it does nothing. `caution` is refused, and `corrected_weight_decay` with
-    a schedule; without one it changes nothing.
+    Unlike the defaults of `rmsprop`: lr = 0.01, s starts at 1, and ε = 1e-10 is inside the root.
+    `foreach` changes no number, and does nothing here. `caution` is refused.
+    `corrected_weight_decay` is refused with a schedule. Without a schedule, it changes nothing.
 
     Raises:
-      ValueError: for what is refused.
+      ValueError: for a refused option.
     """
     del foreach
     flag("corrected_weight_decay", corrected_weight_decay)
     if corrected_weight_decay and flag("decoupled_decay", decoupled_decay) and callable(lr):
         raise ValueError(
-            "corrected_weight_decay=True needs the largest learning rate of the run, which a "
-            "schedule does not tell: leave the decay out here and chain "
-            "optax.add_decayed_weights with a schedule of your own after."
+            "corrected_weight_decay must be False with a schedule, got "
+            "corrected_weight_decay=True, because it needs the largest learning rate of the run. "
+            "Leave weight_decay out here, and put optax.add_decayed_weights with a schedule of "
+            "your own after this transformation."
         )
     if flag("caution", caution):
         raise ValueError(
-            "caution=True masks the step by the gradient's sign, which is another optimiser "
-            "(Cautious Optimizers, arXiv:2411.16085): leave it out, or write that mask as a "
-            "transformation of your own."
+            "caution must be False, got caution=True, because masking the step by the sign of "
+            "the gradient is another optimizer (Cautious Optimizers, arXiv:2411.16085). Leave "
+            "caution out, or write the mask as a transformation of your own."
         )
     return _transformation(
         lr,
@@ -328,10 +346,11 @@ def stable_baselines3(
     """`RMSpropTFLike` of Stable-Baselines3 2.9 (`common/sb2_compat/rmsprop_tf_like.py`).
 
     g ← g + λθ;  s₀ = 1;  s ← α s + (1−α) g²;  b ← μ b + g / √(s + ε);  θ ← θ − lr b.
-    `centered` has √(s − m² + ε) with m ← α m + (1−α) g.
+    `centered` divides by √(s − m² + ε), with m ← α m + (1−α) g.
 
-    Unlike `rmsprop`'s defaults: lr = .01, α = .99, s starts at 1, ε inside the root, and the
-    learning rate outside the buffer. (A2C's own default there is PyTorch's RMSprop, eps = 1e-5.)
+    Unlike the defaults of `rmsprop`: lr = 0.01, α = 0.99, s starts at 1, ε is inside the root, and
+    the learning rate is outside the buffer. (The default of its A2C is PyTorch's RMSprop with
+    eps = 1e-5.)
     """
     return timm(lr, alpha, eps, weight_decay, momentum, centered, lr_in_momentum=False)
 
@@ -339,7 +358,9 @@ def stable_baselines3(
 def mlx(learning_rate: _Rate, alpha: ArrayLike = 0.99, eps: ArrayLike = 1e-8) -> _Transformation:
     """`mlx.optimizers.RMSprop` (MLX 0.32, `mlx/optimizers/optimizers.py`).
 
-    s ← α s + (1−α) g²;  θ ← θ − η g / (√s + ε). Unlike `rmsprop`'s defaults: α = .99.
+    s ← α s + (1−α) g²;  θ ← θ − η g / (√s + ε).
+
+    Unlike the defaults of `rmsprop`: α = 0.99, and the learning rate has no default.
     """
     return rmsprop(learning_rate, alpha, eps)
 
@@ -350,14 +371,16 @@ def graves2013(
     """Graves, [Generating Sequences With Recurrent Neural
     Networks](https://arxiv.org/abs/1308.0850), 2013, eq. 38–45.
 
-    The names are those of Chainer's `RMSpropGraves`; ℵ and ℶ, both .95 in the paper, are one
-    `alpha`.
+    The argument names are those of Chainer's `RMSpropGraves`. The paper's ℵ and ℶ, both 0.95, are
+    one `alpha`.
 
     s ← α s + (1−α) g²;  m ← α m + (1−α) g;  b ← μ b + lr g / √(s − m² + ε);  θ ← θ − b.
 
-    ε = 1e-4 is .01 in units of the gradient of a loss that is **summed** over a sequence (eq. 6).
+    ε is inside the root, where 1e-4 stands for 0.01 in units of the gradient. It belongs to a loss
+    that is **summed** over a sequence (eq. 6).
 
-    Unlike `rmsprop`'s defaults: centred, with momentum, ε inside the root.
+    Unlike the defaults of `rmsprop`: lr = 1e-4, α = 0.95, centered, with momentum, and ε = 1e-4 is
+    inside the root.
     """
     return _transformation(
         lr, decay=alpha, eps=eps, eps_in_sqrt=True, centered=True, momentum=momentum
@@ -375,17 +398,17 @@ def dqn2015(
 
     m ← ρ m + (1−ρ) g;  s ← ρ s + (1−ρ) g²;  θ ← θ − η g / √(s − m² + min_squared_gradient).
 
-    What the table calls gradient momentum is the decay of the mean m (see the authors' Lua code,
-    `NeuralQLearner.lua`); no step is accumulated. Unlike `rmsprop`'s defaults: centred, ρ = .95,
-    ε inside the root.
+    The table's "gradient momentum" is the decay of the mean m, as the authors' Lua code shows
+    (`NeuralQLearner.lua`). No step is accumulated. Unlike the defaults of `rmsprop`: centered,
+    η = 2.5e-4, ρ = 0.95, and ε = 0.01 is inside the root.
 
-    ε = .01 belongs to a loss that is **summed** over the 32 transitions of a batch, as in that
-    code. With a mean the steps are 1.2 to 32 times too short; give
-    `min_squared_gradient=0.01 / 32**2` then, as DQN Zoo does.
+    ε = 0.01 belongs to a loss that is **summed** over the 32 transitions of a batch, as in that
+    code. With a mean, the steps are 1.2 to 32 times too short: pass
+    `min_squared_gradient=0.01 / 32**2`, as DQN Zoo does.
 
     Raises:
-      ValueError: for two decays that differ: s − m² would be no variance, and could be negative.
-        Where both are traced and differ, the updates are NaN.
+      ValueError: for two decays that differ, because s − m² would not be a variance, and could be
+        negative. If both are traced and differ, the updates are NaN.
     """
     return rmsprop(
         learning_rate,
@@ -404,12 +427,13 @@ def a3c2016(
 
     s ← α s + (1−α) g²;  θ ← θ − η g / √(s + ε).
 
-    The paper gives α, drew η log-uniformly from 1e-4 to 1e-2, and does not say ε. 7e-4 and ε = .1
-    are what its first author wrote to Yasuhiro Fujita (the [wiki of
-    async-rl](https://github.com/muupan/async-rl/wiki)), with η falling linearly to 0: pass
-    `optax.linear_schedule(7e-4, 0.0, steps)`. The gradient is that of π's and V's losses **summed**
-    over five steps; with a mean over them take ε = .1/25.
-    Unlike `rmsprop`'s defaults: α = .99, ε = .1 inside the root.
+    The paper gives α, drew η log-uniformly from 1e-4 to 1e-2, and does not give ε. Its first author
+    wrote η = 7e-4 and ε = 0.1 to Yasuhiro Fujita (the [wiki of
+    async-rl](https://github.com/muupan/async-rl/wiki)), with an η that falls linearly to 0: pass
+    `optax.linear_schedule(7e-4, 0.0, steps)`. The losses of π and V are **summed** over five steps.
+    With a mean over them, pass ε = 0.1/25.
+
+    Unlike the defaults of `rmsprop`: η = 7e-4, α = 0.99, and ε = 0.1 is inside the root.
     """
     return rmsprop(learning_rate, alpha, epsilon, eps_in_sqrt=True)
 
@@ -420,13 +444,18 @@ def impala2018(
     momentum: ArrayLike = _NONE,
     epsilon: ArrayLike = 0.1,
 ) -> _Transformation:
-    """Espeholt et al., [IMPALA](https://arxiv.org/abs/1802.01561), 2018: the flags of its
-    `experiment.py`, given to `tensorflow_v1`, so s starts at 1.
+    """Espeholt et al., [IMPALA](https://arxiv.org/abs/1802.01561), 2018: `tensorflow_v1` with the
+    flags of its `experiment.py`.
 
-    s₀ = 1;  s ← ρ s + (1−ρ) g²;  b ← μ b + η g / √(s + ε);  θ ← θ − b. There η falls linearly to
-    0 over the training: pass `optax.linear_schedule(4.8e-4, 0.0, steps)`. ε = .1 and s₀ = 1 belong
-    to a loss that is **summed** over time and batch, as there; for a mean over n = steps × batch
-    write `rj.rmsprop(4.8e-4, 0.99, 0.1 / n**2, initial_scale=1 / n**2, eps_in_sqrt=True)`.
+    s₀ = 1;  s ← ρ s + (1−ρ) g²;  b ← μ b + η g / √(s + ε);  θ ← θ − b.
+
+    In that code, η falls linearly to 0 over the training: pass
+    `optax.linear_schedule(4.8e-4, 0.0, steps)`. ε = 0.1 and s₀ = 1 belong to a loss that is
+    **summed** over time and batch, as in that code. For a mean over n = steps × batch, write
+    `rj.rmsprop(4.8e-4, 0.99, 0.1 / n**2, initial_scale=1 / n**2, eps_in_sqrt=True)`.
+
+    Unlike the defaults of `rmsprop`: η = 4.8e-4, ρ = 0.99, s starts at 1, and ε = 0.1 is inside the
+    root.
     """
     return tensorflow_v1(learning_rate, decay, momentum, epsilon)
 
@@ -435,15 +464,17 @@ def pymarl(
     lr: _Rate = 5e-4, optim_alpha: ArrayLike = 0.99, optim_eps: ArrayLike = 1e-5
 ) -> _Transformation:
     """PyMARL's learners (Samvelyan et al., [The StarCraft Multi-Agent
-    Challenge](https://arxiv.org/abs/1902.04043), 2019; `src/config/default.yaml`), by PyTorch's
-    RMSprop.
+    Challenge](https://arxiv.org/abs/1902.04043), 2019; `src/config/default.yaml`), which use
+    PyTorch's RMSprop.
 
-    s ← α s + (1−α) g²;  θ ← θ − lr g / (√s + ε). Unlike `rmsprop`'s defaults: lr, α and ε.
+    s ← α s + (1−α) g²;  θ ← θ − lr g / (√s + ε).
+
+    Unlike the defaults of `rmsprop`: lr = 5e-4, α = 0.99, ε = 1e-5.
     """
     return torch(lr, optim_alpha, optim_eps)
 
 
-_WITH_MOMENTUM: Any = object()  # a flag that is True where there is a momentum buffer
+_WITH_MOMENTUM: Any = object()  # a flag that is True if there is a momentum buffer
 
 
 def _transformation(
@@ -456,9 +487,17 @@ def _transformation(
     around: Callable[[ox.GradientTransformation], ox.GradientTransformation] = lambda inner: inner,
     **settings: Any,
 ) -> _Transformation:
-    """`rmsprop`, where a momentum of 0 is no buffer and a weight decay of 0 no term.
+    """Return `rmsprop`, where a momentum of 0 has no buffer and a weight decay of 0 no term.
 
-    What comes `before` and `around` it is done in full precision, too.
+    Args:
+      learning_rate: η, as for `rmsprop`.
+      momentum: μ; 0 and None allocate no buffer.
+      weight_decay: λ; 0 and None add no term.
+      eps_in_sqrt: whether ε is inside the root; `_WITH_MOMENTUM` for a preset in which the momentum
+        decides.
+      before: transformations of the gradient, in full precision.
+      around: a wrapper around the whole chain, in full precision.
+      **settings: more arguments of `rmsprop`.
     """
     decay = None if _is_zero(weight_decay) else weight_decay
 
@@ -479,10 +518,10 @@ def _transformation(
 
 
 def _by_momentum(make: Callable[[Any], _Transformation], momentum: jax.Array) -> _Transformation:
-    """`make(None)` where the momentum is 0, else `make(momentum)`.
+    """Return `make(None)` for a momentum of 0, else `make(momentum)`.
 
-    Of a traced one that is not known; then, after `init`, the state says which. So
-    `inject_hyperparams` may have an array of 0 in `init` and a traced one in `update`.
+    For a traced momentum, the state tells after `init` whether there is a buffer. So
+    `inject_hyperparams` may pass an array of 0 to `init` and a traced number to `update`.
     """
     buffered, plain = make(momentum), make(None)
 
@@ -495,11 +534,11 @@ def _by_momentum(make: Callable[[Any], _Transformation], momentum: jax.Array) ->
             return buffered.update(updates, state, params, **extra_args)
         if not isinstance(momentum, Tracer) and not _is_zero(momentum):
             raise ValueError(
-                f"the momentum is {float(momentum):g}, but the state was made with a momentum of "
-                "0, which has no buffer: call init again, with a momentum that is not 0."
+                f"momentum must be 0 for a state that was made with momentum=0 and has no buffer, "
+                f"got momentum={float(momentum):g}. Call init again with a momentum that is not 0."
             )
         new, state = plain.update(updates, state, params, **extra_args)
-        if isinstance(momentum, Tracer):  # it cannot raise, and must not pass in silence either
+        if isinstance(momentum, Tracer):  # a trace cannot raise, but must not hide the mistake
             new = jax.tree.map(lambda u: jnp.where(momentum == 0, u, jnp.nan).astype(u.dtype), new)
         return new, state
 
@@ -507,7 +546,7 @@ def _by_momentum(make: Callable[[Any], _Transformation], momentum: jax.Array) ->
 
 
 def _is_zero(number: Any) -> bool:
-    """Whether this is a concrete 0, of any kind of number."""
+    """Return whether this is a concrete 0 of any type of number."""
     if isinstance(number, jax.Array | np.ndarray | np.generic):
         concrete = not isinstance(number, Tracer) and number.shape == () and number.dtype != bool
         return concrete and bool(number == 0)
@@ -515,7 +554,7 @@ def _is_zero(number: Any) -> bool:
 
 
 def _one_decay(mean: Any, square: Any) -> Any:
-    """The decay that both averages have; ValueError where they differ, NaN where that is traced."""
+    """Return the decay of both averages; ValueError if they differ, NaN if they are traced."""
     if mean is square:
         return mean
     traced = [isinstance(decay, Tracer) for decay in (mean, square)]
@@ -525,8 +564,8 @@ def _one_decay(mean: Any, square: Any) -> Any:
         said = ["a traced value" if t else x for t, x in zip(traced, (mean, square), strict=True)]
         raise ValueError(
             f"gradient_momentum and squared_gradient_momentum must be equal, got {said[0]} and "
-            f"{said[1]}: with other weights s − m² is no variance and may be negative. Pass both, "
-            "the same."
+            f"{said[1]}, because s − m² would not be a variance, and could be negative. Pass the "
+            "same number for both."
         )
     return square
 
@@ -534,9 +573,12 @@ def _one_decay(mean: Any, square: Any) -> Any:
 def _clipping(
     clipnorm: Any = None, clipvalue: Any = None, global_clipnorm: Any = None
 ) -> list[ox.GradientTransformation]:
-    """Keras' clipping of the gradients: each array's norm, the norm of all, each number.
+    """Return the clipping of Keras as transformations. A limit of 0 or less does not clip.
 
-    As there, a limit of 0 or less does not clip.
+    Args:
+      clipnorm: the largest norm of each array.
+      clipvalue: the largest size of each number.
+      global_clipnorm: the largest norm of all arrays together.
     """
 
     def by_norm(limit, norm):
@@ -568,11 +610,11 @@ def _clipping(
         limit = scalar(name, limit)
         if isinstance(limit, Tracer) or limit > 0:
             parts.append(ox.stateless(lambda gs, _, clip=clip, limit=limit: clip(limit, gs)))
-        else:  # a part all the same: traced, it would be one
+        else:  # a part that does nothing, so that the state has the structure of a traced limit
             parts.append(ox.identity())
     return parts
 
 
 def _norm(arrays: Sequence[jax.Array]) -> jax.Array:
-    """The Euclidean norm of all numbers; no reshape, so that they may be sharded anyhow."""
+    """Return the Euclidean norm of all numbers, without a reshape, so that any sharding works."""
     return jnp.sqrt(to_float(sum(to_float(jnp.sum(jnp.square(jnp.abs(g)))) for g in arrays)))

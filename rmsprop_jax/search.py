@@ -1,15 +1,22 @@
-"""Adaptive search: an Optuna study, fed by compiled rounds of trials. The extra `search`."""
+"""Adaptive search: an Optuna study proposes points, and compiled programs train many at once.
+
+It needs Optuna, which the extra `search` installs.
+"""
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from rmsprop_jax._tune.jax_settings import own_settings
 from rmsprop_jax._tune.results.result import SweepResult
+from rmsprop_jax._tune.run.cluster import Device
 from rmsprop_jax._tune.space.distributions import Distribution
+from rmsprop_jax._tune.space.values import PyTree, Value
 from rmsprop_jax._tune.training.training import Train, Training
 from rmsprop_jax._tune.trials.objective import Objective
 from rmsprop_jax._tune.trials.progress import Report
@@ -31,13 +38,13 @@ def optimize(
     max_concurrent_trials: int | None = None,
     seeds: int | Iterable[int] = 1,
     objective: Objective | Sequence[Objective] = "loss",
-    args: tuple[Any, ...] = (),
+    args: tuple[PyTree, ...] = (),
     batch_size: int | str = "auto",
-    devices: Sequence[Any] | None = None,
+    devices: Sequence[Device] | None = None,
     progress: bool = True,
     record_every: int | Mapping[str, int] = 1,
-    callback: Callable[[Report], Any] | None = None,
-    study_callbacks: Sequence[Callable[[Study, FrozenTrial], Any]] = (),
+    callback: Callable[[Report], object] | None = None,
+    study_callbacks: Sequence[Callable[[Study, FrozenTrial], object]] = (),
     catch: type[Exception] | Iterable[type[Exception]] = (),
     attributes: Mapping[str, Objective] | None = None,
     steps: int | None = None,
@@ -45,90 +52,96 @@ def optimize(
     keep_states: int | str = 1,
     timeout: float | None = None,
 ) -> SweepResult:
-    """Let an Optuna study choose the settings, and train them as `sweep` does.
+    """Let an Optuna study propose points, and train each with all its seeds.
 
-    The study's sampler proposes, its pruner stops trials between the segments of a `Training`, its
-    storage holds what was told: in memory, in a file, or in a database that any number of workers
-    share, each of which makes this call. As many trials as fit a round are under way at once, on
-    all devices, through one compiled program a structure, whatever is asked; a trial that ends
-    makes room for the next at once.
+    The study's sampler proposes points, its pruner ends bad ones between the segments of a
+    `Training`, and its storage holds the results. The storage may be in memory, in a file, or in a
+    database that any number of workers share. Each worker makes this call. As many trials as fit
+    into one wave run at once, on all devices, through one compiled program per static group. When
+    a trial ends, the next takes its place at once.
 
-    A trial of the study is a setting with all its seeds. At each boundary the mean of the objective
-    over its seeds is reported, under the step; then the pruner is asked, and its seeds stop
-    together. One seed whose objective is not finite fails the trial (`TrialState.FAIL`). With a
-    function `train`, or a study with several directions, nothing is reported and nothing pruned.
-    Each trial has the user attributes `seeds`, `seconds` (from its being asked to its end, with
-    what shared its rounds) and, for several seeds, `std`, their standard deviation.
+    A *study trial* is a trial of Optuna: a point with all its seeds. At each evaluation step, the
+    mean objective over its seeds is reported under the step. The pruner is asked then, and ends
+    all seeds together. A study trial fails (`TrialState.FAIL`) if the objective of any seed is not
+    finite. For a function `train`, or a study with several directions, nothing is reported or
+    pruned.
 
-    A trial that waits in the study (`enqueue_trial`, or one to be retried) comes first. It, and a
-    `PartialFixedSampler`, may give hyperparameters under our names (`result.best().point`) or under
-    the study's (`study.best_params`); a name that no axis has is refused.
+    Each study trial gets user attributes: `seeds`; `seconds`, from its ask to its end, including
+    trials that shared its waves; and, for several seeds, `std`, the standard deviation of the
+    objective.
 
-    With a storage that has a heartbeat (`RDBStorage(url, heartbeat_interval=60, ...)`) this worker
-    says for all its trials that they are alive, and before it asks fails those of workers that are
-    not; with `heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback()` these are tried
-    again, from step 0 and with the same numbers. A database that is away is waited for, 5 minutes
-    long; one that is wrong (no such table, read-only, full) ends the call at once. What another
-    worker took over meanwhile is not told a second time.
+    Study trials that wait in the study (from `enqueue_trial`, or to be retried) come first. They,
+    and a `PartialFixedSampler`, may give hyperparameters under our names (`result.best().point`) or
+    under the study's (`study.best_params`). A name that no axis has is refused.
+
+    With a storage that has heartbeats (`RDBStorage(url, heartbeat_interval=60, ...)`), this worker
+    records heartbeats for its study trials. Before each ask, it fails the study trials of workers
+    whose heartbeats have stopped. With
+    `heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback()`, these are tried again, from
+    step 0 and with the same numbers. If a database is away, the search waits for 5 minutes. If it
+    can never answer (no such table, read-only, full), the call ends at once. A study trial that
+    another worker has taken over is not told a second time.
 
     Args:
-      train: as for `sweep`, a function or a `Training`.
-      study: of `optuna.create_study`; its direction says which objective is better, and its
-        sampler and pruner are used as they are. Samplers that learn from each trial want
-        `constant_liar=True` (TPE) where many are under way.
-      space: for each hyperparameter a distribution, ours or Optuna's. Of `one_minus(d)` under the
-        name "x" the study has d, under the name "1 - x". Numbers have the dtype of their
-        distribution, whatever is asked: float32 (float64 under x64) where any may be a float, else
-        int32; static ones and all else is structure. Choices that no folder can hold, such as
-        functions, need a study in memory.
-      n_trials: how many this call asks, at least 1.
-      max_concurrent_trials: how many are under way at once, at least 1; by default as many as fill
-        a round of all devices, ⌈devices × batch_size / seeds⌉. More hide the time that a database
-        takes, fewer let the sampler know more: it has the results of all but those under way. An
-        accelerator's "auto" batch is at most an eighth of the trials.
-      seeds: as for `sweep`: a count n, or the seeds; every trial gets the same keys.
-      objective: a metric's name, or a function of one trial's metrics; a tuple of as many for a
-        study with several directions.
-      args: as for `sweep`.
-      batch_size: as for `sweep`.
-      devices: by default all of this process.
-      progress: draw a bar.
-      record_every: as for `sweep`.
-      callback: as for `sweep`: `callback(report)` after each round.
-      study_callbacks: as for `study.optimize`: each is called with the study and the frozen trial
-        after a trial is told, and may call `study.stop()`: then nothing more is asked, and what is
-        under way goes on to its end.
-      catch: exceptions that fail one study trial and not the call, as in `study.optimize`: those of
-        the trial's values, of tracing and compiling its static group, of the objective and of
-        `attributes`. Its attribute `cause` says what was raised. Any other exception ends the call;
-        what was under way is told as failed, with the cause.
-      attributes: for each name a function of one trial's metrics to a number, or a metric's name,
-        as for `objective`. The study trial has the mean over its seeds as a user attribute before
-        it is told, so that a sampler's `constraints_func` can read it.
-      steps: as for `sweep`, of a `Training`.
-      evaluate_every: as for `sweep`, of a `Training`.
-      keep_states: as for `sweep`, of a `Training`; where the study has several directions, 0 or
-        "all".
-      timeout: the seconds, counted from the start of the call, after which no study trial is asked
-        any more. Those under way finish.
+      train: a function or a `Training`, as for `sweep`.
+      study: a study of `optuna.create_study`. Its direction decides which objective is better. Its
+        sampler and pruner are used as they are. Samplers that learn from each study trial should
+        have `constant_liar=True` (TPE) if many run at once.
+      space: a dict from each hyperparameter to its distribution, ours or Optuna's. For
+        `one_minus(d)` under the name "x", the study has d under the name "1 - x". Numbers have the
+        dtype of their distribution: float32 (float64 under x64) if it can give a float, else int32.
+        Static numbers and all other values are static hyperparameters. Choices that no folder can
+        hold, such as functions, need a study in memory.
+      n_trials: the number of study trials that this call asks for, at least 1.
+      max_concurrent_trials: the number of study trials that run at once, at least 1. `None`: as
+        many as fill one wave on all devices, ⌈devices × `batch_size` / seeds⌉. More of them hide
+        the time of database calls. With fewer, the sampler knows the results of more study trials
+        when it proposes. An accelerator's "auto" batch holds at most an eighth of the trials.
+      seeds: a count n, or the seeds, as for `sweep`. Every study trial gets the same keys.
+      objective: a metric's name, or a function of one trial's metrics; for a study with several
+        directions, a tuple with one of these per direction.
+      args: arrays that every trial reads, as for `sweep`.
+      batch_size: how many trials share one `vmap` on a device, as for `sweep`.
+      devices: the devices to run on. `None`: all devices of this process.
+      progress: whether to draw a progress bar.
+      record_every: store every k-th value of a metric, as for `sweep`.
+      callback: `callback(report)` is called after each wave, as for `sweep`.
+      study_callbacks: functions to call with the study and the frozen study trial after each tell,
+        as for `study.optimize`. After one calls `study.stop()`, no new study trials are asked for,
+        and running ones finish.
+      catch: exceptions that fail one study trial instead of ending the call, as for
+        `study.optimize`. They may come from the study trial's values, from tracing and compiling
+        its static group, from the objective, and from `attributes`. The user attribute `cause`
+        holds the error. Any other exception ends the call, and running study trials are told as
+        failed, with the cause.
+      attributes: a dict from names to functions of one trial's metrics to a number, or to metrics'
+        names. Each study trial gets the mean over its seeds as a user attribute before it is told,
+        so that a sampler's `constraints_func` can read it.
+      steps: the number of steps of a `Training`, as for `sweep`.
+      evaluate_every: the steps between evaluations of a `Training`, as for `sweep`.
+      keep_states: of how many of the best points of a `Training` to keep the last states, as for
+        `sweep`. For a study with several directions, 0 or "all".
+      timeout: the seconds, from the start of the call, after which no study trial is asked for any
+        more. Running study trials finish.
 
     Returns:
-      A `SweepResult` with the trials that this call asked, in the order in which they were; those
-      that were pruned have the status "pruned". With a `batch_size` of 1 each trial's numbers are
-      bit for bit those of `jax.jit(train)`, or on a CPU, for at least 2 steps, of
-      `jax.jit(training.run)`. `feasible` says which keep the constraints of the study's sampler:
-      the others rank after them, for the kept states, too. `best()` raises where the study has
-      several directions: `study.best_trials` has what no other beats.
+      A `SweepResult` with the trials that this call asked for, in that order. The status of pruned
+      trials is "pruned". With `batch_size=1`, each trial's numbers are bit for bit those of
+      `jax.jit(train)` or, on a CPU and for at least 2 steps, of `jax.jit(training.run)`.
+      `feasible` tells which trials meet the constraints of the study's sampler. The others rank
+      after them, also for the states that are kept. `best()` raises if the study has several
+      directions: see `study.best_trials`.
 
     Raises:
       ImportError: without Optuna, which the extra `search` installs.
-      ValueError: before anything runs, for what `sweep` refuses, a space, a study or callbacks that
-        are none, several objectives for one direction, or a `WilcoxonPruner`, which wants instances
-        rather than curves. On the way, for a setting that waited in the study and has a NaN, say.
+      ValueError: before anything runs, for everything that `sweep` refuses; for a bad space, study,
+        or callback; for several objectives and one direction; and for a `WilcoxonPruner`, which
+        compares problem instances instead of learning curves. Later, for a waiting study trial with
+        an impossible value, such as a NaN.
       RuntimeError: inside an objective or a callback of `study.optimize`.
-      SweepInterrupted: on Ctrl-C; `.result` holds what was finished, which is told; what was under
-        way is told as failed, with the attribute `cause`. Any other exception on the way has that
-        `.result`, too, as has the `SystemExit` of a signal handler.
+      SweepInterrupted: on Ctrl-C. Its `.result` holds the finished trials, which are told. Running
+        study trials are told as failed, with the user attribute `cause`. Any other exception also
+        has `.result`, and so has the `SystemExit` of a signal handler.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax, optuna, rmsprop_jax as rj
@@ -183,21 +196,21 @@ def optimize(
 
 
 def to_params(
-    point: Mapping[str, Any], space: Mapping[str, Distribution | BaseDistribution]
-) -> dict[str, Any]:
-    """The study's parameters for a point: other names and values than ours where it has others.
+    point: Mapping[str, Value], space: Mapping[str, Distribution | BaseDistribution]
+) -> dict[str, Value]:
+    """Return the study's parameters for a point.
 
-    The study has d for `one_minus(d)`, under the name "1 - x", and a label for a choice that a
-    database cannot hold.
+    For `one_minus(d)` under the name "x", the study has d under the name "1 - x". For a choice that
+    a database cannot hold, the study has a label.
 
     Args:
-      point: some or all hyperparameters, `result.best().point` say.
-      space: as for `optimize`.
+      point: some or all hyperparameters, for example `result.best().point`.
+      space: the space, as for `optimize`.
 
     Raises:
       ImportError: without Optuna, which the extra `search` installs.
-      ValueError: for a name that the space has not, or a value that is no number or none of the
-        choices.
+      ValueError: for a name that is not in the space, or a value that is not a number or not one of
+        the choices.
 
     Examples:
       >>> import rmsprop_jax as rj
@@ -209,18 +222,18 @@ def to_params(
 
 
 def to_point(
-    params: Mapping[str, Any], space: Mapping[str, Distribution | BaseDistribution]
-) -> dict[str, Any]:
-    """The point for a study's parameters, as `train` gets it; the inverse of `to_params`.
+    params: Mapping[str, Value], space: Mapping[str, Distribution | BaseDistribution]
+) -> dict[str, Value]:
+    """Return the point for a study's parameters: the inverse of `to_params`.
 
     Args:
-      params: some or all, `study.best_params` say.
-      space: as for `optimize`.
+      params: some or all parameters, for example `study.best_params`.
+      space: the space, as for `optimize`.
 
     Raises:
       ImportError: without Optuna, which the extra `search` installs.
-      ValueError: for a name that the space has not, or a value that is no number or none of the
-        choices.
+      ValueError: for a name that is not in the space, or a value that is not a number or not one of
+        the choices.
 
     Examples:
       >>> import rmsprop_jax as rj
@@ -234,18 +247,19 @@ def to_point(
 def to_optuna(
     space: Mapping[str, Distribution | BaseDistribution],
 ) -> dict[str, BaseDistribution]:
-    """A space as Optuna's distributions, under the names that they have in a study.
+    """Return the distributions that a study has for a space, by the study's names.
 
-    `uniform` and `log_uniform` end at the last number below `high`; `one_minus(d)` under the name
-    "x" is d under the name "1 - x". Choices that a database cannot hold stand under their labels.
-    The dict remembers the space, so that `from_optuna` gives it back as it was.
+    `uniform` and `log_uniform` end at the last number below `high`. `one_minus(d)` under the name
+    "x" becomes d under the name "1 - x". Choices that a database cannot hold become labels. The
+    dict remembers the space, so that `from_optuna` returns it unchanged.
 
     Args:
-      space: for each hyperparameter a distribution, ours or Optuna's.
+      space: a dict from each hyperparameter to its distribution, ours or Optuna's.
 
     Raises:
       ImportError: without Optuna, which the extra `search` installs.
-      ValueError: for an empty space, what is no distribution, or choices that cannot be told apart.
+      ValueError: for an empty space, a value in it that is not a distribution, or choices with
+        equal labels.
 
     Examples:
       >>> import rmsprop_jax as rj
@@ -256,19 +270,21 @@ def to_optuna(
 
 
 def from_optuna(distributions: Mapping[str, BaseDistribution]) -> dict[str, Distribution]:
-    """Optuna's distributions as ours, for `sample` and `population`; the inverse of `to_optuna`.
+    """Return our distributions for Optuna's: the inverse of `to_optuna`.
 
-    A float from low to high keeps both ends; steps become a `choice` of the values. What
-    `to_optuna` returned becomes the space that it was made of. A study's own distributions
-    (`study.trials[0].distributions`) do not tell what is static, nor what stands under a label.
+    The result is a space for `sample` and `PopulationBasedTraining`. A float keeps both ends of its
+    range. A distribution with steps becomes a `choice` of the values. The dict that `to_optuna`
+    returned becomes the space it came from. The distributions of a study
+    (`study.trials[0].distributions`) do not tell what is static or what a label stands for.
 
     Args:
-      distributions: of Optuna, under the names that they have in a study: of "1 - x" comes the
-        `one_minus` of "x".
+      distributions: Optuna's distributions, by the study's names. "1 - x" becomes a `one_minus`
+        under the name "x".
 
     Raises:
       ImportError: without Optuna, which the extra `search` installs.
-      ValueError: for what has no like here, as an `IntDistribution` with `log`.
+      ValueError: for a distribution that does not exist here, such as an `IntDistribution` with
+        `log`.
 
     Examples:
       >>> import optuna, rmsprop_jax as rj
@@ -278,12 +294,15 @@ def from_optuna(distributions: Mapping[str, BaseDistribution]) -> dict[str, Dist
     return _with_optuna("from_optuna", "space").from_optuna(distributions)
 
 
-def _with_optuna(name: str, room: str) -> Any:
-    """The room that needs Optuna, imported where one of its functions is called."""
-    try:
-        import optuna  # noqa: F401 (whether it is there)
-    except ImportError as error:
+def _with_optuna(name: str, module: str) -> ModuleType:
+    """Import a module that imports Optuna; ImportError without Optuna.
+
+    Args:
+      name: the public function that needs the module, for the error.
+      module: the module's name in `rmsprop_jax._tune.search`.
+    """
+    if importlib.util.find_spec("optuna") is None:
         raise ImportError(
-            f'search.{name} needs Optuna: pip install "rmsprop_jax[search]"'
-        ) from error
-    return importlib.import_module(f"rmsprop_jax._tune.search.{room}")
+            f'Optuna must be installed for search.{name}. Run: pip install "rmsprop_jax[search]"'
+        )
+    return importlib.import_module(f"rmsprop_jax._tune.search.{module}")

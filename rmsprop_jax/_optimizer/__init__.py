@@ -1,1 +1,1 @@
-"""The optimizer: RMSProp as Optax transformations. It never imports the sweep, nor the sweep it."""
+"""The optimizer: RMSProp as Optax transformations. It and the sweep never import each other."""

@@ -2,13 +2,13 @@
 
     s ← ρ s + (1 − ρ) |g|²        θ ← θ − η g / (√s + ε)
 
-s is `nu` in the code, the mean of the gradient `mu`. All arrays are real. A gradient, and its mean,
-is a tuple of its parts: one for a real gradient, two for a complex one. |g|² sums over the parts.
-Dtypes, storage, and clipping are the caller's concern (`state.py`).
+In the code, s is `nu`, and the mean of the gradient is `mu`. All arrays are real. A gradient, and
+its mean, is a tuple of parts: one for a real gradient, two for a complex one. |g|² sums over the
+parts. The caller (`state.py`) handles dtypes, storage, and clipping.
 
-The form decides the speed. Each new average must end in a sum, and two outputs may share nothing
-but arguments and each other. XLA otherwise keeps an intermediate array, for 2 to 7 times the time
-(`python -m tests.benchmarks step`).
+The form of an equation decides its speed. Each new average must end in a sum, and two outputs may
+share only arguments and each other. Otherwise, XLA keeps an intermediate array, and a step takes 2
+to 7 times as long (`python -m tests.benchmarks step`).
 """
 
 import functools
@@ -24,19 +24,19 @@ class Numbers(NamedTuple):
     """The scalars of one step, in the dtype in which a leaf computes; `None` if not needed."""
 
     rho: jax.Array
-    """ρ: how much the averages keep."""
+    """ρ, the share of the averages that a step keeps."""
     w: jax.Array
-    """1 − ρ: how much the averages take in."""
+    """1 − ρ, the weight of the new gradient."""
     eps: jax.Array
     """ε, at least the smallest normal number."""
     ratio: Any = None
-    """w/ρ. Centered only."""
+    """w/ρ. With `centered` only."""
     weight: Any = None
-    """W, the weight of all gradients in s. Bias correction without centering only."""
+    """W, the weight of all gradients in s. With `bias_correction` and without `centered` only."""
     start: Any = None
-    """The share of s₀ in the corrected variance. Centered bias correction only."""
+    """The share of s₀ in the corrected variance. With `bias_correction` and `centered` only."""
     first: Any = None
-    """1 while the averages hold one gradient, then 0. Centered bias correction only."""
+    """1 at the first gradient, then 0. With `bias_correction` and `centered` only."""
 
 
 def second_moment(g: Parts, nu: jax.Array, n: Numbers) -> jax.Array:
@@ -48,8 +48,8 @@ def centered_moments(g: Parts, mu: Parts, nu: jax.Array, n: Numbers) -> tuple[Pa
     """m ← m + w (g − m)        v ← ρ v + (w/ρ) |g − m|², from the new m, with w = 1 − ρ
 
     This exponentially weighted Welford recurrence equals EMA(|g|²) − |EMA(g)|² in exact arithmetic.
-    As a sum of squares it is never negative. From the old m, w ρ |g − m|² would be equal, but costs
-    1.4 times the bytes and a temporary.
+    As a sum of squares, it is never negative. With the old m, w ρ |g − m|² would be equal, but it
+    would access 1.4 times the bytes and need a temporary array.
     """
     mu = tuple(m + n.w * (x - m) for x, m in zip(g, mu, strict=True))
     deviation = tuple(x - m for x, m in zip(g, mu, strict=True))
@@ -59,7 +59,7 @@ def centered_moments(g: Parts, mu: Parts, nu: jax.Array, n: Numbers) -> tuple[Pa
 def corrected(g: Parts, nu: jax.Array, n: Numbers) -> jax.Array:
     """v̂ = s / W. Centered averages are corrected already: v̂ = v + s₀ (1 − W)/W
 
-    The variance of a single gradient is 0. There v̂ is |g|² instead, so that |u| ≤ 1.
+    The variance of a single gradient is 0. In this case, v̂ is |g|² instead, so that |u| ≤ 1.
     """
     if n.weight is not None:
         return nu / n.weight
@@ -86,7 +86,7 @@ def square(x: Parts) -> jax.Array:
 def root(x: jax.Array, floor: float) -> jax.Array:
     """√x for x ≥ `floor`, with derivative 0 at the floor, where s = ε = 0.
 
-    A centered step g/0 is bounded by the floor alone. Its derivatives would overflow, then be NaN.
+    Only the floor bounds a centered step g/0. Its derivatives would overflow, and then be NaN.
     """
     del floor
     return jnp.sqrt(x)

@@ -1,4 +1,4 @@
-"""Dtypes: what enters the optimizer in any tree and dtype, computes in at least float32."""
+"""Dtypes: arrays of any dtype enter the optimizer, which computes in at least float32."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def zeros_like(p: Any, dtype: DTypeLike | None = None) -> jax.Array:
     """Return zeros that are placed as p is, also under `jax.jit`.
 
     With automatic sharding, the compiler puts plain zeros on one device, since nothing ties them to
-    p. These zeros are computed from p. Under `jax.jit` on one device the computation folds away.
+    p. These zeros are computed from p. Under `jax.jit` on one device, XLA removes the computation.
     """
     dtype = jnp.dtype(p.dtype if dtype is None else dtype)
     if isinstance(p, jax.ShapeDtypeStruct):
@@ -65,7 +65,7 @@ def zeros_like(p: Any, dtype: DTypeLike | None = None) -> jax.Array:
 
 
 def is_none(x: Any) -> bool:
-    """Say that `None`, the gradient of a frozen parameter, is a leaf of its tree."""
+    """Return whether x is `None`, the gradient of a frozen parameter, so that it is a leaf."""
     return x is None
 
 
@@ -170,7 +170,7 @@ def _dtype(x):
 
 
 def _is_wider(dtype, than) -> bool:
-    """Whether two real, or two complex, dtypes differ in width, and the first is the wider."""
+    """Return whether the first of two real, or two complex, dtypes is the wider."""
     if dtype == than or not jnp.issubdtype(than, jnp.inexact):
         return False
     kind = jnp.complexfloating if jnp.issubdtype(than, jnp.complexfloating) else jnp.floating

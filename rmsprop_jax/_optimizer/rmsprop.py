@@ -33,17 +33,20 @@ def scale_by_rms(
         s ← ρ s + (1 − ρ) |g|²        u = g / (√s + ε)
 
     The update keeps the sign of the gradient. This is RMSProp without learning rate and momentum,
-    for your own chains. All arguments are those of `rmsprop`.
+    for your own chains. All arguments have the meaning that they have in `rmsprop`.
 
     Args:
-      decay: ρ in [0, 1), the share of the average that each step keeps. Number or traced scalar.
+      decay: ρ in [0, 1), the share of the average that each step keeps. A number or a traced
+        scalar.
       eps: ε ≥ 0, in units of the gradient (of its square with `eps_in_sqrt`).
       initial_scale: s₀ ≥ 0, in units of the squared gradient.
-      eps_in_sqrt: √(s + ε) instead of √s + ε. Optax's default is True, ours is False.
-      bias_correction: divide the averages by the weight of the gradients that they hold.
-      centered: subtract the square of the gradient's decaying average from s (Graves, 2013).
+      eps_in_sqrt: whether to divide by √(s + ε) instead of √s + ε. Optax's default is True, ours is
+        False.
+      bias_correction: whether to divide the averages by the weight of the gradients that they hold.
+      centered: whether to subtract the square of the gradient's decaying average from s
+        (Graves, 2013).
       state_dtype: the dtype of s: `None` (at least float32), "float32", "float64", or "bfloat16".
-      seed: the seed of the rounding to bfloat16, a whole number or a traced one.
+      seed: the seed of the rounding to bfloat16, an int or a traced scalar.
 
     Returns:
       An Optax transformation whose state is a `ScaleByRmsState`. Updates have the shapes and dtypes
@@ -98,15 +101,15 @@ def rmsprop(
     value differs**: ε is outside the square root. Pass `eps_in_sqrt=True` for Optax's √(s + ε).
 
     With `momentum` μ, the scaled step u enters a buffer: b ← μ b + η u, then θ ← θ − b, or with
-    `nesterov` θ ← θ − (η u + μ b). With `lr_in_momentum=False` the learning rate is outside, as in
-    PyTorch: b ← μ b + u, then θ ← θ − η b. The two differ as soon as η changes. The calls of other
-    frameworks are in `rmsprop_jax.presets`.
+    `nesterov` θ ← θ − (η u + μ b). With `lr_in_momentum=False`, the learning rate is outside, as in
+    PyTorch: b ← μ b + u, then θ ← θ − η b. The two forms differ as soon as η changes. The calls of
+    other frameworks are in `rmsprop_jax.presets`.
 
-    The averages and the momentum buffer are computed and kept in at least float32 (float64 for
+    The averages and the momentum buffer are computed and stored in at least float32 (float64 for
     float64 parameters). The update is cast once, at the end, to the gradient's dtype, or to the
     dtype of a wider parameter if `update` gets it. A finite gradient never gives NaN. A gradient
-    beyond the largest one whose square is kept (1e19 in float32, half of that with `centered`)
-    counts as this one, an infinite gradient too. A NaN gradient stays NaN.
+    beyond 1e19 in float32 (half of that with `centered`), even an infinite one, counts as this
+    limit, because its square would overflow. A NaN gradient stays NaN.
 
     With `centered`, a tiny ε, and a nearly constant gradient, steps are finite but huge: the
     variance goes to 0 and the step to η g/ε. Choose ε as a tenth to a hundredth of a typical
@@ -118,29 +121,34 @@ def rmsprop(
         It may change during training (`optax.inject_hyperparams`).
       eps: ε ≥ 0, in units of the gradient (of its square with `eps_in_sqrt`).
       initial_scale: s₀ ≥ 0, in units of the squared gradient. TensorFlow 1 starts at 1.
-      eps_in_sqrt: √(s + ε) instead of √s + ε.
-      centered: divide by the standard deviation of the gradient instead of its root mean square.
-      momentum: μ in [0, 1). `None` allocates no buffer. Any number allocates one, 0.0 too, so that
-        a sweep over momentum has one state tree.
-      nesterov: Nesterov's form of the momentum. Needs `momentum`.
-      bias_correction: divide the averages by W, the weight of the gradients that they hold. W is
-        1 − ρᵗ while ρ is constant, and stays right when ρ changes. `centered` corrects the mean
-        too, and uses |g|² at the first step, whose variance would be 0.
-      lr_in_momentum: η inside the momentum buffer (Optax, TensorFlow) or outside (PyTorch).
-      weight_decay: λ ≥ 0, or `None`. Coupled, it adds λθ to the gradient first (PyTorch's L2
+      eps_in_sqrt: whether to divide by √(s + ε) instead of √s + ε.
+      centered: whether to divide by the standard deviation of the gradient instead of its root mean
+        square.
+      momentum: μ in [0, 1). `None` allocates no buffer. Any number allocates a buffer, 0.0 too, so
+        that a sweep over momentum has one state tree.
+      nesterov: whether to use Nesterov's form of the momentum. It needs `momentum`.
+      bias_correction: whether to divide the averages by W, the weight of the gradients that they
+        hold. W is 1 − ρᵗ while ρ is constant, and stays right when ρ changes. With `centered`, the
+        mean is corrected too, and the first step uses |g|², because the variance of one gradient
+        is 0.
+      lr_in_momentum: whether η is inside the momentum buffer (Optax, TensorFlow) or outside
+        (PyTorch).
+      weight_decay: λ ≥ 0, or `None`. It is coupled: λθ is added to the gradient first (PyTorch's L2
         penalty).
-      decoupled_weight_decay: subtract η λ θ from the parameters instead, with the η of the step and
-        outside the momentum buffer (as AdamW and Keras do).
+      decoupled_weight_decay: whether to subtract η λ θ from the parameters instead, with the η of
+        the step and outside the momentum buffer (as AdamW and Keras do).
       mask: the parameters that decay, as in `optax.add_decayed_weights`: a tree of bools, a prefix
         of the parameters' tree, or a function from parameters to such a tree.
       state_dtype: the dtype of s, as text or a dtype: `None` for at least float32, "float32",
         "float64", or "bfloat16". "bfloat16" stores two bytes per parameter, rounded stochastically,
         so that the average has no bias and does not stall. One rounding moves s by at most 2⁻⁷ of
-        it, and a step by 0.4%. The spread that remains in s is, relative to s, at most
-        2⁻⁸/√(1 − ρ²) and √(2⁻⁶/(1 + ρ)). The centered mean and the momentum stay in float32.
-      seed: the seed of this rounding, a whole number or a traced one. The same seed, step, and leaf
-        round alike. Give each group of `optax.partition` its own seed, and sharded parameters
-        inside `jax.shard_map(..., check_vma=False)` `seed=jax.lax.axis_index(axis)`.
+        it, and a step by 0.4%. All roundings together give s a relative standard deviation of at
+        most 2⁻⁸/√(1 − ρ²), and of at most √(2⁻⁶/(1 + ρ)). The centered mean and the momentum stay
+        in float32.
+      seed: the seed of the rounding to bfloat16, an int or a traced scalar. The same seed, step,
+        and leaf round in the same way. Give each group of `optax.partition` its own seed. For
+        sharded parameters inside `jax.shard_map(..., check_vma=False)`, pass
+        `seed=jax.lax.axis_index(axis)`.
 
     Every float may be a Python number or a traced scalar, so `jax.vmap` runs a grid of them.
 
@@ -197,7 +205,7 @@ def rmsprop(
 
 
 def scale_by_rate(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
-    """Return `optax.scale_by_learning_rate`, whose product has the dtype of each update."""
+    """Return `optax.scale_by_learning_rate` with products in the dtype of each update."""
     if callable(learning_rate):
         return optax.scale_by_learning_rate(learning_rate)
     rate = validation.scalar("learning_rate", learning_rate)
@@ -209,8 +217,8 @@ def momentum_buffer(
 ) -> optax.GradientTransformation:
     """Return b ← μ b + u, whose update is b or, with `nesterov`, u + μ b.
 
-    A leaf whose u is `None` keeps its buffer (`optax.trace` drops it). A centered u can be g/ε: it
-    is clipped to 1e30 in float32, so that the buffer, which adds up to 2²⁴ of them, stays finite.
+    A leaf whose u is `None` keeps its buffer (`optax.trace` drops it). A centered u can be g/ε. It
+    is clipped to 1e30 in float32, so that the buffer, a sum of up to 2²⁴ such steps, stays finite.
     """
     if validation.flag("nesterov", nesterov) and momentum is None:
         raise ValueError(

@@ -16,20 +16,21 @@ from rmsprop_jax._optimizer.equations import Numbers
 class ScaleByRmsState(NamedTuple):
     """State of `scale_by_rms`. Unused fields are `None`.
 
-    Each leaf has the shape of its parameter and at least float32: float64 for float64 and
-    complex128 parameters, float32 for all others. `mu` is complex where the parameter is. `nu` has
-    the dtype `state_dtype`, if it is given.
+    Each leaf has the shape of its parameter. Its dtype is float64 for float64 and complex128
+    parameters, and float32 for all others. `mu` is complex if the parameter is. `nu` has the dtype
+    `state_dtype`, if `state_dtype` is given.
 
-    A leaf whose gradient is `None` keeps its averages in this step. `weight` grows all the same:
-    with `bias_correction`, such a leaf has gathered less than W, and its later steps are longer.
+    A leaf whose gradient is `None` keeps its averages in this step, but `weight` grows. With
+    `bias_correction`, the averages of such a leaf hold a weight below W, and its later steps are
+    longer.
     """
 
     step: jax.Array | None
-    """Steps taken, int32 scalar. With `bias_correction` or a bfloat16 `nu` only."""
+    """The number of steps taken, int32 scalar. With `bias_correction` or a bfloat16 `nu` only."""
     mu: Any
-    """Centered: the weighted mean of the gradient. Else `None`."""
+    """With `centered`, the weighted mean of the gradient. Else `None`."""
     nu: Any
-    """The weighted mean of |g|². Centered: the weighted variance of g, never negative."""
+    """The weighted mean of |g|². With `centered`, the weighted variance of g, never negative."""
     weight: tuple[jax.Array, jax.Array] | None = None
     """W ← ρ W + 1 − ρ, the weight of all gradients in the averages, with `bias_correction` only.
 
@@ -40,7 +41,7 @@ class ScaleByRmsState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Averages:
-    """The arguments of `scale_by_rms`, checked."""
+    """The checked arguments of `scale_by_rms`."""
 
     decay: Any = 0.9
     eps: Any = 1e-8
@@ -51,7 +52,7 @@ class Averages:
     state_dtype: Any = None
     seed: Any = 0
     constant_decay: bool = False
-    """Take 1 − ρᵗ with today's ρ for the weight, as Optax does. Wrong once ρ has changed."""
+    """Use 1 − ρᵗ with the current ρ as the weight, as Optax does. Wrong after ρ has changed."""
 
     def __post_init__(self):
         for name, check in validation.AVERAGES.items():
@@ -59,7 +60,7 @@ class Averages:
 
     @property
     def is_short(self) -> bool:
-        """Whether s is stored in two bytes."""
+        """Return whether s is stored in two bytes."""
         return self.state_dtype == jnp.bfloat16
 
 
@@ -74,7 +75,7 @@ class Form(NamedTuple):
 
 
 def form_of(g: jax.Array, kept: Any, averages: Averages) -> Form:
-    """Choose the precisions of a leaf from its average's dtype. bfloat16 counts as float32."""
+    """Return the precisions of a leaf, from its average's dtype. bfloat16 counts as float32."""
     stored = jnp.dtype(jnp.float32) if averages.is_short else kept
     own = stored if averages.state_dtype is None else precision.real_dtype(g)
     narrow, wide = sorted((own, stored), key=lambda dtype: dtype.itemsize)
@@ -126,7 +127,7 @@ def averaging(averages: Averages) -> optax.GradientTransformation:
     return optax.GradientTransformation(init_fn, update_fn)
 
 
-# Jitted, so that leaves of one shape are traced once. The numbers come converted, so that no leaf
+# Jitted, so that leaves of one shape are traced once. The numbers arrive converted, so that no leaf
 # compiles the conversion again.
 @functools.partial(jax.jit, static_argnames="form")
 def update_leaf(
@@ -194,7 +195,7 @@ def _numbers(a: Averages, step: Any, before: Any, after: Any) -> Callable[[Form]
         else:
             before, weight = before[0] + before[1], after[0] + after[1]
             rest = (1 - after[0]) - after[1]
-        if a.centered:  # averages that are corrected all the time, and forget s₀ at once
+        if a.centered:  # the averages are corrected at each step, and forget s₀ at once
             start = precision.to_float(a.initial_scale) * rest / weight
             alone = (before == 0) & (start == 0) if a.constant_decay else before == 0
             first = alone.astype(w.dtype)
@@ -217,7 +218,7 @@ def _numbers(a: Averages, step: Any, before: Any, after: Any) -> Callable[[Form]
 @jax.custom_jvp
 def one_minus_power(w: jax.Array, t: jax.Array) -> jax.Array:
     """Return 1 − (1 − w)ᵗ without cancellation, for w in (0, 1] and an integer t ≥ 0."""
-    log = jnp.where(w < 1, jnp.log1p(-jnp.where(w < 1, w, 0)), -1e9)  # no infinity on the way
+    log = jnp.where(w < 1, jnp.log1p(-jnp.where(w < 1, w, 0)), -1e9)  # not an infinity
     return -jnp.expm1(precision.to_float(t) * log)
 
 

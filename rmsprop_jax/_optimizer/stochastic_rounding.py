@@ -15,28 +15,29 @@ class StochasticRoundingState(NamedTuple):
     """State of `stochastic_rounding`."""
 
     rounding_steps: jax.Array
-    """Steps taken, int32 scalar."""
+    """The number of steps taken, int32 scalar."""
 
 
 def stochastic_rounding(seed: ArrayLike = 0) -> optax.GradientTransformationExtraArgs:
     """Make `optax.apply_updates` round bfloat16 parameters stochastically, without bias.
 
-    A bfloat16 parameter that is rounded to nearest does not move where a step is under 2⁻⁹ of it.
-    With this transformation it becomes one of two bfloat16 numbers around p + u, such that the mean
-    is p + u. The updates of other parameters stay as they are.
+    A bfloat16 parameter that is rounded to nearest does not move if a step is below 2⁻⁹ of it. With
+    this transformation, the parameter p becomes one of the two bfloat16 numbers around p + u, such
+    that the mean is p + u. The updates of other parameters do not change.
 
-    Put it last in a chain. It must see the updates before they are rounded: cast bfloat16 gradients
-    to float32 first. `optax.apply_if_finite` and `optax.MultiSteps` go outside.
+    Put this transformation last in a chain. It must get the updates before they are rounded: cast
+    bfloat16 gradients to float32 first. Put `optax.apply_if_finite` and `optax.MultiSteps` outside.
 
-    Updates are differences of bfloat16 parameters, in their dtype. A difference that bfloat16 does
-    not have (the parameters differ by more than a factor of 2) is rounded stochastically, too, such
-    that the mean of the sum is right.
+    The updates are differences of bfloat16 parameters, in their dtype. If the parameters differ by
+    more than a factor of 2, bfloat16 may not have the difference. It is then rounded
+    stochastically, too, such that the mean of the sum is right.
 
     Args:
-      seed: a whole number, or a traced one. The same seed, step, and leaf round alike, on one
-        device or on many. Under `jax.vmap`, and in a sweep, all trials share their bits. Give each
-        group of `optax.partition` its own seed, and sharded parameters inside
-        `jax.shard_map(..., check_vma=False)` `seed=jax.lax.axis_index(axis)`.
+      seed: the seed of the rounding, an int or a traced scalar. The same seed, step, and leaf
+        round in the same way, on one device or many. Under `jax.vmap`, and in a sweep, all trials
+        share their random bits. Give each group of `optax.partition` its own seed. For sharded
+        parameters inside `jax.shard_map(..., check_vma=False)`, pass
+        `seed=jax.lax.axis_index(axis)`.
 
     Returns:
       An Optax transformation whose `update` needs `params`. Its state counts `rounding_steps`.
@@ -70,7 +71,8 @@ def stochastic_rounding(seed: ArrayLike = 0) -> optax.GradientTransformationExtr
         del extra_args
         if params is None:
             raise ValueError(
-                "stochastic_rounding needs params, got None: call update(updates, state, params)."
+                "params must be the parameters that the updates are for, got None. Call "
+                "update(updates, state, params)."
             )
         steps: Any = optax.safe_increment(state.rounding_steps)
         salt = two_bytes.salt(two_bytes.PARAMETERS, seed, steps)
@@ -94,8 +96,9 @@ def _to_rounded(u: Any, p: Any, salt: jax.Array, number: int) -> Any:
 def _step(u: jax.Array, p: jax.Array, salt: jax.Array) -> jax.Array:
     wide = p.astype(jnp.float32)
     new = two_bytes.rounded(wide + u, salt).astype(jnp.float32)
-    # Of the two bfloat16 around the difference, take the second with the chance that makes the new
-    # parameter the mean of p + update, as `apply_updates` rounds it. Mostly the two are one.
+    # The difference lies between two bfloat16 numbers, which mostly are equal. The probability of
+    # the second is such that the mean of p + update, as `apply_updates` rounds it, is the new
+    # parameter.
     low, high, chance = two_bytes.between(new - wide, salt)
     sums = [(wide + x).astype(jnp.bfloat16).astype(jnp.float32) for x in (low, high)]
     gap = sums[1] - sums[0]

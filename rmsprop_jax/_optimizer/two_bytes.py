@@ -1,11 +1,11 @@
 """bfloat16 without bias: stochastic rounding by a hash.
 
-The random bits come from a counter, not from a generator with a state: a hash of the element's
-place in its array, the leaf's number in its tree, the step, and a seed. So a step rounds alike on
-one device and on many, and after a resume.
+The random bits are a hash of the element's place in its array, the leaf's number in its tree, the
+step, and a seed. A generator with a state is not needed. A step therefore rounds in the same way on
+one device, on many devices, and after a resume.
 
 JAX gives the tangent of a bfloat16 array the dtype bfloat16. Tangents and cotangents are therefore
-rounded stochastically too. Rounded to nearest, the derivative of a long average stalls as the
+rounded stochastically too. Rounded to nearest, the derivative of a long average would stall, as the
 average itself would.
 """
 
@@ -17,8 +17,8 @@ import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-# One salt per use: with a common one, an element of ν and of θ that is rounded up would be rounded
-# up in both, and the two errors would not average out.
+# One salt per use. With a common salt, an element that is rounded up in ν would be rounded up in θ,
+# too, and the two errors would not average out.
 NU, PARAMETERS, TANGENT, COTANGENT = 0x9E3779B9, 0x85EBCA6B, 0xC2B2AE35, 0x27D4EB2F
 
 _KEPT = np.uint32(0xFFFF0000)  # the part of a float32 that bfloat16 has: sign, exponent, 7 bits
@@ -44,7 +44,7 @@ def leaf_salt(salt: jax.Array, number: int, leaf: Any = None) -> jax.Array:
 
 
 def tangent_salt(salt: jax.Array) -> jax.Array:
-    """Return the salt for the tangent of what is rounded by `salt`."""
+    """Return the salt for the tangent of an array that is rounded with `salt`."""
     return _hash(salt ^ np.uint32(TANGENT))
 
 
@@ -72,8 +72,8 @@ def rounded(x: jax.Array, salt: jax.Array) -> jax.Array:
 def store(x: jax.Array, salt: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return `rounded(x, salt)`, and the same read back in float32.
 
-    Computing from the second one lets XLA drop x. Its tangent is that of x, not rounded, so that
-    the cotangents of both are added in float32.
+    A computation from the second array lets XLA drop x. The tangent of the second array is that of
+    x, not rounded, so that the cotangents of both are added in float32.
     """
     short = rounded(x, salt)
     return short, short.astype(jnp.float32)
@@ -86,7 +86,7 @@ def _store_jvp(primals: Any, tangents: Any) -> Any:
 
 
 def read(x: jax.Array, salt: jax.Array) -> jax.Array:
-    """Return bfloat16 x in float32. Cotangents are rounded by the salt on their way back."""
+    """Return bfloat16 x in float32. Cotangents are rounded with the salt in the backward pass."""
     return _convert(x, salt, jnp.dtype(jnp.float32))
 
 
@@ -107,7 +107,7 @@ def _round(x: jax.Array, salt: jax.Array) -> jax.Array:
     # The last 16 bits, over 2¹⁶, are the share of the way to the next number. They carry into the
     # rest for as many of the 2¹⁶ values that the noise may have.
     noise = _hash(places + salt.reshape(salt.shape + (1,) * places.ndim)) >> 16
-    # A mask, and a cast that is exact: a cast by way of uint16 costs XLA a temporary.
+    # A mask and an exact cast. A cast through uint16 would cost a temporary array.
     short = _float((_bits(x) + noise) & _KEPT)
     return jnp.where(jnp.isfinite(x), short, x).astype(jnp.bfloat16)
 
@@ -145,9 +145,9 @@ def _hash(x: jax.Array) -> jax.Array:
     return x ^ (x >> 16)
 
 
-# The conversion as a primitive, because it must be linear for JAX in both directions: to bfloat16
+# The conversion is a primitive, because JAX must treat it as linear in both directions. To bfloat16
 # it rounds stochastically, to float32 it is exact, and each is the transpose of the other.
-# `jax.custom_derivatives.linear_call` says the same, but has no rule for `jax.vmap`.
+# `jax.custom_derivatives.linear_call` would do the same, but has no rule for `jax.vmap`.
 
 _convert_p = Primitive("rmsprop_jax_convert")
 
@@ -173,7 +173,7 @@ def _transpose(ct, x, salt, *, dtype):
 
 
 def _batch(args, axes, *, dtype):
-    """Put the new axis first, in both: the salt has an axis for each batch axis of x."""
+    """Convert a batch, with its axis first in x and salt: the salt has each batch axis of x."""
     (x, salt), (x_axis, salt_axis) = args, axes
     size = (x if x_axis is not None else salt).shape[x_axis if x_axis is not None else salt_axis]
     first = lambda a, axis: (

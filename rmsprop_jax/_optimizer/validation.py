@@ -45,12 +45,12 @@ def scalar(name: str, value: Any, low: float = -math.inf, high: float = math.inf
         raise ValueError(f"{name} must be {range_}, got {value!r}. {fix}") from error
     if not (low <= number < high and math.isfinite(number)):
         raise ValueError(f"{name} must be {range_}, got {number}. {fix}")
-    limit = float(jnp.finfo(jnp.result_type(float)).max)  # beyond it, JAX would make it infinite
+    limit = float(jnp.finfo(jnp.result_type(float)).max)  # JAX makes larger numbers infinite
     return min(max(number, -limit), limit)
 
 
 def _is_narrow(value: Any) -> bool:
-    """Whether 1 may be the rounded form of a smaller number."""
+    """Return whether a 1 of this type may have been rounded from a smaller number."""
     if isinstance(value, jax.Array):
         return jnp.issubdtype(value.dtype, jnp.floating)
     return isinstance(value, np.generic | np.ndarray) and value.dtype.itemsize < 8
@@ -62,7 +62,7 @@ def _below_one(dtype) -> float:
 
 
 def flag(name: str, value: Any) -> bool:
-    """Return `value` as a bool. A traced one is refused."""
+    """Return `value` as a bool. A traced bool is refused."""
     if not isinstance(value, bool | np.bool_):
         hint = f"Pass {name}=True or {name}=False."
         if isinstance(value, Tracer):
@@ -139,7 +139,7 @@ def _non_negative(name: str, value: Any) -> Any:
 
 
 def decay(name: str, value: Any) -> Any:
-    """Return a number in [0, 1), see `scalar`."""
+    """Return a decay in [0, 1), checked as `scalar` does."""
     return scalar(name, value, 0.0, 1.0)
 
 
@@ -180,7 +180,7 @@ _INIT = "call init of the optimizer that you update with"
 
 
 def state_of(state: Any, centered: bool, bias_correction: bool, weighs: bool, dtype: Any) -> None:
-    """Refuse the state of other settings, whose averages mean something else."""
+    """Refuse a state that was made with other settings, because its averages differ in meaning."""
     is_short = dtype == jnp.bfloat16
     for nu in jax.tree.leaves(state.nu):
         if (nu.dtype == jnp.bfloat16) != is_short or (dtype and nu.dtype != dtype):
@@ -193,7 +193,7 @@ def state_of(state: Any, centered: bool, bias_correction: bool, weighs: bool, dt
         return
     flags = {"centered": (centered, state.mu), "bias_correction": (bias_correction, state.step)}
     if is_short:
-        del flags["bias_correction"]  # the rounding counts steps, too
+        del flags["bias_correction"]  # the rounding also counts steps
     for name, (on, field) in flags.items():
         if on == (field is None):
             raise ValueError(
@@ -263,7 +263,7 @@ def as_arrays(state: Any) -> Any:
 
 
 def not_numbers(tree: Any, what: str, convert: Callable[[Any], Any]) -> str:
-    """Return the error that names the leaf of `tree` that is no array of numbers."""
+    """Return an error that names the leaf of `tree` that must be an array of numbers."""
     for path, x in jax.tree_util.tree_flatten_with_path(tree)[0]:
         try:
             convert(x)

@@ -45,106 +45,111 @@ def sweep(
     checkpoint_seconds: float = 30,
     timeout: float | None = None,
 ) -> SweepResult:
-    """Train every point with every seed: one compile for each structure, on every device.
+    """Train every point with every seed, with one compile per static group, on every device.
+
+    A *trial* is a point with one seed. Points that share their static hyperparameters are a *static
+    group*, and share their compiled programs: one for a function; one each for `init`, a segment
+    of steps, and `evaluate` of a `Training`. Programs compile side by side while trials of other
+    groups run, once per process.
 
     Args:
       train: `train(hp, key, *args) -> metrics`, a pure function that runs one whole training; or a
-        `Training`, which the sweep can also show, stop, keep, go on with and change on the way.
-        `hp` is a dict; its numbers arrive as traced scalars. Metrics are named arrays of rank 0
-        (a value) or 1 (one value a step), with the same names, ranks and dtypes for all points;
-        floats of a structure with fewer steps are followed by NaN.
-        Build the optimiser inside: `rj.rmsprop(hp["learning_rate"], decay=hp["decay"])`.
+        `Training`, which the sweep can also show live, prune, save, resume, and change mid-run.
+        `hp` is a dict, whose numbers are traced scalars. Metrics are arrays by name, of rank 0 (one
+        value) or 1 (one value per step). Their names, ranks, and dtypes must be the same for all
+        points. A float metric may have fewer steps in some static groups: NaN follows its last
+        value. Build the optimizer inside: `rj.rmsprop(hp["learning_rate"], decay=hp["decay"])`.
       points: `Points`, or a list of dicts with the same names.
-      seeds: a count n (0 … n−1), or the seeds. Every point gets the same keys `jax.random.key(s)`.
-      objective: a metric's name (its last value counts), or a function on the host from one trial's
-        metrics, as NumPy arrays, to a float; it is tried on zeros first. A trial whose objective
-        is not finite has failed: it is kept and marked, is never best, and touches no other.
-        Of a training's trial on the way, the last value is that at its present step, and a function
-        gets the metrics cut to there.
-      mode: "min" or "max".
-      args: arrays (or pytrees of them) that every trial reads, copied to each device once.
+      seeds: a count n, which stands for 0 … n−1, or the seeds. Every point gets the same keys
+        `jax.random.key(s)`.
+      objective: the number that ranks trials: a metric's name (its last value counts), or a
+        function from one trial's metrics, as NumPy arrays on the host, to a float. The function is
+        tried on zeros first. For a trial that is still running, the last value is that of its
+        current step, and the function gets the metrics up to this step. A trial whose objective is
+        not finite has failed: it is saved and marked, is never the best, and affects no other
+        trial.
+      mode: "min" or "max": which objective is better.
+      args: a tuple of arrays, or pytrees of arrays, that every trial reads. They are copied to each
+        device once.
       batch_size: how many trials share one `vmap` on a device. "auto" is 1 on a CPU, where `vmap`
-        gains nothing, and elsewhere as many as fit the memory by the compiler's own analysis; half
-        as many where it runs out all the same (but for what waits at boundaries, or several
-        processes). It is 1 where trials draw with keys of `rbg` or `unsafe_rbg`, whose numbers
-        `vmap` changes, and a larger number is refused. A last batch that is not full runs its last
-        trial again in the lanes that are left.
-      devices: by default all, of every process after `jax.distributed.initialize()`; then every
-        process makes the same call and gets the same result. Process 0 writes, draws, asks the
-        scheduler, and evaluates the objective; an exception on one process ends all. On CPU, give
-        JAX one device a core before its first use:
-        `jax.config.update("jax_num_cpu_devices", os.cpu_count())`.
-      path: a folder for what is finished. The same call goes on where an earlier one was stopped
-        or killed, on any number of devices and with any `batch_size`; with more points or seeds,
-        only the new trials run. It holds metrics: another `objective` or `mode` reads the same.
-        Plain `.json` and `.npz`; one writer at a time. Of a training it holds the states of trials
-        on the way, too, and a scheduler's decisions, which are not asked for again; with a
-        scheduler neither points nor seeds may be added.
-      progress: draw a bar: steps or trials done, how many finished, stopped and failed, the best so
-        far, the time left.
-      record_every: of a metric with one value a step, keep each `record_every`-th step and the
-        last, to save memory. Those are the metrics as long as the objective, or else the longest; a
-        dict from metrics to numbers says it for each. A function as `objective` gets what is kept.
-      callback: `callback(report)` on process 0 alone after each round of trials, with a tuple of
-        `TrialReport`: number, point, seed, step, and the newest value of each metric. An exception
-        in it stops the sweep on every process, with what is finished kept.
-      steps: of a `Training`, as all that follow: how many each trial runs. With a folder in which
-        all states are kept, without a scheduler, the same call with more steps goes on where that
-        one ended.
-      evaluate_every: the steps of a segment, after which `evaluate` is called, the callback told
-        and, where it is due, a checkpoint written; by default the steps are cut into 20. A shorter
-        last segment, or one that a scheduler cuts, compiles nothing again.
-      scheduler: `SuccessiveHalving`, `PopulationBasedTraining`, or an object of your own with the
-        method `decide` of `Scheduler`. With one, as with `batches`, all trials come to
-        a boundary before any passes it, so that the devices hold the states of all.
-      keep_states: of how many of the best points the last states, of all seeds, are kept for
-        `result.state`: 0, a number, or "all". On disk, too, where there is a `path`. With more
-        seeds in a later call another point may become the best, whose state is gone, unless it was
-        "all" from the start: that call warns before it runs.
-      batches: `batches(t)`, a pure function from the step to a batch, a pytree of arrays of the
-        same shapes and dtypes for every t, for data that does not fit a device. `step` gets it
-        before `args`. It is called once a step for all trials, on your thread, for the next segment
-        while the devices run this one; in every process. Its arrays are copied, so it may return
-        the same buffer each time.
-      checkpoint_seconds: with a `path`, the least time between two checkpoints of the trials on the
-        way; 0 writes one at each boundary. A kill costs what came since.
-      timeout: the seconds after which the call returns what it has, counted from its start, tracing
-        and compiling included. `sweep` then ends at the next evaluation step, or wave of a
-        function, and with a `path` writes a checkpoint there. The same call goes on. Each call
-        advances at least one trial to its next evaluation step. `result.is_complete` says whether
-        anything is left to run.
-
-    A structure's programs compile once in a process, many side by side, while trials of others run:
-    one for a function, one each for `init`, a segment of steps and `evaluate`.
+        is no faster. Elsewhere it is as many as fit the memory, by the compiler's own analysis. If
+        memory runs out, the sweep halves it (but not with `scheduler`, `batches`, or several
+        processes). If trials draw with `rbg` or `unsafe_rbg` keys, whose numbers `vmap` changes,
+        "auto" is 1, and a larger number is refused. The free slots of an incomplete batch run its
+        last trial again.
+      devices: the devices to run on. `None`: all devices, of every process after
+        `jax.distributed.initialize()`. Every process must then make the same call, and gets the
+        same result. Process 0 writes, draws the progress bar, asks the scheduler, and evaluates the
+        objective. An exception on one process ends all. On a CPU, give JAX one device per core
+        before its first use: `jax.config.update("jax_num_cpu_devices", os.cpu_count())`.
+      path: a folder for the finished trials, as plain `.json` and `.npz`, with one writer at a
+        time. The same call resumes where an earlier one was stopped or killed, on any number of
+        devices and with any `batch_size`. With more points or seeds, only the new trials run. The
+        folder holds metrics, so a call with another `objective` or `mode` can use them. For a
+        `Training`, it also holds checkpoints of running trials, and the decisions of a scheduler,
+        which the same call replays. With a scheduler, points and seeds cannot be added.
+      progress: whether to draw a progress bar: the steps or trials done, the numbers of complete,
+        pruned, and failed trials, the best objective so far, and the time left.
+      record_every: store only every k-th value of a metric with one value per step, and the last,
+        to save memory. A number k applies to metrics as long as the objective or, if the objective
+        is not one of them, as long as the longest. A dict from metrics to numbers sets k for each.
+        A function as `objective` gets the stored values.
+      callback: `callback(report)` is called on process 0 after each wave, with a tuple of
+        `TrialReport`: number, point, seed, step, and the newest value of each metric. If it raises,
+        the sweep stops on every process, and keeps the finished trials.
+      steps: the number of steps of each trial. This and all following arguments are for a
+        `Training`. The same call with more steps resumes a folder in which all states were kept, if
+        there is no scheduler.
+      evaluate_every: the steps of a segment, at least 1. After each segment `evaluate` runs, the
+        callback is called, and a checkpoint is written if it is due. `None`: a twentieth of the
+        steps. Shorter segments, at the end or before a rung, compile nothing again.
+      scheduler: `SuccessiveHalving`, `PopulationBasedTraining`, or an object with the method
+        `decide` of `Scheduler`. With a scheduler or `batches`, all trials reach an evaluation step
+        before any passes it, so the devices must hold the states of all trials.
+      keep_states: of how many of the best points to keep the last states, of all seeds, for
+        `result.state`: 0, a number, or "all". With `path`, they are in the folder. With more seeds
+        in a later call, another point may become the best, but its states are gone unless this was
+        "all" from the start. That call warns before it runs.
+      batches: `batches(t)`, a pure function from the step to a batch, for data that does not fit a
+        device. A batch is a pytree of arrays, with the same shapes and dtypes for every t. `step`
+        gets it before `args`. The function is called once per step for all trials, in every
+        process, on your thread, while the devices run the segment before. Its arrays are copied, so
+        it may return the same buffer each time.
+      checkpoint_seconds: with `path`, the shortest time between two checkpoints of running trials,
+        in seconds. 0 writes one at each evaluation step. A kill loses the steps since the last one.
+      timeout: the seconds after which the sweep stops and returns what it has. They count from the
+        start of the call, tracing and compiling included. It stops at the next evaluation step or,
+        for a function, after the next wave. With `path`, it writes a checkpoint, and the same call
+        resumes. Every call advances at least one trial to its next evaluation step.
+        `result.is_complete` tells whether all trials have ended.
 
     Returns:
-      A `SweepResult`. With a `batch_size` of 1 its numbers are bit for bit those of
-      `jax.jit(train)(hp, key)`, or on a CPU, for at least 2 steps, of `jax.jit(training.run)`;
-      `vmap` rounds otherwise, in the last digits.
+      A `SweepResult`. With `batch_size=1`, its numbers are bit for bit those of
+      `jax.jit(train)(hp, key)` or, on a CPU and for at least 2 steps, of `jax.jit(training.run)`.
+      `vmap` rounds differently in the last digits.
 
     Raises:
-      ValueError: before anything runs, for points, seeds, metrics or an objective that do not fit,
-        an axis that `train` never reads, a name that no axis gives, a traced number used as a
-        shape or a bool, linear algebra that can hang this jaxlib on a CPU, random keys whose
-        numbers a `batch_size` above 1 would change, a state that changes its structure, shapes or
-        dtypes or whose leaves are no arrays, states that need more memory or disk than is free, or
-        a `path` that holds another sweep, one by another JAX, or is damaged.
-        Before anything runs, too, where several processes pass different arguments; only
-        `progress` may differ, and `callback` may be missing on others than process 0. On the way,
-        for a scheduler's answer that cannot be followed, a batch of another shape, or one that
-        differs between processes.
-      RuntimeError: where another process writes to `path`, where that folder was moved or deleted
-        on the way, or where another of the processes that sweep together left by an exception,
-        which the message quotes.
-      OSError: where `path` cannot be written.
-      SweepInterrupted: on Ctrl-C; `.result` holds the trials that were finished. Any other
-        exception on the way has that `.result`, too, as has the `SystemExit` of a signal handler.
+      ValueError: before anything runs, for points, seeds, metrics, or an objective that do not fit;
+        an axis that `train` never reads; a name that no axis gives; a traced number used as a shape
+        or a bool; linear algebra that can hang with this jaxlib on a CPU; random keys whose numbers
+        a `batch_size` above 1 would change; a state that changes its structure, shapes, or dtypes,
+        or has leaves that are not arrays; states that need more memory or disk than is free; a
+        `path` that holds another sweep, or one by another JAX, or is damaged; and arguments that
+        differ between processes (only `progress` may differ, and processes other than 0 may leave
+        out `callback`). Later, for a decision of a scheduler that cannot be followed, and for a
+        batch of another shape or one that differs between processes.
+      RuntimeError: if another process writes to `path`, or that folder is moved or deleted
+        meanwhile. Also, if another process of the same call left it by an exception, which the
+        message quotes.
+      OSError: if `path` cannot be written.
+      SweepInterrupted: on Ctrl-C. Its `.result` holds the finished trials. Any other exception
+        while the sweep runs also has `.result`, and so has the `SystemExit` of a signal handler.
 
     Warns:
-      UserWarning: for several seeds of a `train` that never reads its key, for a program so long
-        that a Python loop must have been unrolled, for states that `keep_states` asks for and an
-        earlier call dropped, for a rung at which no objective is finite, and for an automatic
-        `batch_size` that is 1 because of its random keys.
+      UserWarning: for several seeds of a `train` that never reads its key; for a program so long
+        that a Python loop was probably unrolled; for states that `keep_states` asks for and an
+        earlier call dropped; for a rung at which no objective is finite; and for an automatic
+        `batch_size` that is 1 because of the random keys.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax, rmsprop_jax as rj

@@ -1,95 +1,114 @@
-"""Which trials go on: `SuccessiveHalving`, `PopulationBasedTraining`, a scheduler of your own."""
+"""Schedulers: which trials a sweep prunes, and which it copies.
+
+`SuccessiveHalving`, `PopulationBasedTraining`, and the protocol for a scheduler of your own.
+"""
 
 import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import numpy as np
 
 from rmsprop_jax._tune.results.statistics import ranked
 from rmsprop_jax._tune.space.distributions import Distribution
-from rmsprop_jax._tune.space.values import is_int, is_real
+from rmsprop_jax._tune.space.values import Json, Value, is_int, is_real
 from rmsprop_jax._tune.training.fingerprint import hash_of_arrays
 
 
 class SchedulerView(NamedTuple):
-    """What a scheduler sees at a step: all points as they stand there, in their order."""
+    """A scheduler's view of all points at a rung, in the order of the points."""
 
-    points: list[dict[str, Any]]
-    """The hyperparameters, as they are now."""
+    points: list[dict[str, Value]]
+    """The current hyperparameters of each point."""
     objective: np.ndarray
-    """float64 array of shape (points, seeds): the objective at this step. NaN where it is not
-    finite, and where a trial has ended before."""
+    """float64 array of shape (points, seeds): the objective at this step. It is NaN where the
+    objective is not finite and where the trial has ended."""
     active: np.ndarray
-    """bool array of shape (points,): which still run."""
+    """bool array of shape (points,): whether the point still runs."""
     group: np.ndarray
-    """int array of shape (points,): equal for points of one static group."""
+    """int array of shape (points,): the number of the point's static group."""
     mode: str
-    """"min" or "max"."""
+    """"min" or "max": which objective is better."""
 
     @property
     def has_objective(self) -> bool:
-        """Whether the objective of any active point is finite, for one of its seeds at least."""
+        """Return whether any active point has a finite objective for at least one seed."""
         return bool(np.isfinite(self.objective[self.active]).any())
 
     def ranked(self) -> np.ndarray:
-        """The active points, best first by the mean over their seeds; those with a seed that is not
-        finite after all whole ones; of equal ones the lower number first."""
+        """Return the indices of the active points, best mean over seeds first.
+
+        Points with a seed that is not finite come after all others. Ties keep their order.
+        """
         points = np.flatnonzero(self.active)
         return points[ranked(self.objective[points], self.mode)]
 
 
 class Decision(NamedTuple):
-    """What a scheduler answers."""
+    """A scheduler's answer at a rung."""
 
     prune: Sequence[int] = ()
-    """Points that end here."""
+    """The indices of the points that end here."""
     copy: Mapping[int, tuple[int, Mapping[str, float]]] = {}
-    """For a point: another of its structure, whose state it takes over seed by seed, and the
-    numbers with which it goes on. Neither is pruned, and no point is both giver and taker."""
+    """For the index of a point, the pair (donor, numbers). The point takes over the donor's state,
+    seed by seed, and continues with these numbers as hyperparameters. The donor must be in the same
+    static group. Neither may be pruned, and no point may both give and take."""
 
 
 class Scheduler(Protocol):
-    """What `sweep` asks at each of the `rungs`. A scheduler of your own has these two.
+    """The methods that `sweep` calls on a scheduler: `rungs` once, `decide` at each rung.
 
-    `decide` is a pure function of what it sees: it is called once for each rung, on one
-    process, when all trials have come there, in no order of arrival; a sweep that was killed
-    replays what it answered.
+    `decide` must be a pure function of its arguments. `sweep` calls it once per rung, on one
+    process, after all trials have reached the rung. A sweep that resumes replays the decisions
+    that its folder holds.
 
-    A folder goes on with an equal scheduler only. A dataclass is compared by its fields; any other
-    by its class, and by `fingerprint() -> str`, a method that you may add. Without that method, an
-    object with attributes warns that its settings cannot be compared.
+    A folder resumes with an equal scheduler only. Dataclasses are compared by their fields, other
+    classes by their name and by `fingerprint() -> str`, a method that you may add. Without this
+    method, an object with attributes causes a warning that its settings cannot be compared.
     """
 
     def rungs(self, steps: int) -> Sequence[int]:
-        """At which steps, before the last, it wants to be asked. Trials are evaluated there."""
+        """Return the steps, before the last, at which `decide` is called.
+
+        Trials are evaluated at these steps, too. Without this method, every evaluation step is a
+        rung.
+
+        Args:
+          steps: the number of steps of each trial.
+        """
         ...
 
     def decide(self, step: int, view: SchedulerView) -> Decision | None:
-        """Which points stop and which copy which, after this step; None for nothing."""
+        """Decide which points to prune and which to copy after this step; `None` for nothing.
+
+        Args:
+          step: the step that all active trials have reached.
+          view: all points at this step.
+        """
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class SuccessiveHalving:
-    """Successive halving: at each rung the best 1/`reduction_factor` of the points go on.
+    """Successive halving, which keeps the best 1/`reduction_factor` of the points at each rung.
 
-    Rungs stand after `min_steps` · `reduction_factor`^k steps. A point counts by the mean of the
-    objective over its seeds, which are pruned together; max(1, ⌈n/reduction_factor⌉) of n points
-    survive, over all structures. One with a seed that is not finite ranks after all whole ones, and
-    has failed where it does not survive. Where no point has a finite objective all go on, with a
-    warning.
+    Rungs are after `min_steps` · `reduction_factor`^k steps. Points are ranked by the mean
+    objective over their seeds, and the seeds of a point are pruned together. At each rung,
+    max(1, ⌈n/`reduction_factor`⌉) of n points survive, over all static groups. A point with a seed
+    that is not finite ranks after all others, and has failed if it does not survive. If no point
+    has a finite objective, all survive, with a warning.
 
-    It saves what the stopped trials would have run. With as many devices as trials that is little:
-    the survivors take as long as ever. It can lose a point that starts slowly: set `min_steps`
-    where learning curves have parted.
+    It saves the steps of the pruned trials. With as many devices as trials it saves little, because
+    the survivors take as long as before. It can prune a point that starts slowly: choose a
+    `min_steps` at which the learning curves have separated.
 
     Args:
-      reduction_factor: at least 2; how many times fewer points go on from rung to rung.
-      min_steps: the steps of the first rung; by default ⌈steps/reduction_factor²⌉, so two rungs.
+      reduction_factor: how many times fewer points continue after each rung, an int of at least 2.
+      min_steps: the step of the first rung, an int of at least 1. `None`:
+        ⌈steps/`reduction_factor`²⌉, which gives two rungs.
 
     Raises:
       ValueError: for numbers out of range.
@@ -109,35 +128,45 @@ class SuccessiveHalving:
     min_steps: int | None = None
 
     def __post_init__(self):
-        given = {"reduction_factor": (self.reduction_factor, 2)} | (
-            {} if self.min_steps is None else {"min_steps": (self.min_steps, 1)}
-        )
-        for name, (value, least) in given.items():
-            if not is_int(value) or value < least:
+        smallest = {"reduction_factor": 2, "min_steps": 1}
+        for name, bound in smallest.items():
+            value = getattr(self, name)
+            if name == "min_steps" and value is None:
+                continue
+            if not is_int(value) or value < bound:
                 raise ValueError(
-                    f"{name} must be a whole number of at least {least}, got {value!r}."
+                    f"{name} must be a whole number of at least {bound}, got {value!r}. Pass "
+                    f"SuccessiveHalving({name}={bound})."
                 )
 
     def rungs(self, steps: int) -> list[int]:
-        """`min_steps`, `min_steps` · reduction_factor, … below `steps`.
+        """Return `min_steps`, `min_steps` · `reduction_factor`, … below `steps`.
+
+        Args:
+          steps: the number of steps of each trial.
 
         Raises:
-          ValueError: where the first is not.
+          ValueError: if the first rung is not before the last step.
         """
         rung = -(-steps // self.reduction_factor**2) if self.min_steps is None else self.min_steps
         if rung >= steps:
             raise ValueError(
-                f"the first rung, at {rung} steps, is not before the end, at {steps}: give "
-                "SuccessiveHalving(min_steps=...) below, or more steps."
+                f"min_steps must be below the number of steps, {steps}, got a first rung at "
+                f"{rung}. Pass a smaller SuccessiveHalving(min_steps=...), or more steps."
             )
-        found = []
+        rungs: list[int] = []
         while rung < steps:
-            found.append(rung)
+            rungs.append(rung)
             rung *= self.reduction_factor
-        return found
+        return rungs
 
     def decide(self, step: int, view: SchedulerView) -> Decision:
-        """The best go on; all where no objective is finite."""
+        """Prune all points but the best; none if no objective is finite.
+
+        Args:
+          step: the step that all active trials have reached.
+          view: all points at this step.
+        """
         if not view.has_objective:
             return Decision()
         ranked = view.ranked()
@@ -146,31 +175,34 @@ class SuccessiveHalving:
 
 @dataclasses.dataclass(frozen=True)
 class PopulationBasedTraining:
-    """Population-based training: the worst members go on from the states of the best.
+    """Population-based training, in which the worst points copy the states of the best.
 
-    At each rung a member of the worst takes over the state of one of the best, and goes on with
-    its hyperparameters, changed a little or drawn anew.
+    At each rung, each of the worst points takes over the state of one of the best. It continues
+    with the best point's hyperparameters, perturbed or drawn again.
 
-    The points of a structure are a population; at least 4. Seed j of the worse copies seed j of the
-    better, so that seeds are runs of the whole method. A member's random key stays its own. Of the
-    numbers only those in `space` change; what only `init` reads is the donor's, with its state, and
-    any other stays the member's own. A new number is near the donor's (a factor of 1.25 up or down
-    where the distribution is logarithmic, a tenth of the range else, reflected at its ends) or, one
-    time in four, drawn anew. `result.history` has the lineage.
+    The points of a static group are a population, of at least 4. Seed j of the worse point copies
+    seed j of the better point, so that each seed is one run of the whole method. The copy keeps its
+    own random key. Only hyperparameters in `space` change. A hyperparameter that only `init` reads
+    comes from the donor, inside its state. All others stay the copy's own.
 
-    What it finds is a schedule, not a setting: what a heat map or `sensitivity` would say of the
-    numbers at the end is not so.
+    A new number is perturbed or, with probability 1/4, drawn again from its distribution. A
+    perturbation goes up or down: by a factor of 1.25 if the distribution is logarithmic, else by a
+    tenth of the range. It is reflected at the ends. `result.history` has the lineage.
+
+    The result is a schedule, not a point. Do not read the best values from a heat map or from
+    `sensitivity`: they would show the numbers of the last rung only.
 
     Args:
-      space: for each hyperparameter that may change its distribution, as for `sample`.
-      perturbation_interval: the steps between rungs; by default a tenth of all, at least 1.
-      quantile_fraction: of a population, in (0, 0.5]: so many of the worst copy from so many
-        of the best.
-      seed: of the choices.
+      space: a dict from each hyperparameter that may change to its distribution, as for `sample`.
+      perturbation_interval: the steps between rungs, an int of at least 1. `None`: a tenth of all
+        steps, at least 1.
+      quantile_fraction: the fraction of a population that copies, in (0, 0.5]. The same number of
+        best points may be copied.
+      seed: the seed of the method's draws, an int.
 
     Raises:
-      ValueError: for an empty space, something else than a distribution of numbers in it, a static
-        one, or a number out of range.
+      ValueError: for an empty space, a value in it that is not a distribution of traced numbers, or
+        a number out of range.
 
     Examples:
       >>> import rmsprop_jax as rj
@@ -191,30 +223,35 @@ class PopulationBasedTraining:
     def __post_init__(self):
         if not isinstance(self.space, Mapping) or not self.space:
             raise ValueError(
-                "PopulationBasedTraining needs a dict of at least one distribution, got "
-                f"{self.space!r}."
+                f"space must be a dict of at least one distribution, got {self.space!r}. Pass, for "
+                "example, {'learning_rate': rj.log_uniform(1e-5, 1e-1)}."
             )
         for name, distribution in self.space.items():
             if not isinstance(distribution, Distribution):
-                raise ValueError(f"{name!r} is {distribution!r}, wanted a distribution.")
+                raise ValueError(
+                    f"{name!r} must be a distribution, got {distribution!r}. Pass, for example, "
+                    "rj.log_uniform(1e-5, 1e-1)."
+                )
             if distribution.is_static or not distribution.is_numeric:
                 raise ValueError(
-                    f"{name!r} is {distribution}: structure cannot change within a trial, only "
-                    "numbers can."
+                    f"{name!r} must be a distribution of traced numbers, got {distribution}, "
+                    "because a static hyperparameter cannot change within a trial. Leave it out of "
+                    "space."
                 )
         if self.perturbation_interval is not None and (
             not is_int(self.perturbation_interval) or self.perturbation_interval < 1
         ):
             raise ValueError(
-                f"perturbation_interval must be a whole number of at least 1, "
-                f"got {self.perturbation_interval!r}."
+                "perturbation_interval must be a whole number of at least 1, got "
+                f"{self.perturbation_interval!r}. Pass perturbation_interval=100."
             )
         if not is_real(self.quantile_fraction) or not 0 < self.quantile_fraction <= 0.5:
             raise ValueError(
-                f"quantile_fraction must be a number in (0, 0.5], got {self.quantile_fraction!r}."
+                f"quantile_fraction must be a number in (0, 0.5], got {self.quantile_fraction!r}. "
+                "Pass quantile_fraction=0.25."
             )
         if not is_int(self.seed):
-            raise ValueError(f"seed must be a whole number, got {self.seed!r}.")
+            raise ValueError(f"seed must be a whole number, got {self.seed!r}. Pass seed=0.")
 
     def __repr__(self) -> str:
         return (
@@ -225,48 +262,61 @@ class PopulationBasedTraining:
         )
 
     def rungs(self, steps: int) -> list[int]:
-        """Each `perturbation_interval` steps, below `steps`.
+        """Return every `perturbation_interval`-th step below `steps`.
+
+        Args:
+          steps: the number of steps of each trial.
 
         Raises:
-          ValueError: where there is none.
+          ValueError: if there is no such step.
         """
-        every = (
-            max(1, steps // 10)
-            if self.perturbation_interval is None
-            else self.perturbation_interval
-        )
-        if every >= steps:
+        interval = self.perturbation_interval
+        if interval is None:
+            interval = max(1, steps // 10)
+        if interval >= steps:
             raise ValueError(
-                f"PopulationBasedTraining(perturbation_interval={every}) has no rung before the "
-                f"end, at {steps} steps: give a smaller perturbation_interval, or more steps."
+                f"perturbation_interval must be below the number of steps, {steps}, got "
+                f"{interval}. Pass a smaller perturbation_interval, or more steps."
             )
-        return list(range(every, steps, every))
+        return list(range(interval, steps, interval))
 
     def decide(self, step: int, view: SchedulerView) -> Decision:
-        """The worst of each structure copy from the best."""
-        ranked, copy = view.ranked(), {}
+        """Let the worst points of each static group copy the best.
+
+        Args:
+          step: the step that all active trials have reached.
+          view: all points at this step.
+        """
+        ranked = view.ranked()
+        copy: dict[int, tuple[int, dict[str, float]]] = {}
         for group in np.unique(view.group[ranked]).tolist():
             members = ranked[view.group[ranked] == group]
             count = max(1, math.floor(self.quantile_fraction * len(members)))
             best, worst = members[:count].tolist(), members[len(members) - count :].tolist()
-            whole = [p for p in best if np.isfinite(view.objective[p]).all()]
-            for point in worst if whole else ():
+            donors = [p for p in best if np.isfinite(view.objective[p]).all()]
+            for point in worst if donors else ():
                 rng = np.random.default_rng([abs(self.seed), self.seed < 0, step, point])
-                donor = whole[rng.integers(len(whole))]
-                had = view.points[donor]
+                donor = donors[rng.integers(len(donors))]
+                hp = view.points[donor]
                 copy[point] = (
                     donor,
                     {
-                        name: explored(distribution, had[name], rng)
+                        name: explored(distribution, hp[name], rng)
                         for name, distribution in self.space.items()
-                        if name in had
+                        if name in hp
                     },
                 )
         return Decision(copy=copy)
 
 
 def explored(distribution: Distribution, value: float, rng: np.random.Generator) -> float:
-    """A number near this one in the distribution's own coordinate, or one time in four any."""
+    """Return a number for a copy: near the donor's, or with probability 1/4 drawn again.
+
+    Args:
+      distribution: the hyperparameter's distribution. Steps are made in its own coordinate u.
+      value: the donor's number.
+      rng: the generator of the draws.
+    """
     if rng.random() < 0.25:
         return distribution.quantile(float(rng.random()))
     u = distribution.unit(value) + distribution.nudge * (1 if rng.random() < 0.5 else -1)
@@ -275,54 +325,63 @@ def explored(distribution: Distribution, value: float, rng: np.random.Generator)
     return distribution.quantile(min(max(u, 0.0), float(np.nextafter(1.0, 0.0))))
 
 
-def settings_of(scheduler: Any) -> tuple[dict[str, Any], bool]:
-    """What tells a scheduler from others, as JSON: its class, and its `fingerprint()` or the fields
-    of a dataclass; and whether that is all there is to compare. A subclass of a dataclass that is
-    none itself counts as that dataclass."""
+def settings_of(scheduler: object) -> tuple[dict[str, Json], bool]:
+    """Return the settings by which schedulers are compared, as JSON.
+
+    Returns:
+      The class's name, with the text of `fingerprint()` or the fields of a dataclass; and whether
+      this describes the scheduler completely. A subclass of a dataclass that is not a dataclass
+      itself counts as that dataclass.
+
+    Raises:
+      ValueError: if `fingerprint()` does not return a string.
+    """
     name = type(scheduler).__qualname__
     if callable(fingerprint := getattr(scheduler, "fingerprint", None)):
         if not isinstance(text := fingerprint(), str):
             raise ValueError(
-                f"the scheduler's fingerprint() must return a string, got {text!r}: return "
-                "what tells its settings from others, such as repr(self)."
+                f"the scheduler's fingerprint() must return a string, got {text!r}. Return the "
+                "text of its settings, for example repr(self)."
             )
         return {"class": name, "fingerprint": text}, True
     if not dataclasses.is_dataclass(scheduler):
-        has_none = getattr(scheduler, "__dict__", None) == {}
-        return {"class": name}, has_none
-    unknown: list[Any] = []
+        has_no_attributes = getattr(scheduler, "__dict__", None) == {}
+        return {"class": name}, has_no_attributes
+    unknown: list[object] = []
     name = next(
         c.__qualname__ for c in type(scheduler).__mro__ if "__dataclass_fields__" in vars(c)
     )
     return {"class": name, "fields": comparable(scheduler, unknown)["fields"]}, not unknown
 
 
-def comparable(value: Any, unknown: list[Any]) -> Any:
-    """Return JSON that is equal for equal values: `3`, `3.0` and `np.int64(3)` are.
+def comparable(value: Value, unknown: list[object]) -> Json:
+    """Return JSON that is equal for equal values: `3`, `3.0`, and `np.int64(3)` are equal.
 
-    A function stands by its qualified name. What cannot be compared stands by its class, and is
-    added to `unknown`.
+    Args:
+      value: a setting of a scheduler. A function counts as its qualified name.
+      unknown: the list to which this function adds each object that it cannot compare. Such an
+        object counts as its class.
     """
-    inside = lambda x: comparable(x, unknown)
+    inner = lambda x: comparable(x, unknown)
     if value is None or isinstance(value, bool | str):
         return value
     if is_real(value):
         number = int(value) if isinstance(value, int | np.integer) else float(value)
         return int(number) if math.isfinite(number) and number == int(number) else repr(number)
     if isinstance(value, Mapping):
-        return {"items": sorted(([inside(k), inside(x)] for k, x in value.items()), key=repr)}
+        return {"items": sorted(([inner(k), inner(x)] for k, x in value.items()), key=repr)}
     if isinstance(value, tuple | list):
-        return [inside(x) for x in value]
+        return [inner(x) for x in value]
     if isinstance(value, set | frozenset):
-        return {"set": sorted(map(inside, value), key=repr)}
+        return {"set": sorted(map(inner, value), key=repr)}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = [one.name for one in dataclasses.fields(value) if one.compare]
-        each = {name: inside(getattr(value, name)) for name in fields}
-        return {"class": type(value).__qualname__, "fields": each}
+        names = [field.name for field in dataclasses.fields(value) if field.compare]
+        fields = {name: inner(getattr(value, name)) for name in names}
+        return {"class": type(value).__qualname__, "fields": fields}
     if isinstance(value, np.ndarray | np.generic | jax.Array):
         return {"array": hash_of_arrays(value)}
     if isinstance(value, functools.partial):
-        return {"partial": [inside(x) for x in (value.func, value.args, value.keywords)]}
+        return {"partial": [inner(x) for x in (value.func, value.args, value.keywords)]}
     if callable(value) and hasattr(value, "__qualname__"):
         return {"function": value.__qualname__}
     unknown.append(value)

@@ -333,6 +333,8 @@ def canary(i):
     """What the sweep uses of JAX's private names."""
     assert coordination.is_connected()
     coordination.write(f"canary/{i}", f"from {i}")
+    with pytest.raises(RuntimeError):
+        coordination.write(f"canary/{i}", "again")
     assert coordination.read(f"canary/{1 - i}", 10) == f"from {1 - i}"
     assert coordination.read("canary/2", 0.1) is None
     assert coordination.listed("canary/") == {"canary/0": "from 0", "canary/1": "from 1"}

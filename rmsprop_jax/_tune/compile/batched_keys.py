@@ -1,66 +1,71 @@
-"""Find random keys that draw other numbers under `vmap` than alone, so that no batch has them.
+"""Refuse batches of random keys that would draw other numbers under `vmap` than alone.
 
-XLA's own generator takes a single key. Under `jax.vmap`, JAX gives it the first key of the batch
-and cuts the numbers that it returns, so that equal keys no longer draw equal numbers
+XLA's own generator takes a single key. Under `jax.vmap`, JAX gives it the first key of the batch,
+and cuts the numbers that it returns into pieces. Equal keys then no longer draw equal numbers
 (https://docs.jax.dev/en/latest/jax.random.html#advanced-rng-configuration). Keys of `rbg` and
-`unsafe_rbg` use this generator; those of `threefry2x32`, JAX's default, do not.
+`unsafe_rbg` use this generator. Keys of `threefry2x32`, JAX's default, do not.
 """
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 
 from rmsprop_jax._tune.compile.kernels import BATCHED, GroupKernels, stacked
 from rmsprop_jax._tune.run.cluster import Cluster
+from rmsprop_jax._tune.space.values import PyTree
 from rmsprop_jax._tune.training.trace import equations
 from rmsprop_jax._tune.warn import warn_caller
 
-SAFE = "key<fry>"  # as JAX prints the dtype of threefry2x32's keys
-LENGTH = 7919  # of a batch that is traced only: no array of a training has this length
+if TYPE_CHECKING:
+    from jax.extend.core import Literal, Var
+
+SAFE = "key<fry>"  # the dtype of threefry2x32's keys, as JAX prints it
+LENGTH = 7919  # of a batch that is only traced: a prime that no array of a training has as length
 GENERATOR = re.compile(rf"stablehlo\.rng_bit_generator\b.*->.*\b{LENGTH}x")
 REASON = (
-    "train draws with XLA's own generator (keys of rbg or unsafe_rbg), which under jax.vmap gives "
+    "train draws with XLA's own generator (keys of rbg or unsafe_rbg). Under jax.vmap, it gives "
     "equal keys different numbers, so that points would not be compared on equal seeds"
+)
+REMEDY = (
+    "Pass batch_size=1, or use keys of JAX's default implementation, "
+    'jax.random.key(seed, impl="threefry2x32")'
 )
 
 
 def fitting_batch_size(
     batch_size: int | str,
     pieces: Sequence[GroupKernels],
-    args: tuple[Any, ...],
+    args: tuple[PyTree, ...],
     cluster: Cluster,
 ) -> int | str:
-    """Return the batch size, which is 1 where "auto" would change the numbers that are drawn.
+    """Return the batch size, or 1 if "auto" would change the numbers that trials draw.
 
     Args:
       batch_size: a number, or "auto".
-      pieces: of each structure.
-      args: of the sweep.
-      cluster: where the trials run.
+      pieces: the kernels of each static group.
+      args: the sweep's `args`.
+      cluster: the processes and devices that run the trials.
 
     Raises:
-      ValueError: for a number above 1 that would change the numbers that are drawn.
+      ValueError: for a number above 1 that would change the numbers that trials draw.
+
+    Warns:
+      UserWarning: if "auto" becomes 1 and would have been more.
     """
-    if batch_size == 1 or not any(_draws_otherwise(one, args) for one in pieces):
+    if batch_size == 1 or not any(_draws_otherwise(kernels, args) for kernels in pieces):
         return batch_size
     if batch_size != "auto":
-        raise ValueError(
-            f"batch_size must be 1, because {REASON}, got {batch_size}. Pass batch_size=1, or use "
-            'keys of JAX\'s default implementation, jax.random.key(seed, impl="threefry2x32").'
-        )
-    if cluster.free_memory() is not None:  # else it is 1 in any case
-        warn_caller(
-            f"batch_size is 1, because {REASON}. Pass batch_size=1, or use keys of JAX's default "
-            'implementation, jax.random.key(seed, impl="threefry2x32"), which share a batch.'
-        )
+        raise ValueError(f"batch_size must be 1, got {batch_size}, because {REASON}. {REMEDY}.")
+    if cluster.free_memory() is not None:  # otherwise "auto" is 1 in any case
+        warn_caller(f"batch_size is 1, because {REASON}. {REMEDY}, which can share a batch.")
     return 1
 
 
-def _draws_otherwise(pieces: GroupKernels, args: tuple[Any, ...]) -> bool:
-    """Whether a generator of some piece gets a batch of keys where trials share a `vmap`."""
+def _draws_otherwise(pieces: GroupKernels, args: tuple[PyTree, ...]) -> bool:
+    """Return whether XLA's generator gets a batch of keys when trials share a `vmap`."""
     if not any(map(_may_draw, pieces.traces.pieces.values())):
         return False
     abstract = jax.eval_shape(lambda: args)
@@ -78,7 +83,7 @@ def _draws_otherwise(pieces: GroupKernels, args: tuple[Any, ...]) -> bool:
 
 
 def _may_draw(piece: jax.stages.Traced) -> bool:
-    """Whether it has the generator, or keys that are not known to draw without it."""
+    """Return whether a program has XLA's generator, or keys that may use it."""
     return any(
         equation.primitive.name == "rng_bit_generator"
         or any(map(_is_other_key, [*equation.invars, *equation.outvars]))
@@ -86,6 +91,7 @@ def _may_draw(piece: jax.stages.Traced) -> bool:
     )
 
 
-def _is_other_key(variable: Any) -> bool:
+def _is_other_key(variable: "Var | Literal") -> bool:
+    """Return whether a variable of a program is a key of another implementation than threefry."""
     dtype = getattr(variable.aval, "dtype", None)
     return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and str(dtype) != SAFE

@@ -1,9 +1,9 @@
-"""The processes that a sweep spans: what they agree on, what they place and gather.
+"""The processes that a sweep spans: how they wait for each other, agree, and exchange arrays.
 
-A process waits for others in one way only: all of them *meet*. Each says where in the program it
-is, and the leader lets all go on together once all have said so. While a process waits it looks,
-twice a second, whether another has left the call by an exception; then it raises, too. So no
-process waits for one that will not come, and a signal is heard at once.
+Processes wait for each other in one way only: all of them *meet*. Each process reports its place in
+the program. Once all have reported, the leader lets them continue together. While a process waits,
+it checks twice a second whether another process has left the call by an exception, and then raises
+as well. No process waits for one that will not come, and a signal is handled at once.
 """
 
 import atexit
@@ -14,23 +14,25 @@ import itertools
 import json
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, TypeAlias, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from rmsprop_jax._tune.compile.narrow_dtypes import carried, carrier
 from rmsprop_jax._tune.run import jax_coordination as coordination
+from rmsprop_jax._tune.space.values import Json, PyTree
 
 T = TypeVar("T")
+Device: TypeAlias = Any  # jax.Device, for which jaxlib brings no types
 
 MEMORY_SHARE = 0.9  # of a device's free memory: allocators lose some of it in gaps
-GRACE = 3.0  # seconds for what has begun, once another process has left
-LATE = 0.5  # seconds for which the leader's answer may be on its way
-POLL = 0.5  # seconds between two looks at whether another process has left
+GRACE = 3.0  # seconds for what has begun, after another process has left
+LATE = 0.5  # seconds that the leader's answer may need to arrive
+POLL = 0.5  # seconds between two checks whether another process has left
 PATIENCE = 60.0  # seconds for which a process that left still takes part in what has begun
 
 LONGEST_ERROR = 2_000  # characters of an exception that the other processes quote
@@ -38,48 +40,57 @@ LONGEST_ERROR = 2_000  # characters of an exception that the other processes quo
 LEFT, MEETINGS = "rmsprop_jax/left/", "rmsprop_jax/meetings/"  # keys of the coordination service
 STOP = "stop"
 
-_calls = itertools.count()  # all processes make the same calls that span them
+_calls = itertools.count()  # equal in all processes, which make the same calls in the same order
 
 
 class OtherProcessError(RuntimeError):
-    """Another process left the call, so that this one must leave it, too."""
+    """The error of a process that must leave the call because another process left it."""
 
 
 class Cluster:
-    """The processes whose devices these are: this one alone, or all of a JAX cluster.
+    """The processes that own some devices: this process alone, or all of a JAX cluster.
 
     Args:
-      devices: of this process only, or some of every process.
+      devices: devices of this process only, or of every process.
 
     Attributes:
       is_leader: whether this process is the leader, which writes, draws, and decides.
-      count: of the processes.
+      count: the number of processes.
+      mesh: the devices, on one axis named "trial".
+
+    Raises:
+      ValueError: for devices of some processes, but not all.
     """
 
-    def __init__(self, devices: Sequence[Any]):
+    def __init__(self, devices: Sequence[Device]):
         indices = {device.process_index for device in devices}
         if indices != {jax.process_index()} and len(indices) != jax.process_count():
             raise ValueError(
-                f"devices are of the processes {sorted(indices)}, of {jax.process_count()}: give "
-                "those of this process, jax.local_devices(), or some of every process."
+                "devices must be of this process only or of every process, got devices of the "
+                f"processes {sorted(indices)} of {jax.process_count()}. Pass "
+                "devices=jax.local_devices(), or some devices of every process."
             )
         self.count = len(indices)
         self.is_leader = self.count == 1 or jax.process_index() == 0
         self.mesh = Mesh(np.asarray(devices), ("trial",))
 
     @contextlib.contextmanager
-    def together(self, name: str) -> Iterator[None]:
-        """A call that every process makes: each comes to its end, or each raises.
+    def together(self, name: str) -> Generator[None]:
+        """Run a call that every process makes: all processes finish it, or all raise.
 
         Args:
-          name: of the function, for errors.
+          name: the name of the called function, for errors.
+
+        Raises:
+          RuntimeError: if the processes are not in a JAX cluster.
+          OtherProcessError: if another process left the call.
         """
         if self.count == 1:
             yield
             return
         if not coordination.is_connected():
             raise RuntimeError(
-                f"{name} on the devices of {self.count} processes needs JAX's coordination "
+                f"{name} on the devices of {self.count} processes must have JAX's coordination "
                 "service. Call jax.distributed.initialize() before JAX is first used."
             )
         self._name, self._call, self._meetings = name, next(_calls), itertools.count()
@@ -93,9 +104,9 @@ class Cluster:
             raise
 
     def _leave(self, error: BaseException) -> None:
-        """Tell the others, unless they told this process; then do what they count on."""
+        """Tell the other processes about an error, and finish the meeting that has begun."""
         if not isinstance(error, OtherProcessError):
-            with contextlib.suppress(Exception):  # there is an error already
+            with contextlib.suppress(Exception):  # the first error counts
                 text = f"{type(error).__name__}: {error}"[:LONGEST_ERROR]
                 text = text.encode(errors="backslashreplace").decode()  # half a surrogate pair
                 coordination.write(f"{LEFT}{self._call}/{jax.process_index()}", text)
@@ -105,85 +116,104 @@ class Cluster:
                 self._taking_part.join(PATIENCE)
 
     def _why_over(self) -> str | None:
-        """What made a process leave this call, or end before it came to it."""
+        """Return why another process left this call or never came to it; None if none did."""
         left = coordination.listed(LEFT)
         for i in range(jax.process_count()):
             if (text := left.get(f"{LEFT}{self._call}/{i}")) is not None:
                 return (
-                    f"process {i} left {self._name} with {text}\nIts own traceback says where. "
+                    f"process {i} left {self._name} with {text}\nIts own traceback shows where. "
                     "Make the same call in every process again."
                 )
         for i in range(jax.process_count()):
             if f"{LEFT}ended/{i}" in left:
                 return (
                     f"process {i} ended, and {self._name} needs every process. Make the same calls "
-                    "in each, or sweep apart with devices=jax.local_devices()."
+                    "in each, or sweep separately with devices=jax.local_devices()."
                 )
         return None
 
-    def meet(self, where: str, value: Any = None, then: Callable[[], Any] | None = None) -> Any:
+    @overload
+    def meet(self, where: str, value: Json = None) -> list[Json]: ...
+    @overload
+    def meet(self, where: str, value: Json = None, *, then: Callable[[], T]) -> T: ...
+    def meet(
+        self, where: str, value: Json = None, then: Callable[[], T] | None = None
+    ) -> list[Json] | T:
         """Wait until every process is here.
 
         Args:
-          where: the same text in each process, since each is at the same place of its program.
-          value: to be told to all; anything that JSON holds.
-          then: called in each process once all are here, in a thread of its own: the threads of
-            all processes call it, or none does, whatever signal comes meanwhile. Without JAX's
-            thread-local settings.
+          where: the place in the program, the same text in each process.
+          value: the value that this process tells all others, anything that JSON holds.
+          then: a function to call in each process after all are here. It runs in a thread of its
+            own, without JAX's thread-local settings. Either all processes call it or none does,
+            whatever signal arrives meanwhile.
 
         Returns:
-          What `then` gives; without it the list of every process' value.
+          The result of `then`. Without `then`, the list of every process's value.
+
+        Raises:
+          RuntimeError: if the processes are at different places.
+          OtherProcessError: if another process left the call.
         """
         folder = f"{MEETINGS}{self._call}/{next(self._meetings)}/"
-        outcome: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        outcome: concurrent.futures.Future[list[Json] | T] = concurrent.futures.Future()
 
-        def take_part():
+        def take_part() -> None:
             try:
-                each = self._all_here(folder, json.dumps([where, value]))
-                places = [place for place, _ in each]
+                reports = self._reports(folder, json.dumps([where, value]))
+                places = [place for place, _ in reports]
                 if len(set(places)) > 1:
                     raise RuntimeError(
-                        f"the processes went different ways in {self._name}: process by process "
-                        f"they are at {places}. Make the same call, with the same data, in each."
+                        f"the processes must take the same path through {self._name}, got the "
+                        f"places {places}, process by process. Make the same call, with the same "
+                        "data, in each."
                     )
-                outcome.set_result(then() if then else [value for _, value in each])
+                outcome.set_result(then() if then else [value for _, value in reports])
             except BaseException as error:
                 outcome.set_exception(error)
 
-        # A daemon, so that it does not hold up the end of a process that left.
+        # A daemon thread does not delay the exit of a process that left.
         self._has_begun = False
         self._taking_part = threading.Thread(target=take_part, daemon=True)
         self._taking_part.start()
         while not concurrent.futures.wait([outcome], POLL).done:
-            # In the middle of `then`: the other may have failed in it, or have come to its end.
+            # During `then`, another process may have failed in it, or may have finished the call.
             why = self._why_over() if self._has_begun else None
             if why and not concurrent.futures.wait([outcome], GRACE).done:
                 raise OtherProcessError(why)
         return outcome.result()
 
-    def _all_here(self, folder: str, mine: str) -> list[Any]:
-        """What each process said, once all have; OtherProcessError where one left before."""
+    def _reports(self, folder: str, report: str) -> list[Json]:
+        """Send this process's report, wait for all others, and return them by process.
+
+        Args:
+          folder: the meeting's keys.
+          report: the report of this process, JSON.
+
+        Raises:
+          OtherProcessError: if another process left before.
+        """
         if self.is_leader:
-            said, why = [mine], None
-            while len(said) < self.count and not why:
-                text = coordination.read(f"{folder}{len(said)}", POLL)
+            texts, why = [report], None
+            while len(texts) < self.count and not why:
+                text = coordination.read(f"{folder}{len(texts)}", POLL)
                 if text is None:
                     why = self._why_over()
                 else:
-                    said.append(text)
+                    texts.append(text)
             why = why or self._why_over()
             self._has_begun = not why
-            coordination.write(f"{folder}all", STOP if why else json.dumps(said))
+            coordination.write(f"{folder}all", STOP if why else json.dumps(texts))
             if why:
                 raise OtherProcessError(why)
             self._delete_older(folder)
-            return list(map(json.loads, said))
-        coordination.write(f"{folder}{jax.process_index()}", mine)
+            return list(map(json.loads, texts))
+        coordination.write(f"{folder}{jax.process_index()}", report)
         answer, why = None, None
         while answer is None and why is None:
             answer = coordination.read(f"{folder}all", POLL)
             why = self._why_over() if answer is None else None
-        # The leader may have written it just before the other left.
+        # The leader may have answered just before the other process left.
         answer = answer or coordination.read(f"{folder}all", LATE) or STOP
         if answer == STOP:
             raise OtherProcessError(why or self._why_over())
@@ -191,38 +221,43 @@ class Cluster:
         return [json.loads(text) for text in json.loads(answer)]
 
     def _delete_older(self, folder: str) -> None:
-        """Delete the meeting before, or those of the call before: everybody has left them."""
+        """Delete the previous meeting, or those of the previous call: all have left them."""
         number = int(folder.split("/")[-2])
         if number:
             coordination.delete(f"{MEETINGS}{self._call}/{number - 1}/")
         elif self._call:
             coordination.delete(f"{MEETINGS}{self._call - 1}/")
 
-    def tell(self, what: str, value: Any) -> Any:
-        """The leader's value, as it comes back from JSON, on every process.
+    def tell(self, what: str, value: Json) -> Json:
+        """Return the leader's value on every process, as JSON decodes it.
 
         Args:
-          what: it is, in words.
-          value: of the leader; those of the others do not count.
+          what: a description of the value, the same text in each process.
+          value: the value of the leader. The values of the other processes are ignored.
         """
         if self.count == 1:
             return json.loads(json.dumps(value))
         return self.meet(what, value if self.is_leader else None)[0]
 
-    def refuse_different(self, what: str, tree: Any) -> None:
-        """ValueError, on all, where the processes do not have the same arrays."""
+    def refuse_different(self, what: str, tree: PyTree) -> None:
+        """Raise ValueError on all processes unless all have the same arrays.
+
+        Args:
+          what: the call that made the arrays, for the error: "batches(3)".
+          tree: the arrays of this process.
+        """
         if self.count == 1:
             return
-        each = self.meet(what, checksum(tree))
-        if unlike := [i for i, one in enumerate(each) if one != each[0]]:
+        checksums = self.meet(what, checksum(tree))
+        if unlike := [i for i, number in enumerate(checksums) if number != checksums[0]]:
             raise ValueError(
-                f"{what} must return the same arrays on every process, got others on process "
-                f"{unlike[0]} than on process 0. Make it a function of the step alone: seed a "
-                "generator with the step, numpy.random.default_rng(t)."
+                f"{what} must return the same arrays on every process, got different arrays on "
+                f"process {unlike[0]} and process 0. Make it a function of the step alone, and "
+                "seed generators with the step: numpy.random.default_rng(t)."
             )
 
     def free_memory(self) -> float | None:
-        """Bytes to be used on the fullest device; None where it is not known, as on a CPU."""
+        """Return the usable bytes of the fullest device; None if unknown, as on a CPU."""
         memory = free_memory(self.mesh.devices.tolist())
         if self.count == 1:
             return memory
@@ -230,11 +265,18 @@ class Cluster:
         return None if None in each else min(each)
 
     def on_leader(self, call: Callable[[], T]) -> T | None:
-        """Call on the leader only. Where that raises the leader leaves, and the others hear it."""
+        """Call a function on the leader only, and return its result there.
+
+        If it raises, the leader leaves the call, and the other processes learn it.
+        """
         return call() if self.is_leader else None
 
     def from_leader(self, array: np.ndarray) -> np.ndarray:
-        """The leader's array, bit for bit; the others give one of its shape and dtype."""
+        """Return the leader's array, bit for bit, on every process.
+
+        Args:
+          array: the leader's array. Other processes pass any array of its shape and dtype.
+        """
         if self.count == 1 or array.size == 0:
             return array
         data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
@@ -243,35 +285,41 @@ class Cluster:
         rows = lambda index: data[None] if index[0].start == source else np.zeros_like(data)[None]
         split = NamedSharding(self.mesh, PartitionSpec("trial"))
         x = jax.make_array_from_callback((len(devices), len(data)), split, rows)
-        whole = self._whole(f"what the leader has, {array.dtype}{array.shape}", x, is_sum=True)
-        return whole.view(array.dtype).reshape(array.shape)
+        where = f"the leader's array, {array.dtype}{array.shape}"
+        return self._whole(where, x, is_sum=True).view(array.dtype).reshape(array.shape)
 
     def gather(self, x: jax.Array) -> np.ndarray:
-        """All of an array that is cut along the first axis."""
+        """Return a whole array that is sharded along its first axis, on every process."""
         if self.count == 1:
             return np.asarray(x)
         if x.size == 0:
             return np.zeros(x.shape, x.dtype)
-        return self._whole(f"what all have, {x.dtype}{x.shape}", x, is_sum=False)
+        return self._whole(f"a sharded array, {x.dtype}{x.shape}", x, is_sum=False)
 
     def _whole(self, where: str, x: jax.Array, is_sum: bool) -> np.ndarray:
-        """An array, or its sum over the first axis, brought to every process."""
-        bring = _bring(self.mesh, x.shape, x.dtype, x.sharding, is_sum)
+        """Return an array, or its sum over the first axis, on every process."""
+        replicate = _replication(self.mesh, x.shape, x.dtype, x.sharding, is_sum)
 
-        def run():
+        def run() -> jax.Array:
             with jax.debug_nans(False), jax.debug_infs(False):
-                return bring(x).block_until_ready()
+                return replicate(x).block_until_ready()
 
         return np.asarray(self.meet(where, then=run).addressable_data(0))
 
-    def place(self, tree: Any, *axes: str) -> Any:
-        """Arrays on the devices: cut along the first axis for `"trial"`, else whole on each."""
+    def place(self, tree: PyTree, *axes: str) -> PyTree:
+        """Put arrays on the devices.
+
+        Args:
+          tree: the arrays, each whole on every process.
+          *axes: "trial" to shard each array along its first axis; nothing to copy each array to
+            every device.
+        """
         sharding = NamedSharding(self.mesh, PartitionSpec(*axes))
         tree = jax.tree.map(carried, tree)
         if self.count == 1:
             return jax.device_put(tree, sharding)
 
-        def leaf(x):
+        def leaf(x: jax.Array | np.ndarray) -> jax.Array:
             x = jnp.asarray(x)
             if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
                 data, impl = leaf(jax.random.key_data(x)), jax.random.key_impl(x)
@@ -283,59 +331,67 @@ class Cluster:
 
 
 class DescribedDevices(Cluster):
-    """Devices that are described rather than there: programs are made and compiled for them, and
-    run nowhere.
+    """Devices that are described, but not there. Programs are compiled for them, and never run.
 
     Args:
-      devices: of `jax.experimental.topologies.get_topology_desc`, say.
-      memory: free bytes on each; None where they are not known.
+      devices: for example, those of `jax.experimental.topologies.get_topology_desc`.
+      memory: the free bytes on each device; None if unknown.
     """
 
-    def __init__(self, devices: Sequence[Any], memory: float | None = None):
+    def __init__(self, devices: Sequence[Device], memory: float | None = None):
         self.count, self.is_leader = 1, True
         self.mesh = Mesh(np.asarray(devices), ("trial",))
         self._memory = memory
 
     def free_memory(self) -> float | None:
-        """Bytes to be used on each device."""
+        """Return the usable bytes of each device; None if unknown."""
         return None if self._memory is None else MEMORY_SHARE * self._memory
 
-    def place(self, tree: Any, *axes: str) -> Any:
-        """The arrays as abstract ones that lie there as `Processes.place` would lay them."""
+    def place(self, tree: PyTree, *axes: str) -> PyTree:
+        """Return abstract arrays with the shardings that `Cluster.place` would give them."""
         sharding = NamedSharding(self.mesh, PartitionSpec(*axes))
-        lay = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+        place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
         abstract = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, tree))
-        return jax.tree.map(lay, jax.tree.map(carrier, abstract))
+        return jax.tree.map(place, jax.tree.map(carrier, abstract))
 
 
 @functools.lru_cache(256)
-def _bring(mesh: Mesh, shape: tuple[int, ...], dtype: Any, sharding: Any, is_sum: bool) -> Any:
-    """The compiled program of `Processes._whole`: a thread may run it under any settings."""
+def _replication(
+    mesh: Mesh, shape: tuple[int, ...], dtype: np.dtype, sharding: Sharding, is_sum: bool
+) -> jax.stages.Compiled:
+    """Return the compiled program of `Cluster._whole`.
+
+    It is compiled ahead, because a thread may run it under any JAX settings.
+    """
     run = lambda x: x.sum(0, dtype=x.dtype) if is_sum else x
     whole = jax.jit(run, out_shardings=NamedSharding(mesh, PartitionSpec()))
     return whole.lower(jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)).compile()
 
 
 @atexit.register
-def _say_that_this_process_ends() -> None:
-    """The others may wait for it in a call that it never makes."""
+def _report_exit() -> None:
+    """Tell the other processes that this one ends: they may wait for it in a call to come."""
     if coordination.is_connected():
-        with contextlib.suppress(jax.errors.JaxRuntimeError):  # process 0 is gone already
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # process 0 has ended already
             coordination.write(f"{LEFT}ended/{jax.process_index()}", "")
 
 
-def checksum(tree: Any) -> int:
-    """Equal for trees of arrays with equal bytes."""
+def checksum(tree: PyTree) -> int:
+    """Return a number that is equal for trees of arrays with equal bytes."""
     crc = 0
     for x in jax.tree.leaves(tree):
         crc = zlib.crc32(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data, crc)
     return crc
 
 
-def free_memory(devices: Sequence[Any]) -> float | None:
-    """Bytes to be used on the fullest of this process' devices; None where it is not known."""
-    mine = [device for device in devices if device.process_index == jax.process_index()]
-    stats = [device.memory_stats() for device in mine]
+def free_memory(devices: Sequence[Device]) -> float | None:
+    """Return the usable bytes of the fullest device of this process; None if unknown.
+
+    Args:
+      devices: devices of any process. Those of other processes are ignored.
+    """
+    local = [device for device in devices if device.process_index == jax.process_index()]
+    stats = [device.memory_stats() for device in local]
     if not all(stats):
         return None
     return MEMORY_SHARE * min(s["bytes_limit"] - s["bytes_in_use"] for s in stats)

@@ -37,7 +37,13 @@ from rmsprop_jax._tune.search.space import (
     check_storable,
     examples,
 )
-from rmsprop_jax._tune.search.study_client import LostError, StudyClient, cause_of, is_feasible
+from rmsprop_jax._tune.search.study_client import (
+    LostError,
+    StudyClient,
+    cause_of,
+    is_feasible,
+    is_in_memory,
+)
 from rmsprop_jax._tune.session import Session
 from rmsprop_jax._tune.trials.data import PRUNED, PRUNED_AS_FAILED
 from rmsprop_jax._tune.trials.decision_log import AppliedDecision
@@ -70,7 +76,7 @@ def optimize(study: Any, space: Any, objective: Any, start: float, **arguments: 
     if not isinstance(study, optuna.Study):
         raise ValueError(f"study must be an Optuna study, got {study!r}: optuna.create_study().")
     axes = axes_of(space)
-    if not isinstance(study._storage, optuna.storages.InMemoryStorage):
+    if not is_in_memory(study):
         check_storable(space)
     objectives = checked_objectives(objective, study)
     modes = tuple(map(mode_of, study.directions))

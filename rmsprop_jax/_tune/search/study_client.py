@@ -1,4 +1,9 @@
-"""A study of Optuna's: what is asked of it and told, and that its database may be away."""
+# pyright: reportPrivateUsage=false
+"""The Optuna study of a search: asked, reported to, and told, while its database may be away.
+
+Optuna has no public names for some of what a search needs, so this module alone touches its private
+ones. The test `test_what_is_used_of_optunas_private_names` holds what is used here.
+"""
 
 import contextlib
 import copy
@@ -6,7 +11,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import optuna
@@ -18,44 +23,46 @@ from optuna.exceptions import (
 from optuna.trial import FrozenTrial, TrialState
 from tqdm import tqdm
 
-from rmsprop_jax._tune.search.space import Axis, params_of
+from rmsprop_jax._tune.search.space import Axis, Param, params_of
+from rmsprop_jax._tune.space.values import Value
 
 T = TypeVar("T")
 
 PATIENCE = 300.0  # seconds for which a database may be away
 LONGEST_PAUSE = 5.0  # seconds between two attempts
-# https://www.sqlite.org/rescode.html: BUSY, LOCKED, IOERR, CANTOPEN (a network's disk), PROTOCOL.
+# Codes of errors that can pass: BUSY, LOCKED, IOERR, CANTOPEN (a network disk), PROTOCOL.
+# https://www.sqlite.org/rescode.html
 SQLITE_PASSES = {5, 6, 10, 14, 15}
-# https://www.postgresql.org/docs/current/errcodes-appendix.html: read-only, authorization, no such
-# database, no such table or right, a full disk.
+# Codes of errors that stay: read-only, authorization, no such database, no such table or right, a
+# full disk. https://www.postgresql.org/docs/current/errcodes-appendix.html
 POSTGRESQL_STAYS = ("25", "28", "3D", "42", "53100")
-# https://dev.mysql.com/doc/mysql-errors/8.4/en/server-error-reference.html: the same.
+# The same: https://dev.mysql.com/doc/mysql-errors/8.4/en/server-error-reference.html
 MYSQL_STAYS = {1021, 1044, 1045, 1049, 1114, 1142, 1146, 1290, 1836}
 
 
 class LostError(Exception):
-    """The study knows this trial as finished: another worker took it for dead."""
+    """The error for a study trial that another worker has finished, because it seemed dead."""
 
 
 class StudyClient:
-    """A study, as this worker writes to it.
+    """The connection of one search to its study.
 
     Args:
-      study: Optuna's.
-      axes: what is asked of it.
-      callbacks: as `study.optimize` takes them.
+      study: the Optuna study.
+      axes: the axes of the search's space, by name.
+      callbacks: functions to call with the study and each frozen study trial that was told.
     """
 
     def __init__(
         self,
         study: optuna.Study,
         axes: dict[str, Axis],
-        callbacks: Sequence[Callable[[optuna.Study, Any], None]],
+        callbacks: Sequence[Callable[[optuna.Study, FrozenTrial], object]],
     ):
         self._study, self._axes, self._callbacks = study, axes, callbacks
-        with_parameters(study.sampler, axes)  # refuses names before anything is asked
+        with_parameters(study.sampler, axes)  # wrong names are refused before anything is asked
+        # Any: only some storages have heartbeats.
         self._storage: Any = study._storage
-        # Of the storages only a database's has one.
         interval = getattr(self._storage, "get_heartbeat_interval", lambda: None)
         self._interval: float | None = interval()
         self._alive: set[int] = set()
@@ -64,22 +71,26 @@ class StudyClient:
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
-    def open(self) -> Iterator[None]:
-        """While it is open, a callback may stop the study, and trials are said to be alive."""
-        loop, over = self._study._thread_local, threading.Event()
+    def open(self) -> Generator[None]:
+        """Record heartbeats of study trials, and let callbacks call `study.stop()`.
+
+        Raises:
+          RuntimeError: inside `study.optimize`.
+        """
+        loop, is_closed = self._study._thread_local, threading.Event()
         if loop.in_optimize_loop:
             raise RuntimeError(
-                "search.optimize was called inside an objective or a callback of study.optimize: "
-                "call it outside."
+                "search.optimize must not be called inside an objective or a callback of "
+                "study.optimize. Call it outside."
             )
-        thread = threading.Thread(target=self._beat, args=(over,), daemon=True)
+        thread = threading.Thread(target=self._beat, args=(is_closed,), daemon=True)
         loop.in_optimize_loop, self._study._stop_flag = True, False
         if self._interval is not None:
             thread.start()
         try:
             yield
         finally:
-            over.set()
+            is_closed.set()
             if self._interval is not None:
                 thread.join()
             loop.in_optimize_loop = False
@@ -87,57 +98,68 @@ class StudyClient:
 
     @property
     def is_stopped(self) -> bool:
-        """Whether a callback stopped the study."""
+        """Return whether a callback stopped the study."""
         return self._study._stop_flag
 
     @property
     def may_prune(self) -> bool:
-        """Whether the study's pruner can end a trial. Asking it costs a database some queries."""
+        """Return whether the study's pruner can end a study trial.
+
+        A pruner that never does so need not be asked, which saves some queries to a database.
+        """
         return not isinstance(self._study.pruner, optuna.pruners.NopPruner)
 
-    # One trial.
+    # One study trial.
 
     def ask(self) -> optuna.Trial:
-        """A new trial, or one that waits there."""
+        """Return a study trial that waits in the study, or else a new one."""
         if self._interval is not None:
             self._patiently(self._fail_stale_trials)
         with self._sampler_of_parameters():
             trial = self._patiently(self._study.ask)
         try:
-            self._live(trial)
+            self._begin_heartbeat(trial)
         except BaseException as error:
             self.fail(trial, cause_of(error))
             raise
         return trial
 
-    def point(self, trial: optuna.Trial) -> dict[str, Any]:
-        """The hyperparameters of a trial that was asked.
+    def point(self, trial: optuna.Trial) -> dict[str, Value]:
+        """Return the hyperparameters of a study trial that was asked.
 
         Raises:
-          ValueError: where it waited with names that no axis has, or values that cannot be.
+          ValueError: for a study trial that waited in the study with names that no axis has, or
+            values that its axis cannot have.
         """
         try:
             fixed = params_of(trial._fixed_params, self._axes)
             self._check_parameters(trial.params)
         except ValueError as error:
-            raise ValueError(f"study trial {trial.number} waited in the study: {error}") from error
+            raise ValueError(
+                f"study trial {trial.number}, which waited in the study: {error}"
+            ) from error
         trial._fixed_params = fixed
         suggest = lambda axis: self._patiently(lambda: axis.suggest(trial))
         with self._sampler_of_parameters():
             return {name: axis.value(suggest(axis)) for name, axis in self._axes.items()}
 
-    def _check_parameters(self, params: Mapping[str, Any]) -> None:
-        """Of a trial that is tried again, or was added with what it had elsewhere."""
+    def _check_parameters(self, params: Mapping[str, Param]) -> None:
+        """Raise ValueError unless all parameters of a waiting study trial are in the space.
+
+        A study trial has parameters before it runs if it is retried, or if it was added with the
+        parameters of another study.
+        """
         parameters = [axis.parameter for axis in self._axes.values()]
         if others := [name for name in params if name not in parameters]:
             raise ValueError(
-                f"{others[0]!r} must be a parameter of this space, {parameters}, got {params}. "
-                "Enqueue it anew: study.enqueue_trial(search.to_params(point, space))."
+                f"{others[0]!r} must be a parameter of this space, which has {parameters}, got "
+                f"{params}. Enqueue the point again: "
+                "study.enqueue_trial(search.to_params(point, space))."
             )
 
     @contextlib.contextmanager
-    def _sampler_of_parameters(self) -> Iterator[None]:
-        """While it is open, what the study's sampler fixes is under the study's names."""
+    def _sampler_of_parameters(self) -> Generator[None]:
+        """Let the study have the sampler that `with_parameters` returns."""
         sampler = self._study.sampler
         self._study.sampler = with_parameters(sampler, self._axes)
         try:
@@ -146,15 +168,19 @@ class StudyClient:
             self._study.sampler = sampler
 
     def report(self, trial: optuna.Trial, value: float, step: int) -> None:
-        """Report a value; `LostError` where the trial is another's."""
+        """Report the objective of a study trial at a step.
+
+        Raises:
+          LostError: if another worker has finished it.
+        """
         try:
             self._patiently(lambda: trial.report(value, step))
         except UpdateFinishedTrialError:
-            self._over(trial)
+            self._end_heartbeat(trial)
             raise LostError from None
 
     def prunes(self, trial: optuna.Trial) -> bool:
-        """Whether the study's pruner would have it end."""
+        """Return whether the study's pruner ends a study trial."""
         return self._patiently(trial.should_prune)
 
     def tell(
@@ -162,44 +188,62 @@ class StudyClient:
         trial: optuna.Trial,
         state: TrialState,
         values: list[float] | None = None,
-        attributes: dict[str, Any] | None = None,
+        attributes: Mapping[str, Value] | None = None,
     ) -> FrozenTrial | None:
-        """Finish a trial, and give it as it is then; None for one that was told already, before a
-        callback raised. `LostError` where it is another's."""
+        """Tell the study the end of a study trial.
+
+        Args:
+          trial: the study trial.
+          state: how it ended.
+          values: its objectives, if it is complete.
+          attributes: user attributes to set before.
+
+        Returns:
+          The frozen study trial. None if it was told before (and then a callback raised).
+
+        Raises:
+          LostError: if another worker has finished it.
+        """
         if trial._trial_id in self._told:
             return None
-        self._over(trial)
+        self._end_heartbeat(trial)
         try:
             for name, value in (attributes or {}).items():
                 self._patiently(lambda name=name, value=value: trial.set_user_attr(name, value))
-            # A second attempt may find the first one written.
+            # The first attempt may have been written although it raised.
             tell = lambda: self._study.tell(trial, values, state, skip_if_finished=True)
-            told = self._patiently(tell)
+            frozen = self._patiently(tell)
         except UpdateFinishedTrialError:
             raise LostError from None
-        if told.state != state:
+        if frozen.state != state:
             raise LostError
         self._told.add(trial._trial_id)
-        return told
+        return frozen
 
     def call_back(self, told: FrozenTrial | None) -> None:
-        """Call the callbacks with what `tell` gave."""
-        for callback in self._callbacks if told is not None else ():
-            callback(self._study, told)
+        """Call the callbacks with a result of `tell`; do nothing for None."""
+        if told is not None:
+            for callback in self._callbacks:
+                callback(self._study, told)
 
     def hurry(self) -> None:
-        """From now on a database that is away is not waited for."""
+        """Stop waiting for a database that is away, from now on."""
         self._patience = 0.0
 
     def fail(self, trial: optuna.Trial, cause: str) -> None:
-        """In an emergency: an error in it is kept silent.
+        """Tell the study that a study trial failed, in an emergency: errors are suppressed.
 
-        An interrupt may have left the connection within a transaction: it is made anew.
+        An interrupt may have left the connection inside a transaction, so each failed attempt
+        opens a new connection.
+
+        Args:
+          trial: the study trial.
+          cause: the text of its user attribute `cause`.
         """
         self.hurry()
         for attributes in ({"cause": cause}, {"cause": cause}, None):
             try:
-                told = self.tell(trial, TrialState.FAIL, None, attributes)
+                frozen = self.tell(trial, TrialState.FAIL, None, attributes)
             except LostError:
                 return
             except Exception:
@@ -208,40 +252,42 @@ class StudyClient:
                 time.sleep(0.1)
                 continue
             with contextlib.suppress(Exception):
-                self.call_back(told)
+                self.call_back(frozen)
             return
 
-    # Signs of life.
+    # Heartbeats.
 
     def _fail_stale_trials(self) -> None:
+        """Fail the study trials of workers whose heartbeats have stopped."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)  # as in study.optimize
             optuna.storages.fail_stale_trials(self._study)
 
-    def _live(self, trial: optuna.Trial) -> None:
+    def _begin_heartbeat(self, trial: optuna.Trial) -> None:
         if self._interval is not None:
             with self._lock:
                 self._alive.add(trial._trial_id)
             self._patiently(lambda: self._storage.record_heartbeat(trial._trial_id))
 
-    def _over(self, trial: optuna.Trial) -> None:
+    def _end_heartbeat(self, trial: optuna.Trial) -> None:
         with self._lock:
             self._alive.discard(trial._trial_id)
 
-    def _beat(self, over: threading.Event) -> None:
+    def _beat(self, is_closed: threading.Event) -> None:
+        """Record a heartbeat of each running study trial at each interval, in a thread."""
         assert self._interval is not None
-        while not over.wait(self._interval):
+        while not is_closed.wait(self._interval):
             with self._lock:
-                alive = sorted(self._alive)
-            for trial in alive:
-                with contextlib.suppress(Exception):  # the database is away: once more next time
-                    self._storage.record_heartbeat(trial)
+                trial_ids = sorted(self._alive)
+            for trial_id in trial_ids:
+                with contextlib.suppress(Exception):  # the database is away: try next time
+                    self._storage.record_heartbeat(trial_id)
         self._storage.remove_session()
 
     # A database that is away.
 
     def _patiently(self, call: Callable[[], T]) -> T:
-        """Call, and again while the database is away."""
+        """Return the result of a call, which is repeated while the database is away."""
         start, pause = time.monotonic(), 0.1
         while True:
             try:
@@ -251,15 +297,15 @@ class StudyClient:
                     raise
                 if time.monotonic() - start > self._patience:
                     error.add_note(
-                        f"The study's database did not answer for {self._patience:g} s. What is "
-                        "told there stays; trials under way count as failed once their heartbeat "
-                        "is old."
+                        f"The study's database did not answer for {self._patience:g} s. Study "
+                        "trials that were told stay. Running ones count as failed as soon as their "
+                        "heartbeats are old."
                     )
                     raise
                 if pause == 0.1:
                     tqdm.write(
-                        f"search: the study's database does not answer ({_first_line(error)}); "
-                        f"waiting for up to {self._patience:g} s.",
+                        f"search: the study's database does not answer ({_first_line(error)}). "
+                        f"Waiting for up to {self._patience:g} s.",
                         file=sys.stderr,
                     )
             time.sleep(pause)
@@ -267,50 +313,60 @@ class StudyClient:
 
 
 def cause_of(error: BaseException) -> str:
-    """What a failed trial is told of an error: its class and the first line of its message."""
+    """Return the class and the first line of an error, for the attribute `cause`."""
     lines = str(error).strip().splitlines()
     return ": ".join([type(error).__name__, *lines[:1]])
 
 
 def is_feasible(trial: FrozenTrial) -> bool:
-    """Whether a trial keeps its constraints, as Optuna has it: none is above 0.
+    """Return whether a study trial meets its constraints: none is above 0, as Optuna defines it.
 
-    A sampler's `constraints_func` leaves them in one attribute, `Trial.set_constraint` (Optuna 5)
-    each in one of its own.
+    A sampler's `constraints_func` stores them in one attribute. `Trial.set_constraint` (Optuna 5)
+    stores each in an attribute of its own.
     """
     attributes = trial.system_attrs
     each = [x for name, x in attributes.items() if name.startswith("constraints:")]
     return all(x <= 0.0 for x in [*(attributes.get("constraints") or ()), *each])
 
 
-def with_parameters(sampler: Any, axes: dict[str, Axis]) -> Any:
-    """A sampler whose fixed hyperparameters are under the study's names, which Optuna looks for and
-    without a word passes over others.
+def is_in_memory(study: optuna.Study) -> bool:
+    """Return whether a study is stored in this process's memory only."""
+    return isinstance(study._storage, optuna.storages.InMemoryStorage)
+
+
+def with_parameters(
+    sampler: optuna.samplers.BaseSampler, axes: dict[str, Axis]
+) -> optuna.samplers.BaseSampler:
+    """Return a sampler that fixes parameters under the study's names.
+
+    A `PartialFixedSampler` may name hyperparameters as our space does. Optuna would ignore these
+    names without a warning. Other samplers are returned unchanged.
 
     Raises:
-      ValueError: where it fixes a name that no axis has.
+      ValueError: if the sampler fixes a name that no axis has.
     """
     if not isinstance(sampler, optuna.samplers.PartialFixedSampler):
         return sampler
-    made = copy.copy(sampler)
+    renamed = copy.copy(sampler)
     try:
-        made._fixed_params = params_of(sampler._fixed_params, axes)
+        renamed._fixed_params = params_of(sampler._fixed_params, axes)
     except ValueError as error:
         raise ValueError(f"the study's PartialFixedSampler: {error}") from error
-    made._base_sampler = with_parameters(sampler._base_sampler, axes)
-    return made
+    renamed._base_sampler = with_parameters(sampler._base_sampler, axes)
+    return renamed
 
 
 def is_away(error: BaseException) -> bool:
-    """Whether this says that a database could not be reached, or dropped the connection, and may
-    come back."""
-    cause = _of_database(error)
+    """Return whether an error means that a database is away and may come back.
+
+    It is away if it could not be reached, or dropped the connection.
+    """
+    cause = _database_error(error)
     try:
         from sqlalchemy import exc
-    except ImportError:  # Optuna brings it
+    except ImportError:  # without SQLAlchemy, which Optuna installs, there is no database
         return False
-    # This says that an earlier query, whose error Optuna swallowed, has yet to be rolled back: it
-    # is now.
+    # Optuna suppressed the error of an earlier query, which had to be rolled back first. Now it is.
     if isinstance(cause, exc.PendingRollbackError):
         return True
     if not isinstance(cause, exc.DBAPIError):
@@ -319,23 +375,26 @@ def is_away(error: BaseException) -> bool:
     return (isinstance(cause, kinds) or cause.connection_invalidated) and not _stays(cause.orig)
 
 
-def _of_database(error: BaseException) -> BaseException:
-    """What Optuna wraps."""
+def _database_error(error: BaseException) -> BaseException:
+    """Return SQLAlchemy's error that Optuna wrapped, or the error itself."""
     return (error.__cause__ or error) if isinstance(error, StorageInternalError) else error
 
 
-def _stays(error: Any) -> bool:
-    """Whether a driver's error is there however long one waits: no such table, no permission, a
-    full disk. Drivers have no class of their own for these, only codes."""
+def _stays(error: BaseException | None) -> bool:
+    """Return whether a driver's error would stay however long a search waits.
+
+    Such errors are a missing table, no permission, or a full disk. Drivers have only codes for
+    them, no classes.
+    """
     if (code := getattr(error, "sqlite_errorcode", None)) is not None:
         return code & 0xFF not in SQLITE_PASSES
     state = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
     if state is not None:
         return state.startswith(POSTGRESQL_STAYS)
-    return bool(error.args) and error.args[0] in MYSQL_STAYS
+    return error is not None and bool(error.args) and error.args[0] in MYSQL_STAYS
 
 
 def _first_line(error: BaseException) -> str:
-    """Of the driver's own message, without the SQL."""
-    cause = _of_database(error)
+    """Return the first line of the driver's own message, without the SQL."""
+    cause = _database_error(error)
     return cause_of(getattr(cause, "orig", None) or cause)

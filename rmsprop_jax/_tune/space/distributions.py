@@ -1,63 +1,69 @@
-"""What `sample` draws from: the distributions of a hyperparameter."""
+"""The distributions that `sample`, schedulers, and searches draw hyperparameters from."""
 
 import abc
 import dataclasses
 import math
 from collections.abc import Hashable, Sequence
-from typing import Any
 
 import jax
 import numpy as np
 
 from rmsprop_jax._tune.space.points import static
-from rmsprop_jax._tune.space.values import identity, is_number
+from rmsprop_jax._tune.space.values import Value, identity, is_number
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Distribution(abc.ABC):
-    """How one hyperparameter is drawn; `uniform` and its neighbours make it.
+    """The distribution of one hyperparameter, made by `uniform`, `choice`, and the like.
 
-    Distributions with equal bounds or values are equal; all can be hashed and pickled (a `choice`
-    where its values can).
+    Distributions with equal bounds or values are equal. All of them can be hashed and pickled; a
+    `choice` can be pickled if its values can.
     """
 
     is_static: bool = dataclasses.field(default=False, kw_only=True)
-    """Whether its values are structure, by `static`."""
+    """Whether its values are static hyperparameters (`rj.static`)."""
 
     @abc.abstractmethod
-    def quantile(self, u: float) -> Any:
-        """From u in [0, 1) to a value."""
+    def quantile(self, u: float) -> Value:
+        """Return the value at u, a number in [0, 1)."""
 
     @abc.abstractmethod
-    def unit(self, value: Any) -> float:
-        """From a value to its u, about; beyond [0, 1] for one outside of the range."""
+    def unit(self, value: float) -> float:
+        """Return the u of a value: the approximate inverse of `quantile`.
+
+        A value outside the range has a u outside [0, 1].
+        """
 
     @property
     def nudge(self) -> float:
-        """A step in u from a value to another near it: a factor of 1.25 where it is logarithmic."""
+        """Return the distance in u between a value and a similar value.
+
+        On a logarithmic scale it is a factor of 1.25. On a linear scale it is a tenth of the range,
+        or the distance to the next value if that is larger.
+        """
         return 0.1
 
     @property
     def is_numeric(self) -> bool:
-        """Whether all its values are numbers, bools being none."""
+        """Return whether all values are numbers. A bool is not a number."""
         return True
 
     @property
     @abc.abstractmethod
     def text(self) -> str:
-        """As it was written, without `static`."""
+        """Return the call that makes this distribution, without `static`."""
 
     def __repr__(self) -> str:
         return f"static({self.text})" if self.is_static else self.text
 
     def as_static(self) -> "Distribution":
-        """The same, its values structure."""
+        """Return the same distribution, with static values."""
         return dataclasses.replace(self, is_static=True)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class _Reals(Distribution):
-    """The numbers of [low, high)."""
+    """A distribution over the numbers in [low, high)."""
 
     low: float
     high: float
@@ -67,10 +73,10 @@ class _Reals(Distribution):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Uniform(_Reals):
-    """Of `uniform`."""
+    """The result of `uniform`."""
 
     def quantile(self, u: float) -> float:
-        # Not low + (high − low) u: the difference may be infinite.
+        # Not low + (high − low) u, because the difference may be infinite.
         return min(max(self.low * (1 - u) + self.high * u, self.low), self.last)
 
     def unit(self, value: float) -> float:
@@ -84,7 +90,7 @@ class Uniform(_Reals):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class LogUniform(_Reals):
-    """Of `log_uniform`."""
+    """The result of `log_uniform`."""
 
     @property
     def _logs(self) -> tuple[float, float]:
@@ -110,7 +116,7 @@ class LogUniform(_Reals):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class OneMinus(Distribution):
-    """Of `one_minus`."""
+    """The result of `one_minus`."""
 
     distribution: Distribution
     """The distribution of 1 − x."""
@@ -132,7 +138,7 @@ class OneMinus(Distribution):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Integers(Distribution):
-    """Of `integers`."""
+    """The result of `integers`."""
 
     low: int
     high: int
@@ -140,7 +146,7 @@ class Integers(Distribution):
 
     @property
     def count(self) -> int:
-        """How many values it has."""
+        """Return the number of values."""
         return self.high - self.low + 1
 
     def quantile(self, u: float) -> int:
@@ -160,9 +166,9 @@ class Integers(Distribution):
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class Choice(Distribution):
-    """Of `choice`. Its values are compared by type and content, as points are."""
+    """The result of `choice`. Its values are compared by type and content, as points are."""
 
-    values: tuple[Any, ...]
+    values: tuple[Value, ...]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Choice) and self._key == other._key
@@ -174,12 +180,12 @@ class Choice(Distribution):
     def _key(self) -> Hashable:
         return self.is_static, identity(self.values)
 
-    def quantile(self, u: float) -> Any:
+    def quantile(self, u: float) -> Value:
         return self.values[int(u * len(self.values))]
 
     def unit(self, value: float) -> float:
-        near = min(range(len(self.values)), key=lambda i: abs(self.values[i] - value))
-        return (near + 0.5) / len(self.values)
+        nearest = min(range(len(self.values)), key=lambda i: abs(self.values[i] - value))
+        return (nearest + 0.5) / len(self.values)
 
     @property
     def nudge(self) -> float:
@@ -195,136 +201,170 @@ class Choice(Distribution):
 
 
 def uniform(low: float, high: float) -> Distribution:
-    """Any number in [low, high), all alike; below `high` in float32, too.
+    """Return the uniform distribution over the numbers in [low, high).
+
+    Its numbers stay below `high` in float32, too.
 
     Args:
-      low: a finite number.
-      high: a larger one.
+      low: the smallest value, a finite number.
+      high: the upper end, a finite number above `low`.
 
     Raises:
-      ValueError: unless low < high, both finite.
+      ValueError: unless low < high and both are finite.
     """
     low, high = _bounds("uniform", low, high)
     return Uniform(low, high, _below(low, high))
 
 
 def log_uniform(low: float, high: float) -> Distribution:
-    """Any number in [low, high), its logarithm uniform: as many of each order of magnitude.
+    """Return the distribution over the numbers in [low, high) whose logarithm is uniform.
 
-    It is below `high` in float32, too.
+    Each order of magnitude is drawn equally often. The numbers stay below `high` in float32, too.
 
     Args:
-      low: above 0.
-      high: a larger number, finite.
+      low: the smallest value, a number above 0.
+      high: the upper end, a finite number above `low`.
 
     Raises:
-      ValueError: unless 0 < low < high, both finite.
+      ValueError: unless 0 < low < high and both are finite.
     """
     low, high = _bounds("log_uniform", low, high)
     if low <= 0:
-        raise ValueError(f"log_uniform needs low > 0, got {low}: zero has no logarithm.")
+        raise ValueError(
+            f"log_uniform: low must be above 0, got {low}. Pass a small positive number, for "
+            "example log_uniform(1e-6, 1e-1)."
+        )
     return LogUniform(low, high, _below(low, high))
 
 
 def up_to(low: float, last: float, *, is_log: bool) -> Distribution:
-    """Any number in [low, last], both ends included, as Optuna has it.
+    """Return the distribution over [low, last], both ends included, as Optuna's are.
+
+    Args:
+      low: the smallest value.
+      last: the largest value.
+      is_log: whether the logarithm is uniform, not the number.
 
     Raises:
-      ValueError: as of `uniform` and `log_uniform`.
+      ValueError: for the same reasons as `uniform` and `log_uniform`.
     """
     above = np.float32(last)
     if above <= last:
         above = np.nextafter(above, np.float32(np.inf))
-    # What was written where this comes from `uniform`: the shortest number that float32 takes for
-    # the first one above `last`.
+    # If `last` came from one of our distributions, its `high` was the shortest number that float32
+    # rounds to the first float32 above `last`. Try that number first, so that a space survives the
+    # way to Optuna and back.
     high = float(str(above))
     if _below(low, high) != last:
         high = float(np.nextafter(last, np.inf))
-    made = log_uniform(low, high) if is_log else uniform(low, high)
-    return dataclasses.replace(made, last=float(last))
+    distribution = log_uniform(low, high) if is_log else uniform(low, high)
+    return dataclasses.replace(distribution, last=float(last))
 
 
 def one_minus(distribution: Distribution) -> Distribution:
-    """1 − x for x from `distribution`: for a decay ρ, whose memory is about 1/(1 − ρ) steps.
+    """Return the distribution of 1 − x, where x comes from `distribution`.
 
-    Where x > 0 it is below 1, in float32 too.
+    It suits a decay ρ, whose memory is about 1/(1 − ρ) steps. If x > 0, then 1 − x stays below 1,
+    in float32 too.
 
     Args:
-      distribution: of x, a `log_uniform` say.
+      distribution: the distribution of x, for example a `log_uniform`.
 
     Raises:
-      ValueError: for anything but a distribution of numbers.
+      ValueError: for anything that is not a distribution of numbers.
 
     Examples:
       >>> import rmsprop_jax as rj
-      >>> rj.one_minus(rj.log_uniform(1e-3, 0.5))  # ρ from .5 to .999
+      >>> rj.one_minus(rj.log_uniform(1e-3, 0.5))  # ρ from 0.5 to 0.999
       one_minus(log_uniform(0.001, 0.5))
     """
     if not isinstance(distribution, Distribution) or not distribution.is_numeric:
         raise ValueError(
-            f"one_minus needs a distribution of numbers, got {distribution!r}: "
-            "one_minus(log_uniform(1e-3, 1e-1))."
+            f"one_minus: distribution must be a distribution of numbers, got {distribution!r}. "
+            "Pass, for example, one_minus(log_uniform(1e-3, 1e-1))."
         )
     return OneMinus(distribution, is_static=distribution.is_static)
 
 
 def less_from_one(x: float) -> float:
-    """1 − x, below 1 in float32 where x > 0."""
+    """Return 1 − x, which is below 1 in float32 if x > 0."""
     return min(1 - x, _below(0.0, 1.0)) if x > 0 else 1 - x
 
 
 def integers(low: int, high: int) -> Distribution:
-    """Any of low, low + 1, …, high; both ends count. `static(integers(...))` for shapes.
+    """Return the uniform distribution over the integers low, low + 1, …, high.
+
+    `train` gets it as a traced int32. For a shape, use `static(integers(low, high))`.
 
     Args:
-      low: a whole number; `train` gets them as int32.
-      high: one that is not smaller.
+      low: the smallest value, an int.
+      high: the largest value, an int that is not below `low`.
 
     Raises:
-      ValueError: for what is not whole, or low > high.
+      ValueError: for a bound that is not an int, or low > high.
     """
     for name, value in {"low": low, "high": high}.items():
         if not isinstance(value, int | np.integer) or isinstance(value, bool):
-            raise ValueError(f"integers needs whole numbers, got {name}={value!r}.")
+            raise ValueError(
+                f"integers: {name} must be a whole number, got {name}={value!r}. Pass an int, or "
+                "use uniform(low, high)."
+            )
     if low > high:
-        raise ValueError(f"integers needs low ≤ high, got {low} and {high}.")
+        raise ValueError(
+            f"integers: low must be ≤ high, got low={low} and high={high}. Pass "
+            f"integers({high}, {low})."
+        )
     return Integers(int(low), int(high))
 
 
-def choice(values: Sequence[Any]) -> Distribution:
-    """Any of `values`, all alike; `choice(static([...]))` marks them as structure.
+def choice(values: Sequence[Value]) -> Distribution:
+    """Return the uniform distribution over a list of values.
+
+    `choice(static([...]))` makes the values static hyperparameters.
 
     Args:
-      values: a list, tuple, range or 1-D array of at least one; numbers are traced, all else is
-        structure.
+      values: a list, tuple, range, or 1-D array of at least one value. Numbers are traced. All
+        other values are static.
 
     Raises:
-      ValueError: for something else, or none.
+      ValueError: for anything else, or no value.
     """
     if isinstance(values, np.ndarray | jax.Array) and values.ndim == 1:
         values = np.asarray(values).tolist()
     if not isinstance(values, list | tuple | range) or not len(values):
-        raise ValueError(f"choice needs a list or tuple of at least one value, got {values!r}.")
+        raise ValueError(
+            f"choice: values must be a list or tuple of at least one value, got {values!r}. Pass, "
+            "for example, choice([0.0, 0.9])."
+        )
     return Choice(tuple(values), is_static=isinstance(values, static))
 
 
 def _ends(distribution: Uniform | LogUniform) -> str:
-    """Its bounds, and its largest value where they do not say it."""
+    """Return the bounds as text, with the largest value if the bounds do not imply it."""
     low, high, last = distribution.low, distribution.high, distribution.last
     return f"{low!r}, {high!r}" + (f", last={last!r}" if last != _below(low, high) else "")
 
 
-def _bounds(name: str, low: Any, high: Any) -> tuple[float, float]:
-    if not all(isinstance(x, int | float | np.number) for x in (low, high)) or not low < high:
-        raise ValueError(f"{name} needs numbers low < high, got {low!r} and {high!r}.")
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError(f"{name} needs finite numbers, got {low} and {high}.")
+def _bounds(name: str, low: object, high: object) -> tuple[float, float]:
+    """Return both bounds as floats; ValueError unless they are finite and low < high."""
+    if (
+        not isinstance(low, int | float | np.number)
+        or not isinstance(high, int | float | np.number)
+        or not low < high
+        or not (math.isfinite(low) and math.isfinite(high))
+    ):
+        raise ValueError(
+            f"{name}: low and high must be finite numbers with low < high, got {low!r} and "
+            f"{high!r}. Pass, for example, {name}(1e-4, 1e-1)."
+        )
     return float(low), float(high)
 
 
 def _below(low: float, high: float) -> float:
-    """The largest number below `high` that float32 has and does not round to it; of float64, where
-    float32 has none in the range."""
+    """Return the largest number in (low, high) that float32 does not round to `high`.
+
+    If float32 has no number in this range, return the largest float64 below `high`.
+    """
     if abs(high) <= float(np.finfo(np.float32).max):
         last = float(np.nextafter(np.float32(high), np.float32(-np.inf)))
         if low < last < high:

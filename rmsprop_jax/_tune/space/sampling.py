@@ -1,4 +1,4 @@
-"""Settings drawn from distributions: `sample`."""
+"""Points drawn from distributions: `sample`, and `rmsprop_space`, a space to start with."""
 
 from collections.abc import Mapping
 
@@ -18,23 +18,24 @@ METHODS = ("sobol", "latin_hypercube", "random")
 def sample(
     space: Mapping[str, Distribution], n: int, *, seed: int = 0, method: str = "sobol"
 ) -> Points:
-    """Draw `n` settings, each hyperparameter from its distribution.
+    """Draw `n` points, each hyperparameter from its distribution.
 
     Args:
-      space: for each hyperparameter a `uniform`, `log_uniform`, `one_minus`, `integers` or
-        `choice`.
-      n: how many, at least 1.
-      seed: a whole number, at least 0. The same seed gives the same points, and with "sobol" and
-        "random" the first points of a larger n are those of a smaller.
-      method: "sobol", a scrambled Sobol sequence, which fills the space evenly for every n (and
-        best for a power of 2); "latin_hypercube", one point in each n-th of every axis; "random",
-        independent.
+      space: a dict from each hyperparameter's name to its distribution: `uniform`, `log_uniform`,
+        `one_minus`, `integers`, or `choice`.
+      n: the number of points, at least 1.
+      seed: the seed of the draws, an int of at least 0. The same seed gives the same points. With
+        "sobol" and "random", a larger n only adds points after those of a smaller n.
+      method: "sobol" is a scrambled Sobol sequence. It fills the space evenly for every n, best for
+        a power of 2. "latin_hypercube" puts one point into each n-th of every axis. "random" draws
+        independently.
 
     Returns:
-      `Points`, for `sweep`.
+      `Points` for `sweep`.
 
     Raises:
-      ValueError: for an empty space, something else than a distribution in it, a bad n or method.
+      ValueError: for an empty space, a value in it that is not a distribution, or a bad n or
+        method.
 
     Examples:
       >>> import rmsprop_jax as rj
@@ -46,20 +47,23 @@ def sample(
     References:
       Bergstra and Bengio, [Random Search for Hyper-Parameter
       Optimization](https://jmlr.org/papers/v13/bergstra12a.html), JMLR 2012. Owen, Scrambling
-      Sobol' and Niederreiter-Xing Points, 1998; here by `scipy.stats.qmc`.
+      Sobol' and Niederreiter-Xing Points, 1998, as implemented by `scipy.stats.qmc`.
     """
     if not isinstance(space, Mapping) or not space:
-        raise ValueError(f"sample needs a dict of at least one distribution, got {space!r}.")
+        raise ValueError(
+            f"space must be a dict of at least one distribution, got {space!r}. Pass, for example, "
+            "{'learning_rate': rj.log_uniform(1e-5, 1e-1)}."
+        )
     for name, distribution in space.items():
         if not isinstance(distribution, Distribution):
             raise ValueError(
-                f"{name!r} is {distribution!r}, wanted a distribution: uniform(low, high), "
-                "log_uniform(low, high), integers(low, high) or choice([...])."
+                f"{name!r} must be a distribution, got {distribution!r}. Pass uniform(low, high), "
+                "log_uniform(low, high), integers(low, high), or choice([...])."
             )
     if not isinstance(n, int | np.integer) or isinstance(n, bool) or n < 1:
-        raise ValueError(f"n must be a whole number of at least 1, got {n!r}.")
+        raise ValueError(f"n must be a whole number of at least 1, got {n!r}. Pass n=64.")
     if method not in METHODS:
-        raise ValueError(f"method must be one of {METHODS}, got {method!r}.")
+        raise ValueError(f'method must be one of {METHODS}, got {method!r}. Pass method="sobol".')
     unit = _unit_cube(int(n), len(space), seed, method)
     rows = [
         {name: space[name].quantile(float(u)) for name, u in zip(space, row, strict=True)}
@@ -69,10 +73,11 @@ def sample(
 
 
 def rmsprop_space() -> dict[str, Distribution]:
-    """Where to look for RMSProp's hyperparameters when nothing is known; a dict, to be changed.
+    """Return a wide space for RMSProp's hyperparameters, to use when nothing is known.
 
-    η from 1e-5 to 1e-1; 1 − ρ from 1e-3 to .5 (a memory of 2 to 1,000 steps); ε from 1e-10 (TF1) to
-    .1 (A3C, IMPALA); momentum 0, .9 or .95; centered or not.
+    η is from 1e-5 to 1e-1. 1 − ρ is from 1e-3 to 0.5, a memory of 2 to 1,000 steps. ε is from 1e-10
+    (TensorFlow 1) to 0.1 (A3C, IMPALA). The momentum is 0, 0.9, or 0.95. `centered` is False or
+    True. Change the dict as you like.
 
     Examples:
       >>> import rmsprop_jax as rj
@@ -80,9 +85,9 @@ def rmsprop_space() -> dict[str, Distribution]:
 
     References:
       Choi et al., [On Empirical Comparisons of Optimizers for Deep
-      Learning](https://arxiv.org/abs/1910.05446), 2019: rarely tuned ones, as ε is, belong in the
-      space.
-      The bounds of ε and ρ are those of the defaults in `rmsprop_jax.presets`.
+      Learning](https://arxiv.org/abs/1910.05446), 2019: tune the rarely tuned hyperparameters too,
+      such as ε. The bounds of ε are the smallest and the largest default in
+      `rmsprop_jax.presets`.
     """
     return {
         "learning_rate": log_uniform(1e-5, 1e-1),
@@ -94,13 +99,13 @@ def rmsprop_space() -> dict[str, Distribution]:
 
 
 def _unit_cube(n: int, dimensions: int, seed: int, method: str) -> np.ndarray:
-    """(n, dimensions) numbers in [0, 1)."""
+    """Draw n points of the unit cube: shape (n, dimensions), numbers in [0, 1)."""
     if method == "random":
         return np.random.default_rng(seed).random((n, dimensions))
-    from scipy.stats import qmc  # takes half a second to import
+    from scipy.stats import qmc  # imported here because it takes half a second
 
     if method == "latin_hypercube":
         unit = qmc.LatinHypercube(dimensions, rng=seed).random(n)
-    else:  # the whole power of 2, of which the first n
+    else:  # SciPy warns unless a whole power of 2 is drawn
         unit = qmc.Sobol(dimensions, rng=seed).random_base2((n - 1).bit_length())[:n]
     return np.minimum(unit, np.nextafter(1.0, 0.0))

@@ -1,7 +1,6 @@
-"""The seeds of a sweep and their keys."""
+"""The seeds of a sweep and their random keys."""
 
 from collections.abc import Iterable
-from typing import Any
 
 import jax
 import numpy as np
@@ -10,53 +9,62 @@ from rmsprop_jax._tune.space.values import is_int, is_key
 
 
 def key_of(seed: int) -> jax.Array:
-    """The random key of a seed."""
+    """Return the random key of a seed."""
     return jax.random.key(seed)
 
 
-def checked_seeds(seeds: Any) -> tuple[int, ...]:
-    """Return the seeds as Python's ints. Their keys all differ; ValueError for anything else.
+def checked_seeds(seeds: object) -> tuple[int, ...]:
+    """Return the seeds as Python ints whose keys all differ.
 
-    A count and seeds may be of NumPy and of JAX, too: scalars and arrays of ints.
+    Args:
+      seeds: a count n, which stands for 0 … n−1, or an iterable of ints. Both may be NumPy or JAX
+        scalars and arrays.
+
+    Raises:
+      ValueError: for any other argument, seeds beyond 64 bits, or two seeds with the same key.
     """
     count = _plain(seeds)
     if is_int(count):
         if count < 1:
-            raise ValueError(f"seeds must be at least 1, got {count}.")
+            raise ValueError(f"seeds must be at least 1, got {count}. Pass seeds=1.")
         return tuple(range(int(count)))
-    is_text = isinstance(count, str | bytes) or not isinstance(count, Iterable)
-    listed = [] if is_text or _are_keys(count) else list(map(_plain, count))
-    if _are_keys(count) or any(map(_are_keys, listed)):
+    numbers: list[object] = []
+    if isinstance(count, Iterable) and not isinstance(count, str | bytes) and not _are_keys(count):
+        numbers = list(map(_plain, count))
+    if _are_keys(count) or any(map(_are_keys, numbers)):
         raise ValueError(
-            "seeds must be a count or a sequence of ints, got PRNG keys: each trial gets "
-            "jax.random.key(s) for its seed s."
+            "seeds must be a count or a sequence of ints, got PRNG keys. Pass the ints that the "
+            "keys come from: each trial gets jax.random.key(s) for its seed s."
         )
-    if not listed or not all(map(is_int, listed)):
-        raise ValueError(f"seeds must be a count or a sequence of ints, got {seeds!r}.")
-    listed = [int(seed) for seed in listed]
-    for seed in listed:
+    ints = [int(number) for number in numbers if is_int(number)]
+    if not ints or len(ints) < len(numbers):
+        raise ValueError(
+            f"seeds must be a count or a sequence of ints, got {seeds!r}. Pass seeds=3 or "
+            "seeds=[0, 1, 2]."
+        )
+    for seed in ints:
         if not -(2**63) <= seed < 2**63:
-            said = seed if seed.bit_length() < 100 else f"one of {seed.bit_length()} bits"
-            raise ValueError(f"seeds must fit 64 bits, got {said}.")
+            shown = seed if seed.bit_length() < 100 else f"one of {seed.bit_length()} bits"
+            raise ValueError(f"seeds must fit 64 bits, got {shown}. Pass seeds=range(n).")
     keys: dict[bytes, int] = {}
-    for seed in listed:
+    for seed in ints:
         data = np.asarray(jax.random.key_data(key_of(seed))).tobytes()
         if data in keys:
             raise ValueError(
-                f"seeds must differ from one another, got {keys[data]} and {seed}, which have the "
-                "same key (without jax_enable_x64 they count modulo 2³²)."
+                f"seeds must have keys that differ, got {keys[data]} and {seed}, which have the "
+                "same key. Leave one out. (Without jax_enable_x64, seeds count modulo 2³².)"
             )
         keys[data] = seed
-    return tuple(listed)
+    return tuple(ints)
 
 
-def _are_keys(value: Any) -> bool:
-    """Whether this is an array of PRNG keys, typed ones or those of `jax.random.PRNGKey`."""
+def _are_keys(value: object) -> bool:
+    """Return whether these are PRNG keys: typed keys, or those of `jax.random.PRNGKey`."""
     is_raw = isinstance(value, jax.Array) and value.dtype == np.uint32 and value.ndim > 0
     return is_raw or is_key(value)
 
 
-def _plain(value: Any) -> Any:
-    """An array or a scalar of NumPy or JAX as Python's numbers; anything else as it is."""
+def _plain(value: object) -> object:
+    """Return arrays and scalars of NumPy and JAX as Python numbers, other values unchanged."""
     is_array = isinstance(value, np.ndarray | np.generic | jax.Array)
     return value.tolist() if is_array and not _are_keys(value) else value

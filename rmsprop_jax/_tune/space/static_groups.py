@@ -1,29 +1,32 @@
-"""Points in static groups: trials that share their static hyperparameters share one program."""
+"""Static groups: points that share their static hyperparameters, and so their programs."""
 
 import contextlib
-from collections.abc import Hashable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Generator, Hashable
+from typing import NamedTuple
+
+import numpy as np
 
 from rmsprop_jax._tune.space.points import Points
+from rmsprop_jax._tune.space.values import Value
 
 
 class StaticGroup(NamedTuple):
     """The points that share their static hyperparameters."""
 
-    static: dict[str, Any]
-    """The values that `train` gets as Python objects."""
-    dtypes: dict[str, Any]
-    """The dtypes of the values that `train` gets as traced scalars."""
+    static: dict[str, Value]
+    """The static hyperparameters, which `train` gets as Python objects."""
+    dtypes: dict[str, np.dtype]
+    """The dtypes of the traced hyperparameters."""
     points: list[int]
-    """Which points."""
+    """The indices of the points."""
 
     def key(self, points: Points) -> Hashable:
-        """Return what is equal for equal groups of these points."""
+        """Return a key that two groups of these points share if, and only if, they are equal."""
         return frozenset(self.dtypes), points.key(self.static)
 
 
 def group_points(points: Points) -> list[StaticGroup]:
-    """Return the points in static groups, in order of appearance."""
+    """Return the static groups of some points, in order of appearance."""
     groups: dict[Hashable, StaticGroup] = {}
     dtypes = {name: points.dtype(name) for name in points.names}
     for i, point in enumerate(points):
@@ -35,8 +38,8 @@ def group_points(points: Points) -> list[StaticGroup]:
 
 
 @contextlib.contextmanager
-def naming(group: StaticGroup) -> Iterator[None]:
-    """Note the static hyperparameters on an error that comes from one group."""
+def naming(group: StaticGroup) -> Generator[None]:
+    """Add a note to an exception that leaves this context: the static hyperparameters."""
     try:
         yield
     except Exception as error:

@@ -1,9 +1,10 @@
-"""One file of a sweep's folder: whose it is, its checksum, how it is written and read.
+"""One file of a sweep's folder: its header, its checksum, how it is written and read.
 
-A file is JSON or an uncompressed `.npz`. Its JSON, or the comment of the archive, names the format,
-the sweep (a random id), the call that wrote it (its owner, a number that grows), and the file. It
-ends with the SHA-256 of all bytes before. So a file that was changed, cut, renamed, or copied from
-another folder is refused before anything in it is believed.
+A file is JSON or an uncompressed `.npz`. Its header is in the JSON, or in the comment of the
+archive. The header names the format, the sweep (a random id), the call that wrote the file (its
+owner, a number that grows), and the file itself. The file ends with the SHA-256 of all bytes
+before. A file that was changed, cut, renamed, or copied from another folder is therefore refused
+before its content is used.
 """
 
 import contextlib
@@ -12,16 +13,17 @@ import json
 import math
 import os
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
+from numpy.typing import DTypeLike
 
-from rmsprop_jax._tune.space.values import stored_dtype
+from rmsprop_jax._tune.space.values import Json, stored_dtype
 
 FORMAT = 3
-END = b'"}'  # after the checksum
+END = b'"}'  # the bytes after the checksum
 TAIL = 64 + len(END)
 CHUNK = 2**20
 READ_HEADER = {
@@ -31,24 +33,31 @@ READ_HEADER = {
 
 
 class Header(NamedTuple):
-    """Whose a file is."""
+    """The sweep and the call that a file belongs to."""
 
     sweep: str
-    """The id of its sweep."""
+    """The id of the sweep."""
     owner: int
-    """The number of the call that wrote it: each that writes has the next."""
+    """The number of the call that wrote the file. Each call that writes gets the next number."""
 
 
 class FileError(Exception):
-    """A file that is not what it should be; `damaged` says which, and what helps."""
+    """The error for a file with wrong content. `damaged` adds the file's name and the remedy."""
 
 
 class FormatError(ValueError):
-    """A file of another version of the format."""
+    """The error for a file of another version of the format."""
 
 
-def write_json(file: IO[bytes], name: str, header: Header, content: Any) -> None:
-    """Write a document under a header, and its checksum."""
+def write_json(file: IO[bytes], name: str, header: Header, content: Json) -> None:
+    """Write a document with its header and checksum.
+
+    Args:
+      file: an empty file, open for reading and writing.
+      name: the file's name, which becomes part of the header.
+      header: the sweep and the call that the file belongs to.
+      content: the document.
+    """
     text = json.dumps(_head(name, header) | {"content": content, "sha256": ""})
     file.write(text.encode()[: -len(END)])
     _seal(file)
@@ -57,8 +66,14 @@ def write_json(file: IO[bytes], name: str, header: Header, content: Any) -> None
 def write_arrays(
     file: IO[bytes], name: str, header: Header, arrays: Mapping[str, np.ndarray]
 ) -> None:
-    """Write arrays that `numpy.load` reads under a header, and their checksum. `file` is open for
-    reading, too."""
+    """Write arrays, which `numpy.load` can read, with their header and checksum.
+
+    Args:
+      file: an empty file, open for reading and writing.
+      name: the file's name, which becomes part of the header.
+      header: the sweep and the call that the file belongs to.
+      arrays: the arrays by name.
+    """
     np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
     with zipfile.ZipFile(file, "a") as archive:
         archive.comment = json.dumps(_head(name, header) | {"sha256": "0" * 64}).encode()
@@ -67,12 +82,13 @@ def write_arrays(
     _seal(file)
 
 
-def _head(name: str, header: Header) -> dict[str, Any]:
+def _head(name: str, header: Header) -> dict[str, Json]:
+    """Return a header as JSON."""
     return {"format": FORMAT, "sweep": header.sweep, "owner": header.owner, "file": name}
 
 
 def _seal(file: IO[bytes]) -> None:
-    """Add the checksum of all that is there."""
+    """Append the checksum of all bytes in the file."""
     file.flush()
     digest = _digest(file, file.seek(0, os.SEEK_END))
     file.seek(0, os.SEEK_END)
@@ -80,7 +96,7 @@ def _seal(file: IO[bytes]) -> None:
 
 
 def _digest(file: IO[bytes], size: int) -> str:
-    """SHA-256 of the first bytes."""
+    """Return the SHA-256 of the first `size` bytes."""
     file.seek(0)
     digest = hashlib.sha256()
     while size > 0 and (chunk := file.read(min(size, CHUNK))):
@@ -90,69 +106,84 @@ def _digest(file: IO[bytes], size: int) -> str:
 
 
 @contextlib.contextmanager
-def _open(path: Path) -> Iterator[IO[bytes]]:
-    """A regular file: opening a pipe would wait for ever."""
+def _open(path: Path) -> Generator[IO[bytes]]:
+    """Open a regular file. Opening a pipe would wait forever."""
     if not path.is_file():
-        raise FileError("it is no regular file" if path.exists() else "it is not there")
+        raise FileError("it is not a regular file" if path.exists() else "it does not exist")
     with open(path, "rb") as file:
         yield file
 
 
 def _check_sum(file: IO[bytes]) -> None:
+    """Raise FileError unless the checksum at the end of a file matches its content."""
     size = os.fstat(file.fileno()).st_size - TAIL
     if size < 0 or _digest(file, size).encode() + END != file.read():
-        raise FileError("its checksum does not fit its content")
+        raise FileError("its checksum does not match its content")
 
 
-def _header(found: Any, path: Path, sweep: str | None) -> Header:
-    """What a file says of itself, checked."""
-    _check_format(found, path)
-    if found["file"] != path.name:
-        raise FileError(f"it was written as {found['file']}")
-    header = Header(found["sweep"], found["owner"])
-    if not isinstance(header.sweep, str) or type(header.owner) is not int or header.owner < 1:
-        raise FileError(f"it names its sweep {header.sweep!r} and its owner {header.owner!r}")
-    if sweep not in (None, header.sweep):
+def _header(head: Json, path: Path, sweep: str | None) -> Header:
+    """Return the header of a file; FileError if it is not of this file and sweep."""
+    _check_format(head, path)
+    if head["file"] != path.name:
+        raise FileError(f"it was written as {head['file']}")
+    sweep_id, owner = head["sweep"], head["owner"]
+    if not isinstance(sweep_id, str) or type(owner) is not int or owner < 1:
+        raise FileError(f"it names its sweep {sweep_id!r} and its owner {owner!r}")
+    if sweep not in (None, sweep_id):
         raise FileError("it belongs to another sweep")
-    return header
+    return Header(sweep_id, owner)
 
 
-def read_json(path: Path, sweep: str | None = None) -> tuple[Header, Any]:
-    """A document and its header, of this sweep or, for None, of any.
+def read_json(path: Path, sweep: str | None = None) -> tuple[Header, Json]:
+    """Return the header and the document of a file.
+
+    Args:
+      path: the file.
+      sweep: the id of the sweep that the file must belong to; None for any sweep.
 
     Raises:
-      FileError: for one that was changed, or is another's.
+      FileError: for a file that was changed, or that belongs to another sweep.
+      FormatError: for a file of another version of the format.
     """
     with _open(path) as file:
         data = file.read()
         try:
             _check_sum(file)
         except FileError:
-            older: Any = None
+            head: Json = None
             with contextlib.suppress(ValueError, RecursionError):
-                older = json.loads(data)
-            _check_format(older, path)  # formats before this had no checksum
+                head = json.loads(data)
+            _check_format(head, path)  # older formats had no checksum
             raise
     document = json.loads(data)
     return _header(document, path, sweep), document["content"]
 
 
-def _check_format(found: Any, path: Path) -> None:
-    written = found.get("format") if isinstance(found, dict) else None
-    if type(written) is int and written != FORMAT:
+def _check_format(head: Json, path: Path) -> None:
+    """Raise FormatError for a file of another version of the format."""
+    version = head.get("format") if isinstance(head, dict) else None
+    if type(version) is int and version != FORMAT:
         raise FormatError(
-            f"{path} was written in format {written}, and this version reads format {FORMAT} only: "
-            "give another path, and run the sweep again."
+            f"{path} must be in format {FORMAT}, the only one that this version reads, but was "
+            f"written in format {version}. Pass another path=..., and run the sweep again."
         )
 
 
 class Arrays(Mapping[str, np.ndarray]):
-    """The arrays of an open file. What each takes is known before any is read.
+    """The arrays of an open file, read when they are used.
+
+    Args:
+      file: the file, open for reading.
+      path: its path.
+      sweep: the id of the sweep that the file must belong to; None for any sweep.
 
     Attributes:
-      name: of the file.
-      header: whose the file is.
-      specs: for each array its dtype and shape.
+      name: the name of the file.
+      header: the sweep and the call that the file belongs to.
+      specs: the dtype and shape of each array, known before the array is read.
+
+    Raises:
+      FileError: for a file that was changed, or that belongs to another sweep.
     """
 
     def __init__(self, file: IO[bytes], path: Path, sweep: str | None):
@@ -174,49 +205,70 @@ class Arrays(Mapping[str, np.ndarray]):
         return len(self.specs)
 
     def column(self, name: str) -> list[int]:
-        """An array of int64 of rank 1, as a list."""
+        """Return an int64 array of rank 1 as a list."""
         self.check(name, np.int64, (None,))
         return self[name].tolist()
 
-    def check(self, name: str, dtype: Any, shape: tuple[int | None, ...]) -> None:
-        """FileError where an array has another dtype, byte order, or shape; None is any length."""
+    def check(self, name: str, dtype: DTypeLike, shape: tuple[int | None, ...]) -> None:
+        """Raise FileError unless an array has this dtype, byte order, and shape.
+
+        Args:
+          name: the name of the array.
+          dtype: the dtype that it had before it was stored.
+          shape: its shape, with None for an axis of any length.
+        """
         if name not in self.specs:
-            raise FileError(f"it has no {name!r}")
-        got = self.specs[name]
-        fits = len(got[1]) == len(shape) and all(
-            want in (None, have) for want, have in zip(shape, got[1], strict=True)
+            raise FileError(f"it has no array {name!r}")
+        stored, lengths = self.specs[name]
+        fits = len(lengths) == len(shape) and all(
+            length in (None, stored_length)
+            for length, stored_length in zip(shape, lengths, strict=True)
         )
-        if got[0] != stored_dtype(np.dtype(dtype)) or not fits:
-            raise FileError(f"{name} is {got[0]}{list(got[1])}, wanted {np.dtype(dtype)}{shape}")
+        if stored != stored_dtype(np.dtype(dtype)) or not fits:
+            raise FileError(
+                f"its array {name!r} must be {np.dtype(dtype)}{shape}, got {stored}{list(lengths)}"
+            )
 
 
 def _spec(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[np.dtype, tuple[int, ...]]:
-    """An array's dtype and shape, by its header; FileError where its size is another."""
+    """Return the dtype and shape in an array's header; FileError if its size does not match."""
     with archive.open(info) as stream:
         version = np.lib.format.read_magic(stream)
         if version not in READ_HEADER:
-            raise FileError(f"{info.filename} is of version {version} of NumPy's format")
+            raise FileError(f"{info.filename} has version {version} of NumPy's format")
         shape, _, dtype = READ_HEADER[version](stream)
         size = stream.tell() + math.prod(shape) * dtype.itemsize
     if info.compress_type != zipfile.ZIP_STORED or not size == info.file_size == info.compress_size:
-        raise FileError(f"{info.filename} has another size than its header says")
+        raise FileError(f"the size of {info.filename} does not match its header")
     return dtype, shape
 
 
 @contextlib.contextmanager
-def open_arrays(path: Path, sweep: str | None = None) -> Iterator[Arrays]:
-    """The arrays of a file of this sweep or, for None, of any.
+def open_arrays(path: Path, sweep: str | None = None) -> Generator[Arrays]:
+    """Open the arrays of a file.
+
+    Args:
+      path: the file.
+      sweep: the id of the sweep that the file must belong to; None for any sweep.
 
     Raises:
-      FileError: for a file that was changed, or is another's.
+      FileError: for a file that was changed, or that belongs to another sweep.
     """
     with _open(path) as file:
         yield Arrays(file, path, sweep)
 
 
 @contextlib.contextmanager
-def damaged(path: Path, remedy: str) -> Iterator[None]:
-    """Whatever the reading of a file raises, as one ValueError that names the file and a remedy."""
+def damaged(path: Path, remedy: str) -> Generator[None]:
+    """Turn each exception of reading a file into a ValueError with the file and a remedy.
+
+    Args:
+      path: the file.
+      remedy: what to do, a clause without its period.
+
+    Raises:
+      ValueError: for all exceptions but MemoryError and FormatError.
+    """
     try:
         yield
     except (MemoryError, FormatError):

@@ -1,10 +1,10 @@
-"""A training's state: what may be one, and as flat arrays, on the devices and on the host."""
+"""The states of trainings: which are allowed, and how they become flat arrays and come back."""
 
 import functools
 import json
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -12,45 +12,50 @@ import numpy as np
 from jax.core import Tracer
 
 from rmsprop_jax._tune.space.values import decode, encode, is_key, refuse_dtype, typed
-from rmsprop_jax._tune.training.training import strong
+from rmsprop_jax._tune.training.training import State, strong
 
-DEPTH = 40  # of closures in closures: an optimiser is a chain of chains
+TreeDef: TypeAlias = Any  # jax.tree_util.PyTreeDef, for which jaxlib brings no types
+
+DEPTH = 40  # of closures in closures: an optimizer is a chain of chains
 REMEDY = (
-    "keep arrays only, (params, opt_state) say: build the optimiser in step, from hp, and "
+    "Keep arrays only, for example (params, opt_state): build the optimizer in step, from hp, and "
     "partition a module into its arrays and the rest (eqx.partition, nnx.split)"
 )
 
 
 class StateSpec(NamedTuple):
-    """The structure of a state, and its leaves as plain arrays: a PRNG key as its data."""
+    """The structure of a state, and the shapes of its leaves as plain arrays.
 
-    treedef: Any
+    A PRNG key counts as its key data, a plain array.
+    """
+
+    treedef: TreeDef
     impls: tuple[str, ...]
-    """For each leaf the implementation of a PRNG key, or ""."""
+    """For each leaf the implementation of its PRNG key, or "" if it is an array."""
     data: tuple[jax.ShapeDtypeStruct, ...]
-    """The arrays."""
+    """For each leaf the shape and dtype of its plain array."""
 
     @classmethod
-    def of(cls, state: Any) -> "StateSpec":
-        """Of a state that is checked already."""
+    def of(cls, state: State) -> "StateSpec":
+        """Return the spec of a state that `check_leaves` and `strong` have seen."""
         leaves, treedef = jax.tree.flatten(state)
         impls = tuple(str(jax.random.key_impl(x)) if is_key(x) else "" for x in leaves)
-        shaped = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
-        return cls(treedef, impls, tuple(map(shaped, _plain(leaves))))
+        shapes = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in _plain(leaves))
+        return cls(treedef, impls, tuple(shapes))
 
     @classmethod
-    def like(cls, state: Any) -> "StateSpec":
-        """Of a state that may be abstract."""
-        found: list[StateSpec] = []
-        jax.eval_shape(lambda state: found.append(cls.of(strong(state))), state)
-        return found[0]
+    def like(cls, state: State) -> "StateSpec":
+        """Return the spec of a state whose leaves may be abstract or Python numbers."""
+        specs: list[StateSpec] = []
+        jax.eval_shape(lambda state: specs.append(cls.of(strong(state))), state)
+        return specs[0]
 
-    def flat(self, state: Any) -> list[jax.Array]:
-        """The state's arrays."""
+    def flat(self, state: State) -> list[jax.Array]:
+        """Return the leaves of a state as plain arrays."""
         return _plain(self.treedef.flatten_up_to(state))
 
-    def tree(self, arrays: Sequence[Any]) -> Any:
-        """The state again."""
+    def tree(self, arrays: Sequence[jax.Array | np.ndarray]) -> State:
+        """Return the state that has these plain arrays: the inverse of `flat`."""
         leaves = [
             jax.random.wrap_key_data(jnp.asarray(x), impl=impl) if impl else x
             for x, impl in zip(arrays, self.impls, strict=True)
@@ -59,13 +64,14 @@ class StateSpec(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """Of one trial's state."""
+        """Return the size of one trial's state in bytes."""
         return sum(x.size * x.dtype.itemsize for x in self.data)
 
     @property
     def form(self) -> "StateForm":
-        """What can be written down of the structure."""
-        if not _is_plain_tree(self.treedef):  # a class may look at the leaves that it gets
+        """Return the part of the structure that a file can hold."""
+        # A class of the user's may reject the zeros that stand for the leaves below.
+        if not _is_plain_tree(self.treedef):
             return StateForm(self.impls, "")
         try:
             text = json.dumps(encode(self.treedef.unflatten([0] * len(self.data)), "a state"))
@@ -75,108 +81,123 @@ class StateSpec(NamedTuple):
 
 
 class StateForm(NamedTuple):
-    """What a file says of a state's structure."""
+    """The part of a state's structure that a file holds."""
 
     impls: Sequence[str]
-    """For each leaf the implementation of a PRNG key, or ""."""
+    """For each leaf the implementation of its PRNG key, or "" if it is an array."""
     skeleton: str
-    """The structure as JSON, where it is of dicts, lists and tuples only; else ""."""
+    """The structure as JSON if it has only dicts, lists, tuples, and `None`; else ""."""
 
     def spec(self, arrays: Sequence[np.ndarray]) -> StateSpec | None:
-        """The structure, with the shapes of these arrays; None where there is no skeleton."""
+        """Return the spec of a state with these arrays, or None without a skeleton."""
         if not self.skeleton:
             return None
         treedef = jax.tree.structure(decode(json.loads(self.skeleton)))
-        shaped = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays)
-        return StateSpec(treedef, tuple(self.impls), shaped)
+        shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays)
+        return StateSpec(treedef, tuple(self.impls), shapes)
 
 
-def _is_plain_tree(treedef: Any) -> bool:
-    """Whether a structure is of dicts, lists, tuples and `None` only."""
+def _is_plain_tree(treedef: TreeDef) -> bool:
+    """Return whether a structure has only dicts, lists, tuples, and `None`."""
     node = treedef.node_data()
     is_plain = node is None or node[0] in (dict, list, tuple, type(None))
     return is_plain and all(map(_is_plain_tree, treedef.children()))
 
 
-def _plain(leaves: Sequence[Any]) -> list[Any]:
+def _plain(leaves: Sequence[jax.Array]) -> list[jax.Array]:
+    """Return the leaves with PRNG keys as their key data."""
     return [jax.random.key_data(x) if is_key(x) else x for x in leaves]
 
 
 def leaves_of(stored: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    """The arrays of a file of states, each with a leading axis over its trials."""
+    """Return the state leaves that a file holds, each with a leading axis over its trials."""
     dtypes = stored["dtypes"].tolist()
     return [typed(stored[f"leaf {i}"], np.dtype(name)) for i, name in enumerate(dtypes)]
 
 
-def check_leaves(state: Any, what: str) -> None:
-    """ValueError where a state has a leaf that is no array, or a tracer in its own structure."""
+def check_leaves(state: State, what: str) -> None:
+    """Raise ValueError for a state with a leaf that is not an array, or a tracer in its structure.
+
+    Args:
+      state: what a function of a `Training` returned.
+      what: the function's name, "init" or "step".
+    """
     for path, x in jax.tree_util.tree_flatten_with_path(state)[0]:
-        known = isinstance(x, jax.Array | bool | int | float | complex)
-        if not known and not (isinstance(x, np.ndarray | np.generic) and x.dtype.kind in "biufcV"):
-            raise ValueError(
-                f"{what} returned a state whose leaf {jax.tree_util.keystr(path) or 'itself'} is "
-                f"{x!r}, a {type(x).__name__}, wanted an array: {REMEDY}."
-            )
         leaf = jax.tree_util.keystr(path) or "itself"
-        refuse_dtype(f"{what} returned a state whose leaf {leaf}", getattr(x, "dtype", None))
+        is_array = isinstance(x, jax.Array | bool | int | float | complex)
+        if not is_array and not (
+            isinstance(x, np.ndarray | np.generic) and x.dtype.kind in "biufcV"
+        ):
+            raise ValueError(
+                f"{what} returned a state whose leaf {leaf} must be an array, got {x!r}, a "
+                f"{type(x).__name__}. {REMEDY}."
+            )
+        dtype = getattr(x, "dtype", None)
+        refuse_dtype(f"{what} returned a state whose leaf {leaf}", dtype)
     if _has_tracer(jax.tree.structure(state)):
         raise ValueError(
-            f"{what} returned a state with a traced value in its own structure, not among its "
-            "leaves: an optimiser (the tx of a Flax TrainState, say) that closed over a number of "
-            f"hp. It would not outlive its trace: {REMEDY}."
+            f"{what} returned a state whose structure must be free of traced values, but some "
+            "object in it holds one. The usual cause is an optimizer that closes over a number of "
+            f"hp, such as the tx of a Flax TrainState. {REMEDY}."
         )
 
 
-def check_same(spec: StateSpec, state: Any) -> None:
-    """ValueError where a step changed the structure, a shape or a dtype."""
-    got = jax.tree.structure(state)
-    if got != spec.treedef:
+def check_same(spec: StateSpec, state: State) -> None:
+    """Raise ValueError if a step changed the state's structure, a shape, or a dtype.
+
+    Args:
+      spec: the spec of the state that the step got.
+      state: the state that the step returned.
+    """
+    structure = jax.tree.structure(state)
+    if structure != spec.treedef:
         raise ValueError(
-            f"step must return a state of the structure that it got: {spec.treedef}; it returned "
-            f"{got}."
+            "step must return a state with the structure of the state that it got, "
+            f"{spec.treedef}, got {structure}. Return the same containers in the same order."
         )
     paths = jax.tree_util.tree_flatten_with_path(state)[0]
-    for (path, _), x, wanted in zip(paths, spec.flat(state), spec.data, strict=True):
-        if (x.shape, x.dtype) != (wanted.shape, wanted.dtype):
+    for (path, _), x, before in zip(paths, spec.flat(state), spec.data, strict=True):
+        if (x.shape, x.dtype) != (before.shape, before.dtype):
             raise ValueError(
-                f"step changed the state's {jax.tree_util.keystr(path) or 'array'}: "
-                f"{wanted.dtype}{list(wanted.shape)} before, {x.dtype}{list(x.shape)} after. Keep "
-                "shapes and dtypes, with a cast where numbers of another dtype come in."
+                f"step must not change the shape or dtype of the state's "
+                f"{jax.tree_util.keystr(path) or 'array'}: {before.dtype}{list(before.shape)} "
+                f"before, got {x.dtype}{list(x.shape)} after. If another dtype entered, cast: "
+                f"x.astype(jnp.{before.dtype})."
             )
 
 
-def _has_tracer(treedef: Any) -> bool:
-    """Whether a tracer is in what a tree's nodes keep beside their children."""
+def _has_tracer(treedef: TreeDef) -> bool:
+    """Return whether a tracer is in the static data of a tree's nodes."""
     data = treedef.node_data()
-    own = data is not None and any(isinstance(x, Tracer) for x in _reach(data[1], set(), DEPTH))
-    return own or any(map(_has_tracer, treedef.children()))
+    in_node = data is not None and any(isinstance(x, Tracer) for x in _reach(data[1], set(), DEPTH))
+    return in_node or any(map(_has_tracer, treedef.children()))
 
 
-def _reach(x: Any, seen: set[int], depth: int) -> Iterator[Any]:
-    """What an object holds: the items of containers, what functions close over, attributes."""
+def _reach(x: object, seen: set[int], depth: int) -> Iterator[object]:
+    """Yield an object and all objects in it: items of containers, closures, attributes."""
     if id(x) in seen or depth < 0:
         return
     seen.add(id(x))
     yield x
-    inside: Sequence[Any] = ()
+    contents: Sequence[object] = ()
     if isinstance(x, Tracer | str | bytes | int | float | type | types.ModuleType | np.ndarray):
         return
     if isinstance(x, dict):
-        inside = [*x.values()]
+        contents = [*x.values()]
     elif isinstance(x, tuple | list | set | frozenset):
-        inside = [*x]
+        contents = [*x]
     elif isinstance(x, functools.partial):
-        inside = [x.func, *x.args, *x.keywords.values()]
+        contents = [x.func, *x.args, *x.keywords.values()]
     elif isinstance(x, types.MethodType):
-        inside = [x.__self__, x.__func__]
+        contents = [x.__self__, x.__func__]
     elif isinstance(x, types.FunctionType):
-        inside = [*(x.__defaults__ or ())]
+        contents = [*(x.__defaults__ or ())]
         for cell in x.__closure__ or ():
             try:
-                inside.append(cell.cell_contents)
-            except ValueError:  # empty
+                contents.append(cell.cell_contents)
+            except ValueError:  # the cell is empty
                 continue
     elif hasattr(x, "__dict__"):
-        inside = [*vars(x).values()]
-    for one in inside:
-        yield from _reach(one, seen, depth - 1)
+        contents = [*vars(x).values()]
+    for item in contents:
+        yield from _reach(item, seen, depth - 1)

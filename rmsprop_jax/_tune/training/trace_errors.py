@@ -1,7 +1,7 @@
-"""Why a training cannot be traced: what was done to a traced value, where, and what helps.
+"""Why a training cannot be traced: which traced value was used how, where, and what to do instead.
 
-A guess is checked before it is said: an axis is named only where the error goes away once its
-numbers are not traced.
+The errors here blame an axis only after a check: with the numbers of this axis as Python numbers,
+the training must trace.
 """
 
 import linecache
@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-# Frames of these are not where somebody's own code went wrong.
+# Frames of these packages are skipped: the line to show is in the user's own code.
 LIBRARIES = tuple(
     str(folder) + os.sep
     for folder in (
@@ -23,21 +23,22 @@ LIBRARIES = tuple(
     )
 )
 
+# For each exception of JAX: how a traced value was used, and what to use instead.
 KINDS: tuple[tuple[type[Exception], str, str], ...] = (
     (
         jax.errors.TracerBoolConversionError,
         "as a bool (if, while, and, or, not)",
-        "jnp.where, jax.lax.cond or, for a loop that ends early, jax.lax.while_loop",
+        "jnp.where or jax.lax.cond; for a loop that ends early, jax.lax.while_loop",
     ),
     (
         jax.errors.TracerIntegerConversionError,
-        "as an index or a whole number of Python's",
+        "as an index or a Python integer",
         "jnp indexing, x[i], for a list; jax.lax.fori_loop for range",
     ),
     (
         jax.errors.TracerArrayConversionError,
         "as a NumPy array",
-        "the function of that name in jax.numpy (jnp.log10 for np.log10)",
+        "the function of the same name in jax.numpy (jnp.log10 for np.log10)",
     ),
     (
         jax.errors.NonConcreteBooleanIndexError,
@@ -47,8 +48,8 @@ KINDS: tuple[tuple[type[Exception], str, str], ...] = (
     (
         jax.errors.ConcretizationTypeError,
         "as a Python number (float, int, math, a shape, range)",
-        "the array itself, not float(x); the function of that name in jax.numpy (jnp.log for "
-        "math.log); jax.lax.fori_loop for range",
+        "the array itself instead of float(x); the function of the same name in jax.numpy (jnp.log "
+        "for math.log); jax.lax.fori_loop for range",
     ),
     (
         TypeError,
@@ -56,7 +57,7 @@ KINDS: tuple[tuple[type[Exception], str, str], ...] = (
         "jax.lax.fori_loop for range; jax.debug.print for a formatted string",
     ),
 )
-SHAPE = "as a shape, an index, a bool or a Python number"
+SHAPE = "as a shape, an index, a bool, or a Python number"
 
 
 def explain(
@@ -65,69 +66,72 @@ def explain(
     names: Sequence[str],
     what: str,
 ) -> ValueError | None:
-    """A better error than this one, or None where nothing better is known.
+    """Return a clearer error than this one, or None if there is none.
 
     Args:
       error: what tracing raised.
-      trace_with: traces anew, the named values as Python numbers; raises what that raises.
-      names: all that may be named: axes, and numbers among the arguments (`args[0]`).
-      what: "train", or whatever was traced.
+      trace_with: traces again with the named values as Python numbers, and raises what that raises.
+      names: all values that may be the cause: axes, and numbers among the arguments (`args[0]`).
+      what: the name of the function that was traced, for example "train".
     """
-    culprits = _culprits(trace_with, names)
+    offending = _offending(trace_with, names)
     kind = next((row for row in KINDS if isinstance(error, row[0])), None)
-    traced = isinstance(error, jax.errors.JAXTypeError | jax.errors.JAXIndexError)
-    traced |= isinstance(error, TypeError) and "Tracer" in str(error)
-    if not culprits and not traced:
+    is_of_tracer = isinstance(error, jax.errors.JAXTypeError | jax.errors.JAXIndexError)
+    is_of_tracer |= isinstance(error, TypeError) and "Tracer" in str(error)
+    if not offending and not is_of_tracer:
         return None
     place = where(error)
-    if not culprits:
+    if not offending:
         assert kind is not None
         return ValueError(
-            f"{what} used a traced value {kind[1]}{place}. Everything that depends on hp, the key "
-            f"or args is traced. Instead: {kind[2]}."
+            f"{what} used a traced value {kind[1]}{place}. Everything that depends on hp, the key, "
+            f"or args must stay a traced array. Use {kind[2]}."
         )
-    axes = [name for name in culprits if not name.startswith("args[")]
-    said = " and ".join(map(repr, culprits)) if axes else " and ".join(culprits)
-    remedy = f"Instead: {kind[2]}" if kind else "Instead: what works on traced arrays"
-    if axes and len(axes) == len(culprits):
+    axes = [name for name in offending if not name.startswith("args[")]
+    values = " and ".join(map(repr, offending)) if axes else " and ".join(offending)
+    use = kind[2] if kind else "functions that work on traced arrays"
+    if axes and len(axes) == len(offending):
         if _is_mathematics(error):
             return ValueError(
-                f"{what} used {said} {kind[1] if kind else SHAPE}{place}, but the numbers of an "
-                f"axis are traced, so that one program serves all of them. {remedy}."
+                f"{what} used {values} {kind[1] if kind else SHAPE}{place}. The numbers of an axis "
+                f"must stay traced arrays, because one program serves all of them. Use {use}."
             )
         return ValueError(
-            f"{what} used {said} as a shape, an index, a bool or a Python number{place}, but the "
-            "numbers of an axis are traced, so that one program serves all of them. Mark the "
-            f"axis as structure, {axes[0]}=rmsprop_jax.static([...]), or use jnp.where or "
-            f"jax.lax.cond.{'' if kind else f' It said: {error}'}"
+            f"{what} used {values} {SHAPE}{place}. The numbers of an axis must stay traced arrays, "
+            "because one program serves all of them. Make the axis static, "
+            f"{axes[0]}=rmsprop_jax.static([...]), or use jnp.where or jax.lax.cond."
+            f"{'' if kind else f' The original error was: {error}'}"
         )
     return ValueError(
-        f"{what} used {said} {SHAPE}{place}, but the numbers in args are traced. Let {what} close "
-        "over it instead (functools.partial), or make it a static axis."
+        f"{what} used {values} {SHAPE}{place}. The numbers in args must stay traced arrays. Close "
+        f"over the number instead, functools.partial({what}, ...), or make it a static axis."
     )
 
 
-def _culprits(trace_with: Callable[[Sequence[str]], object], names: Sequence[str]) -> list[str]:
-    """The smallest set of names found that, as Python numbers, make the error go away."""
+def _offending(trace_with: Callable[[Sequence[str]], object], names: Sequence[str]) -> list[str]:
+    """Return a smallest set of values that, as Python numbers, make the error go away."""
 
-    def works(some: Sequence[str]) -> bool:
+    def works(candidates: Sequence[str]) -> bool:
         try:
-            trace_with(some)
+            trace_with(candidates)
         except Exception:
             return False
         return True
 
-    left = list(names)
-    if not left or not works(left):
+    remaining = list(names)
+    if not remaining or not works(remaining):
         return []
     for name in names:
-        if works(fewer := [other for other in left if other != name]):
-            left = fewer
-    return left
+        if works(fewer := [other for other in remaining if other != name]):
+            remaining = fewer
+    return remaining
 
 
 def _is_mathematics(error: Exception) -> bool:
-    """Whether the number itself was wanted, not a shape or a branch: then a jnp function serves."""
+    """Return whether a function of jax.numpy can replace the one that failed.
+
+    It can if the failing function needed the number itself, not a shape or a branch.
+    """
     if isinstance(error, jax.errors.TracerArrayConversionError):
         return True
     text = str(error)
@@ -135,12 +139,12 @@ def _is_mathematics(error: Exception) -> bool:
 
 
 def where(error: Exception) -> str:
-    """The last line of somebody's own code on the way to an error, with what stands there."""
+    """Return the innermost line of the user's own code in a traceback: " at file:line, `code`"."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if not f.filename.startswith(LIBRARIES)]
-    outside = [f for f in own if "site-packages" not in f.filename]
-    if not (own := outside or own):
+    users = [f for f in frames if not f.filename.startswith(LIBRARIES)]
+    outside = [f for f in users if "site-packages" not in f.filename]
+    if not (users := outside or users):
         return ""
-    last = own[-1]
+    last = users[-1]
     code = (last.line or linecache.getline(last.filename, last.lineno or 0)).strip()
     return f" at {last.filename}:{last.lineno}" + (f", `{code}`" if code else "")

@@ -1,4 +1,4 @@
-"""How much of the host's memory this process may still take: the machine's, or its container's."""
+"""The host memory that this process may still use: the machine's, or its container's."""
 
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -8,12 +8,14 @@ ROOT = Path("/")
 
 
 class _Files(NamedTuple):
-    """How a version of cgroups names its files, and the lines of `memory.stat`."""
+    """The names of a cgroup's files, and of lines in its `memory.stat`."""
 
     limits: tuple[str, ...]
+    """The files with a limit in bytes."""
     usage: str
+    """The file with the bytes in use."""
     cached: tuple[str, ...]
-    """Cached files: the kernel drops them before it refuses memory."""
+    """The lines with cached files, which the kernel drops before it refuses memory."""
 
 
 FILES = {
@@ -26,12 +28,14 @@ FILES = {
         ("total_active_file", "total_inactive_file"),
     ),
 }
-"""By the type of the mounted file system: version 2, and version 1."""
+"""The names by type of the mounted file system: cgroup version 2, and version 1."""
 
 
 def free_bytes() -> float | None:
-    """Return how many bytes are free, on the machine and within the limit of each cgroup that this
-    process is in; None where the system does not say."""
+    """Return the free memory in bytes; None if the system does not tell.
+
+    It is the smallest of the machine's free memory and what each cgroup of this process has left.
+    """
     free = [float(x) * 1024 for x in _numbers(ROOT / "proc/meminfo", "MemAvailable:")]
     for files, folder in _cgroups():
         cached = sum(x for name in files.cached for x in _numbers(folder / "memory.stat", name))
@@ -42,24 +46,27 @@ def free_bytes() -> float | None:
 
 
 def _cgroups() -> Iterator[tuple[_Files, Path]]:
-    """The folders of the cgroups that may limit the memory of this process: its own, and those
-    around it, as far as they are mounted here (https://man7.org/linux/man-pages/man7/cgroups.7.html
-    and, for `mountinfo`, man5/proc_pid_mountinfo.5.html)."""
-    own: dict[str, str] = {}
+    """Yield the folders of the cgroups that may limit this process, as far as they are mounted.
+
+    These are the cgroup of this process and all that contain it. See
+    https://man7.org/linux/man-pages/man7/cgroups.7.html and, for `mountinfo`,
+    man5/proc_pid_mountinfo.5.html.
+    """
+    paths: dict[str, str] = {}  # by controller
     for line in _lines(ROOT / "proc/self/cgroup"):
         _, controllers, path = line.split(":", 2)
-        own |= dict.fromkeys(controllers.split(","), path)
+        paths |= dict.fromkeys(controllers.split(","), path)
     for line in _lines(ROOT / "proc/self/mountinfo"):
         mount, _, system = line.partition(" - ")
         kind, *_, options = system.split()
         controller = "" if kind == "cgroup2" else "memory"
         is_for_memory = kind == "cgroup2" or (kind == "cgroup" and "memory" in options.split(","))
-        if not is_for_memory or controller not in own:
+        if not is_for_memory or controller not in paths:
             continue
         base, point = mount.split()[3:5]
-        top, path = ROOT / point.lstrip("/"), PurePosixPath(own[controller])
+        top, path = ROOT / point.lstrip("/"), PurePosixPath(paths[controller])
         yield FILES[kind], top
-        # A container may see its cgroup as the top, under a path that names it from outside.
+        # A container may see its own cgroup as the top, while `path` names it from outside.
         if path.is_relative_to(base) and ".." not in path.parts:
             folder = top
             for part in path.relative_to(base).parts:
@@ -68,7 +75,7 @@ def _cgroups() -> Iterator[tuple[_Files, Path]]:
 
 
 def _numbers(file: Path, name: str = "") -> list[int]:
-    """The number in a file, or that of the line with this name; none where it says "max"."""
+    """Return the number in a file, or in its lines with this name; empty for the text "max"."""
     words = [line.split() for line in _lines(file)]
     if name:
         words = [line[1:] for line in words if line[:1] == [name]]
@@ -76,6 +83,7 @@ def _numbers(file: Path, name: str = "") -> list[int]:
 
 
 def _lines(file: Path) -> list[str]:
+    """Return the lines of a file; empty if it cannot be read."""
     try:
         return file.read_text("utf-8", "replace").splitlines()
     except OSError:

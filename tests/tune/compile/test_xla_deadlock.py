@@ -15,7 +15,7 @@ import pytest
 import rmsprop_jax as rj
 from rmsprop_jax._tune.compile import xla_deadlock as deadlock
 
-OLD = deadlock.version() < deadlock.MENDED
+OLD = deadlock.version() < deadlock.FIXED_IN
 only_old = pytest.mark.skipif(not OLD, reason="this jaxlib does not hang")
 
 SWEEP = """
@@ -139,7 +139,7 @@ def test_fewer_calls_than_threads_pass(monkeypatch):
 
 
 def test_a_newer_jaxlib_passes(monkeypatch):
-    monkeypatch.setattr(deadlock, "version", lambda: deadlock.MENDED)
+    monkeypatch.setattr(deadlock, "version", lambda: deadlock.FIXED_IN)
     assert not refused(jax.vmap(jnp.linalg.cholesky), (3, 4, 4))
 
 

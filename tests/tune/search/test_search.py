@@ -844,6 +844,46 @@ def test_bad_input_is_refused_before_anything_is_asked(name):
     assert not study.trials
 
 
+def test_what_is_used_of_optunas_private_names(sqlite, tmp_path):
+    """The canary of `study_client.py`, the only module that touches them."""
+    study = optuna.create_study(storage=sqlite(), sampler=SAMPLERS["random"]())
+    seen = []
+
+    def objective(trial):
+        seen.append(study._thread_local.in_optimize_loop)
+        study.stop()
+        seen.append(study._stop_flag)
+        return 0.0
+
+    study.optimize(objective, n_trials=2)
+    assert seen == [True, True]
+    assert study._thread_local.in_optimize_loop is False
+    study._thread_local.in_optimize_loop, study._stop_flag = True, False  # as a search does
+    study.stop()
+    assert study._stop_flag is True
+    study.enqueue_trial({"x": 0.25})
+    trial = study.ask()
+    assert trial._fixed_params == {"x": 0.25}
+    trial._fixed_params = {"x": 0.5}
+    assert trial.suggest_float("x", 0.0, 1.0) == 0.5
+    assert study._storage.get_trial(trial._trial_id).number == trial.number
+    assert study._storage.get_heartbeat_interval() is None
+    assert type(optuna.create_study()._storage) is optuna.storages.InMemoryStorage
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # heartbeats are experimental
+        alive = optuna.storages.RDBStorage(f"sqlite:///{tmp_path}/study.db", heartbeat_interval=60)
+    assert alive.get_heartbeat_interval() == 60
+    alive.record_heartbeat(trial._trial_id)
+    alive.remove_session()
+    alive.engine.dispose()
+    base = SAMPLERS["random"]()
+    sampler = optuna.samplers.PartialFixedSampler({"x": 0.75}, base)
+    assert (sampler._fixed_params, sampler._base_sampler) == ({"x": 0.75}, base)
+    sampler._fixed_params = {"x": 0.125}
+    study.sampler = sampler
+    assert study.ask().suggest_float("x", 0.0, 1.0) == 0.125
+
+
 def test_an_objective_of_study_optimize_may_not_search():
     study = optuna.create_study()
     with pytest.raises(RuntimeError, match=r"inside an objective.*[Cc]all it outside"):
