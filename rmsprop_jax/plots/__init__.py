@@ -1,4 +1,4 @@
-"""Pictures of sweeps and of optimisers. Each function returns its Axes and imports matplotlib."""
+"""Pictures of sweeps and of optimizers. Each function returns its Axes and imports matplotlib."""
 
 from rmsprop_jax.plots.optimizers import contour, effective_step
 from rmsprop_jax.plots.style import COLORS

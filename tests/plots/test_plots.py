@@ -64,7 +64,7 @@ def test_heatmaps_share_limits(result):
     every = [rj.plots.heatmap(result, x, y, limits=(4.0, 9.0)).images[0] for x, y in ("xy", "xz")]
     assert [image.get_clim() for image in every] == [(4.0, 9.0)] * 2
     for bad in ((5.0, 4.0), (4.0, 4.0), (1.0, 2.0, 3.0), (np.nan, 1.0)):
-        with pytest.raises(ValueError, match=r"limits must be \(low, high\)"):
+        with pytest.raises(ValueError, match=r"limits.*\(low, high\)"):
             rj.plots.heatmap(result, "x", "y", limits=bad)
 
 
@@ -124,7 +124,7 @@ def test_curves_of_no_named_metric_are_the_objectives(result):
     swept = rj.sweep(train, rj.grid(x=[1.0]), objective="b", progress=False)
     assert rj.plots.curves(swept).get_ylabel() == "b"
     swept = rj.sweep(lambda hp, key: {"loss": hp["x"]}, rj.grid(x=[1.0]), progress=False)
-    with pytest.raises(ValueError, match="no metric with one value a step"):
+    with pytest.raises(ValueError, match=r"metric must be.*\[\]"):
         rj.plots.curves(swept)
 
 
@@ -577,15 +577,15 @@ def test_curves_of_a_population_name_the_numbers_at_the_end(evolved):
 REFUSED = {
     "no such name": (
         lambda r, h: rj.plots.lineage(r, "w"),
-        r"no axis 'w'; it has \['rate', 'kind'",
+        r"\['rate', 'own', 'big'\].*'w'",
     ),
     "structure": (
         lambda r, h: rj.plots.lineage(r, "kind"),
-        r"'kind' is structure.*\['rate', 'own', 'big'\]",
+        r"\['rate', 'own', 'big'\].*'kind'",
     ),
     "no population": (
         lambda r, h: rj.plots.lineage(h, "x"),
-        "nothing was copied.*curves.*sensitivity",
+        "result must be.*curves.*sensitivity",
     ),
     "heatmap": (lambda r, h: rj.plots.heatmap(r, "rate", "kind"), "heatmap.*population.*lineage"),
     "sensitivity": (
@@ -647,18 +647,27 @@ def test_effective_step_is_the_rate_over_the_root():
     [
         (lambda: rj.plots.contour(bowl, {"a": np.zeros((3, 3))}, (0, 1), (0, 1)), r"'a'.*\(3, 3\)"),
         (lambda: rj.plots.contour(bowl, {"a": np.zeros((0, 2))}, (0, 1), (0, 1)), r"\(0, 2\)"),
-        (lambda: rj.plots.contour(bowl, {}, (1, 0), (0, 1)), r"window x.*\(1, 0\)"),
-        (lambda: rj.plots.contour(bowl, {}, (0, 1), (0, np.nan)), "window y"),
+        (lambda: rj.plots.contour(bowl, {}, (1, 0), (0, 1)), r"^x must be.*\(1, 0\)"),
+        (lambda: rj.plots.contour(bowl, {}, (0, 1), (0, np.nan)), "^y must be"),
         (lambda: rj.plots.contour(bowl, {}, (0, 1), (0, 1), levels=1), "levels.*1"),
-        (lambda: rj.plots.contour(lambda x, y: 3.0, {}, (0, 1), (0, 1)), "elementwise"),
-        (lambda: rj.plots.contour(lambda x, y: x * np.nan, {}, (0, 1), (0, 1)), "0 of them"),
-        (lambda: rj.plots.effective_step({"a": [1.0, -1.0]}, 0.1), "'a'.*-1.0"),
+        (lambda: rj.plots.contour(lambda x, y: 3.0, {}, (0, 1), (0, 1)), "f must be"),
+        (
+            lambda: rj.plots.contour(lambda x, y: x * np.nan, {}, (0, 1), (0, 1)),
+            "f must be.*0 of",
+        ),
+        (lambda: rj.plots.effective_step({"a": [1.0, -1.0]}, 0.1), "nu.*'a'.*-1.0"),
         (lambda: rj.plots.effective_step({"a": [1.0, np.nan]}, 0.1), "'a'"),
         (lambda: rj.plots.effective_step({"a": [[1.0]]}, 0.1), r"\(1, 1\)"),
-        (lambda: rj.plots.effective_step({"a": [1.0]}, [0.1, 0.2]), r"\(2,\)"),
+        (lambda: rj.plots.effective_step({"a": [1.0]}, [0.1, 0.2]), r"learning_rate.*\(2,\)"),
         (lambda: rj.plots.effective_step({"a": [1.0]}, 0.1, eps=-1.0), "eps.*-1.0"),
-        (lambda: rj.plots.effective_step({c: [1.0] for c in "abcdefghi"}, 0.1), "9 .*got 8"),
-        (lambda: rj.plots.effective_step({"a": [1.0], "b": [1.0]}, 0.1, colors=["k"]), "2 .*got 1"),
+        (
+            lambda: rj.plots.effective_step({c: [1.0] for c in "abcdefghi"}, 0.1),
+            "colors.*got 8",
+        ),
+        (
+            lambda: rj.plots.effective_step({"a": [1.0], "b": [1.0]}, 0.1, colors=["k"]),
+            "colors.*got 1",
+        ),
     ],
 )
 def test_bad_input_is_refused(draw, message):

@@ -13,14 +13,13 @@ if TYPE_CHECKING:
     import pandas
     import xarray
 
-
 ROW_COLUMNS = ("objective", "failed", "status", "steps_completed")
-"""What a table says of each trial, after its hyperparameters, seed, and metrics. No hyperparameter
-and no metric has one of these names (`space.points.RESERVED`)."""
+"""The columns of a table after the hyperparameters, the seed, and the metrics. `Points` and sweeps
+refuse hyperparameters and metrics of these names (`space.points.RESERVED`)."""
 
 
 class ResultRows(Protocol):
-    """What a `SweepResult` has for its tables."""
+    """The attributes of a `SweepResult` that its tables show."""
 
     points: Points
     seeds: tuple[int, ...]
@@ -43,12 +42,13 @@ class ResultRows(Protocol):
 
 
 def to_dataframe(result: ResultRows) -> "pandas.DataFrame":
-    """Return a DataFrame with a row a trial."""
-    columns: dict[str, Any] = {
-        name: [result.point_now(row).get(name) for row in range(len(result.objective))]
+    """Return a DataFrame with a row for each trial."""
+    last = _last_points(result)
+    columns: dict[str, Any] = {  # a hyperparameter is any object
+        name: [point.get(name) for point in last for _ in result.seeds]
         for name in result.points.names
     }
-    columns["seed"] = [result.seeds[i] for i in result.seed_index]
+    columns["seed"] = list(result.seeds) * len(last)
     begun = result.steps_completed > 0
     newest = result.newest
     if not begun.all():
@@ -84,7 +84,7 @@ def to_xarray(result: ResultRows) -> "xarray.Dataset":
     trial, seed = ours("trial"), "seed"
     coordinates: dict[str, Any] = {trial: np.arange(shape[0]), seed: list(result.seeds)}
     coordinates |= {dims[name]: steps for name, steps in result.steps.items()}
-    last = [result.point_now(row) for row in range(0, len(result.objective), shape[1])]
+    last = _last_points(result)
     for name in result.points.names:
         coordinates[name] = (trial, _column([point.get(name) for point in last]))
     data = {
@@ -96,8 +96,13 @@ def to_xarray(result: ResultRows) -> "xarray.Dataset":
     return xarray.Dataset(data, coordinates, attributes)
 
 
+def _last_points(result: ResultRows) -> list[dict[str, Any]]:
+    """Return each point with its hyperparameters at the last step, which its seeds share."""
+    return [result.point_now(row) for row in range(0, len(result.objective), len(result.seeds))]
+
+
 def _plain(values: np.ndarray) -> np.ndarray:
-    """Return values of a dtype of ml_dtypes, which tables know little of, in one of NumPy's."""
+    """Return values in a dtype of NumPy; pandas and xarray calculate little in ml_dtypes' own."""
     if not is_extended(values.dtype):
         return values
     kind = values.dtype.name.rstrip("0123456789")

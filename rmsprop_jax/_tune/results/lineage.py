@@ -10,27 +10,27 @@ from rmsprop_jax._tune.trials.decision_log import AppliedDecision
 
 
 class Change(NamedTuple):
-    """From when a trial trained with these numbers."""
+    """A change of a trial's traced hyperparameters."""
 
     start: int
-    """The step after which it did; 0 at its beginning."""
+    """The step after which the trial trained with the new values; 0 for its first ones."""
     donor: int | None
-    """The trial whose state it copied then; None at its beginning."""
+    """The trial whose state it copied then; None for its first values."""
     numbers: dict[str, float]
-    """Its traced hyperparameters from then on."""
+    """The new values of all its traced hyperparameters."""
 
 
 class Stretch(NamedTuple):
-    """Steps of one trial with the same hyperparameters, on the way to a state."""
+    """Steps with the same hyperparameters on the way to a state."""
 
     start: int
-    """The step after which they begin."""
+    """The step after which the stretch begins."""
     stop: int
-    """The last of them."""
+    """The last step of the stretch."""
     point: int
-    """The point of the trial that ran them."""
+    """The index of the point whose trial ran these steps."""
     numbers: dict[str, float]
-    """Its traced hyperparameters."""
+    """The values of its traced hyperparameters."""
 
 
 def histories(plan: ExperimentSpec, decided: Sequence[AppliedDecision]) -> list[list[Change]]:
@@ -60,7 +60,7 @@ def path(
     Args:
       history: the changes of each trial, as `histories` returns them.
       steps_completed: int array, shape (points, seeds): the steps that each trial has run.
-      point: the place of the point.
+      point: the index of the point.
       end: the step; by default the last that the point has run.
     """
     found: list[Stretch] = []

@@ -1,4 +1,4 @@
-"""What a sweep found: `SweepResult`, its best points, what matters."""
+"""The result of a sweep: its trials, their ranking, and what can be done with them."""
 
 import copy
 import dataclasses
@@ -26,15 +26,17 @@ from rmsprop_jax._tune.results.rows import (
     objectives,
     statuses,
 )
+from rmsprop_jax._tune.results.states import kept_state, save_states
 from rmsprop_jax._tune.results.statistics import (
     ABSENT,
     Comparison,
     Level,
-    levels,
+    best_of,
     mean_std_ci95,
     means,
     paired,
     ranked,
+    sensitivity,
 )
 from rmsprop_jax._tune.space.points import hyperparameters
 from rmsprop_jax._tune.space.seeds import key_of
@@ -43,7 +45,6 @@ from rmsprop_jax._tune.storage.kept_states import KeptStates
 from rmsprop_jax._tune.storage.load import load_folder
 from rmsprop_jax._tune.storage.paths import local_folder
 from rmsprop_jax._tune.storage.writer import FolderWriter
-from rmsprop_jax._tune.training.state_spec import StateSpec
 from rmsprop_jax._tune.trials.data import TrialData
 from rmsprop_jax._tune.trials.decision_log import AppliedDecision
 from rmsprop_jax._tune.trials.objective import Objective, ObjectiveSpec, checked_objective
@@ -55,13 +56,13 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class PointResult:
-    """A point and what its seeds gave."""
+    """A point, and its objective over the seeds."""
 
     hp: dict[str, Any]
-    """As `train` gets it; `result.retrain(record)` trains it again."""
+    """The hyperparameters as `train` gets them: JAX scalars, and Python objects."""
     point: dict[str, Any]
-    """As it stands in the points; of a population the numbers that it began with
-    (`result.schedule(record)` has all)."""
+    """The hyperparameters as they are in `points`. A member of a population began with them;
+    `result.schedule(point)` has those that followed."""
     keys: tuple[jax.Array, ...]
     """The random key of each seed, in order."""
     objective: float
@@ -71,7 +72,7 @@ class PointResult:
     ci95: tuple[float, float]
     """The 95% confidence interval of the mean, by Student's t; NaN for one seed."""
     index: int | None = None
-    """Its place in the points, which tells equal ones apart."""
+    """The position of the point in `points`, which tells equal points apart."""
 
     def __repr__(self) -> str:
         text = f"PointResult({self.point}, objective {self.objective:.6g}"
@@ -84,35 +85,36 @@ class PointResult:
 class SweepResult:
     """The trials of a sweep: one row each, in the order of the points, then the seeds.
 
-    Each trial that the call asked for has a row, whether it has begun or not; of a loaded folder,
-    each trial that its last call asked for; of a search, each that the study was asked for. What
-    has not begun has a NaN objective, no values, and no place in `best`, `top`, `compare`,
-    `sensitivity`, or a picture.
+    Each trial that the call asked for has a row, whether it has begun or not. A loaded result has
+    the trials that the folder's last call asked for, and a search has those of the study trials
+    that it asked. A trial that has not begun has a NaN objective and no values. `best`, `top`,
+    `compare`, `sensitivity`, and the pictures skip it.
 
     Attributes:
-      points: what was tried, `Points`.
-      seeds: a tuple of ints, each for every point.
-      point_index: int array, shape (trials,): the place of each in `points`.
-      seed_index: int array, shape (trials,): its place in `seeds`.
-      metrics: for each metric an array of shape (trials,) or (trials, steps), in its own dtype.
-        `valid` says which of its values were measured.
-      newest: for each metric an array of shape (trials,): its value where each trial stands.
-      steps: for each metric that is a series, an int array of the steps of its values, from 1.
-      objective: float64 array, shape (trials,): the objective at the trial's last step so far; NaN
-        for a trial that has not begun.
+      points: the `Points` of the sweep.
+      seeds: a tuple of ints; each point has one trial with each of them.
+      point_index: int array, shape (trials,): the index of each trial's point in `points`.
+      seed_index: int array, shape (trials,): the index of each trial's seed in `seeds`.
+      metrics: a dict from each metric to an array of shape (trials,), or (trials, recorded steps)
+        for a series, in the metric's own dtype. `valid` says which of the values were measured.
+      newest: a dict from each metric to an array of shape (trials,): its value at the last step
+        that each trial has run.
+      steps: a dict from each series to an int array: the steps of its values, counted from 1.
+      objective: float64 array, shape (trials,): the objective at the last step that each trial has
+        run; NaN for a trial that has not begun.
       failed: bool array, shape (trials,): `status == "failed"`.
-      status: array of text, shape (trials,). "unfinished": the trial is under way, or has not
-        begun. A trial that has ended is "failed" where its own objective is not finite, else
-        "pruned" by a scheduler or pruner, or "complete".
-      feasible: bool array, shape (trials,): False where a constraint of the study's sampler is
-        violated, for all seeds of the point; True of a sweep.
-      steps_completed: int array, shape (trials,): the steps that each trial has run; 0 before it
-        begins; 1 of a function that has run.
-      rungs: the steps at which a scheduler was to decide, a tuple; empty without one.
-      objective_name: the metric or the function that was the objective.
+      status: array of text, shape (trials,): "unfinished" for a trial that is under way or has not
+        begun. A trial that has ended is "failed" if its own objective is not finite, else "pruned"
+        if a scheduler or pruner ended it, else "complete".
+      feasible: bool array, shape (trials,): False for all trials of a point that violates a
+        constraint of the study's sampler.
+      steps_completed: int array, shape (trials,): the steps that each trial has run. A function
+        has run 0 or 1.
+      rungs: a tuple of the steps at which a scheduler decides; empty without a scheduler.
+      objective_name: the name of the metric, or of the function, that is the objective.
       mode: "min" or "max".
-      compile_seconds: of tracing, lowering, and waiting for what compiles.
-      run_seconds: of the rest, wall time. A resumed sweep has the sums over its calls.
+      compile_seconds: the seconds that the sweep traced, lowered, and waited for compilers.
+      run_seconds: the other seconds of wall time. A resumed sweep has the sums over its calls.
     """
 
     def __init__(
@@ -154,16 +156,20 @@ class SweepResult:
 
     @property
     def is_complete(self) -> bool:
-        """Whether nothing is left to run: each trial ran to the last step, or was pruned."""
+        """Whether nothing is left to run: each trial ran to the last step or was pruned.
+
+        If a call asks for more steps than an earlier one, the trials of the earlier call stay
+        "complete" until the call moves them, and the result is not complete.
+        """
         return bool((self.steps_completed >= self._last_steps).all())
 
     @property
     def valid(self) -> dict[str, np.ndarray]:
-        """For each metric a bool array of its shape: True where a value was measured.
+        """A dict from each metric to a bool array of its shape: True for a measured value.
 
-        A series of a trial that was pruned, is unfinished, or trains for fewer steps than others
-        ends before the last column. The rest of its row is NaN or, for integers and bools, 0. A NaN
-        that `train` returned is a measured value.
+        The series of a trial ends early if the trial was pruned, is unfinished, or trains for fewer
+        steps than others. The rest of its row is not valid: NaN or, for integers and bools, 0. A
+        NaN that `train` returned is valid.
         """
         if self._valid is None:
             self._valid = measured(self._plan, self._trials)
@@ -171,19 +177,23 @@ class SweepResult:
 
     @property
     def history(self) -> Sequence[Sequence[tuple[int, int | None, dict[str, float]]]]:
-        """For each trial its changes, a list of (from step, the donor's trial or None, the traced
-        hyperparameters from then on). One entry, where the trial copied no other."""
+        """A list for each trial: the changes of its traced hyperparameters, in order.
+
+        A change is a tuple (step, donor, values): after that step the trial trained with these
+        values, from the state of the trial `donor`. The first is (0, None, values). Only a
+        scheduler that copies adds more.
+        """
         if self._history is None:
             self._history = histories(self._plan, self._decided)
         return self._history
 
     @property
     def is_population(self) -> bool:
-        """Whether trials copied others, so that their numbers changed on the way."""
+        """Whether trials copied the states of others and changed their hyperparameters."""
         return bool(self._last_numbers)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without `train`, which is any function: a copy in another process cannot `retrain`."""
+        """Return the attributes without `train`, which may be a function that pickle refuses."""
         kept = None if self._kept is None else self._kept.without_structure()
         made_anew = {"_retrainer": None, "_kept": kept, "_valid": None, "_history": None}
         return self.__dict__ | made_anew
@@ -208,17 +218,18 @@ class SweepResult:
         objective: Objective | None = None,
         mode: str | None = None,
     ) -> "SweepResult":
-        """What `save` or `sweep(path=...)` wrote; of a sweep that still runs, what is finished.
+        """Load the folder of `save` or of `sweep(path=...)`, also while that sweep runs.
 
         Args:
           path: the folder.
-          objective: a metric's name or a function of the metrics. By default the metric that the
-            last call there looked for. A folder holds no function: where that was one, give it.
-          mode: "min" or "max"; by default that of the last call.
+          objective: the name of a metric, or a function of one trial's metrics that returns a
+            number. By default the metric that the folder's last call used. Required if that call
+            used a function, since a folder holds no functions.
+          mode: "min" or "max"; by default that of the folder's last call.
 
         Raises:
-          ValueError: for a folder that is damaged or no sweep's, an objective that is not to be had
-            from its metrics, or none given where the folder knows of no metric.
+          ValueError: for a folder that is damaged or is not a sweep's, an objective that the
+            metrics do not give, or a missing `objective`.
         """
         plan, trials, noted, decided, files = load_folder(path)
         if objective is None:
@@ -226,24 +237,30 @@ class SweepResult:
             if kind != "metric":
                 name = name.split(".")[-1].replace("<lambda>", "objective")
                 raise ValueError(
-                    f"the objective of {path} was a function ({name}), which a folder cannot hold: "
-                    f"give it, load(path, objective=...), or one of {sorted(plan.metrics[0])}."
+                    f"objective must be given for {path}: its last call used a function ({name}), "
+                    "and a folder holds no functions. Pass load(path, objective=function), or one "
+                    f"of {sorted(plan.metrics[0])}."
                 )
             objective = name
         aim = checked_objective(objective, mode or noted["mode"], plan)
         return cls(plan, trials, aim, decided=decided, kept=KeptStates(files=files))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a folder that `load` reads, and that `sweep(path=...)` goes on with (save where
-        its `args` are larger than 64 MiB, which only a sweep with a `path` hashes).
+        """Write a folder that `load` reads and `sweep(path=...)` resumes.
+
+        A sweep with a `path` hashes its `args`. This result has no hash of args above 64 MiB, so
+        that `sweep` refuses to resume its folder.
+
+        Args:
+          path: a new or empty folder.
 
         Raises:
-          ValueError: for static values that would not come back as they were.
-          OSError: for a folder that has files already, or cannot be written.
+          ValueError: for static values that a folder cannot hold.
+          OSError: for a folder that has files, or that cannot be written.
         """
         path = local_folder(path)
         if path.exists() and any(path.iterdir()):
-            raise FileExistsError(f"{path} has files already: give the path of a new folder.")
+            raise FileExistsError(f"path must be a new or empty folder, got {path}. Pass another.")
         folder = FolderWriter(path, self._plan, self._noted)
         try:
             columns = {n: slice(None) for n in self.metrics if self._plan.has_steps(n)}
@@ -251,31 +268,25 @@ class SweepResult:
             folder.write(self._trials if begun.all() else self._trials.take(begun), columns)
             for decision in self._decided:
                 folder.write_decision(decision.encode())
-            for trial in self._kept.trials() if self._kept else ():
-                self._save_state(folder, trial)
+            if self._kept is not None:
+                group_of = self._plan.group_of()[self.point_index]
+                save_states(self._kept, folder, group_of, self.steps_completed)
         finally:
             folder.close()
 
-    def _save_state(self, folder: FolderWriter, trial: int) -> None:
-        assert self._kept is not None
-        found = self._kept.get(trial, self._group_number(trial // len(self.seeds)))
-        if found is not None:
-            leaves, form, _ = found
-            reached = int(self.steps_completed[trial])
-            folder.write_final_state(trial, reached, [x[None] for x in leaves], form)
-
     def rescored(self, objective: Objective, mode: str | None = None) -> "SweepResult":
-        """The same trials under another objective.
+        """Return the same trials under another objective.
 
         Args:
-          objective: a metric's name, or a function of one trial's metrics to a number.
+          objective: the name of a metric, or a function of one trial's metrics that returns a
+            number.
           mode: "min" or "max"; by default this result's.
 
         Returns:
-          Another `SweepResult`, which shares its arrays with this.
+          A `SweepResult` that shares its arrays with this one.
 
         Raises:
-          ValueError: for an objective that is not to be had from the metrics.
+          ValueError: for an objective that the metrics do not give.
         """
         aim = checked_objective(objective, mode or self.mode, self._plan)
         return SweepResult(
@@ -295,70 +306,67 @@ class SweepResult:
         args: tuple[Any, ...] = (),
         batches: Callable[[int], Any] | None = None,
     ) -> Any:
-        """Train a point again, as the sweep did: numbers traced, structure as Python objects. One
-        that a scheduler stopped is trained to the end.
+        """Train a point again, as the sweep did. A pruned trial is trained to the last step.
 
-        It runs on the first of the sweep's devices of this process, and under the settings of JAX
-        that the sweep had (x64, the implementation of PRNG keys, the precision of products),
-        whatever is set now. Each structure compiles once, at the first call.
+        It runs on the first of the sweep's devices of this process. JAX's settings are those of the
+        sweep (x64, the implementation of PRNG keys, the precision of products), whatever they are
+        now. Each static group compiles once, at the first call.
 
         Args:
-          record: of `best` or `top`, or a point as it stands in `points`.
-          seed: any; by default the first of the sweep's. In a population the numbers of `schedule`
-            are followed, whatever the seed.
-          args: as `sweep` got them. They are not kept here, so that they can be freed.
-          batches: as `sweep` got it.
+          record: a `PointResult` of `best` or `top`, or a dict of `points`.
+          seed: any int; by default the first of the sweep's. A member of a population follows its
+            `schedule`, whatever the seed.
+          args: the `args` of the sweep, which this result does not hold.
+          batches: the `batches` of the sweep.
 
         Returns:
-          All that `train` returns, as NumPy arrays; of a `Training` its last state, of JAX arrays,
-          and the metrics of every step, with those of `evaluate` at the end. Bit for bit what the
-          sweep found, where its batch_size was 1.
+          Of a function its metrics, as NumPy arrays. Of a `Training` its last state, as JAX arrays,
+          and a dict with the metrics of every step, and with those of `evaluate` at the last. Bit
+          for bit the sweep's values, if its batch size was 1.
 
         Raises:
-          ValueError: for a point that was not tried, a seed that is no int, args that `train` does
-            not take, or a result that was loaded or pickled, and so has no `train`; inside
-            `jax.jit`.
+          ValueError: for a point that is not in the sweep, a seed that is not an int, args that
+            `train` does not take, a result without `train` (it was loaded or pickled), or a call
+            inside `jax.jit`.
         """
         if (retrainer := self._retrainer) is None:
             raise ValueError(
-                "this result was loaded, and a folder holds no train: call sweep with its path "
-                "again, which runs nothing twice, and retrain what that returns."
+                "result must have its train to retrain a point, and this result was loaded or "
+                "pickled. Call sweep with the same path again, which runs nothing twice, and "
+                "retrain from what it returns."
             )
-        point, end = self._place_of(record), self._plan.schedule.end
+        point, end = self._index_of(record), self._plan.schedule.end
         way = lambda: self._path(point, end)
         return retrainer.run(self._plan, point, way, seed, args, batches)
 
-    def _place_of(self, record: PointResult | dict[str, Any]) -> int:
-        """Where a point stands; ValueError for one that was not tried."""
+    def _index_of(self, record: PointResult | dict[str, Any]) -> int:
+        """Return the index of a point; ValueError for a point that is not in the sweep."""
         if not isinstance(record, PointResult):
             return self.points.index_of(record)
-        first, place = self.points.index_of(record.point), record.index
-        if place is None or place >= len(self.points):
+        first, index = self.points.index_of(record.point), record.index
+        if index is None or index >= len(self.points):
             return first
-        key = self.points.key  # a record of another sweep may stand elsewhere in this
-        return place if key(self.points[place]) == key(self.points[first]) else first
-
-    def _group_number(self, point: int) -> int:
-        return int(self._plan.group_of()[point])
+        key = self.points.key  # the record of another sweep may have another index here
+        return index if key(self.points[index]) == key(self.points[first]) else first
 
     def schedule(
         self, record: PointResult | dict[str, Any]
     ) -> list[tuple[int, int, dict[str, float]]]:
-        """With which numbers a point came to where it stands.
+        """Return the traced hyperparameters that led to a point's last state, by steps.
 
-        In a population these are its lineage's: its donors' numbers as far as it took over their
-        states, then its own. Its seeds copy together, so that they share them.
+        If a member of a population copied the state of a donor, the donor's hyperparameters come
+        first. The seeds of a point copy together and share the schedule.
 
         Args:
-          record: of `best` or `top`, or a point as it stands in `points`.
+          record: a `PointResult` of `best` or `top`, or a dict of `points`.
 
         Returns:
-          A list of (from step, to step, numbers), in order, the first from 0: the steps t with
-          from < t ≤ to ran with these. One entry where nothing was copied; of a function, which
-          runs as a whole, it is (0, 1, numbers).
+          A list of tuples (start, stop, values), in order, the first from 0: the steps t with
+          start < t ≤ stop ran with these values. One tuple if nothing was copied. A function runs
+          as a whole: (0, 1, values).
 
         Raises:
-          ValueError: for a point that was not tried, or that an interrupted sweep never began.
+          ValueError: for a point that is not in the sweep, or of which no trial has begun.
 
         Examples:
           >>> import jax.numpy as jnp, rmsprop_jax as rj
@@ -367,66 +375,50 @@ class SweepResult:
           >>> result.schedule(result.best())
           [(0, 1, {'x': 2.0})]
         """
-        point = self._place_of(record)
+        point = self._index_of(record)
         if not (self.steps_completed[self.point_index == point] > 0).any():
-            raise ValueError(f"{self.points[point]} was not begun when the sweep was interrupted.")
+            raise ValueError(
+                f"record must be a point that has begun, got {self.points[point]}. Resume the "
+                "sweep, or choose one of result.top()."
+            )
         return [(start, stop, numbers) for start, stop, _, numbers in self._path(point)]
 
     def _path(self, point: int, end: int | None = None) -> list[Stretch]:
-        """Return the stretches that led to the point's state at a step, by default its last."""
+        """Return the stretches that led to the point's state at a step, by default at its last."""
         table = self.steps_completed.reshape(len(self.points), len(self.seeds))
         return path(self.history, table, point, end)
 
     def state(
         self, record: PointResult | dict[str, Any], seed: int | None = None, *, like: Any = None
     ) -> Any:
-        """The last state of a trial: parameters, optimiser state, whatever `init` made.
+        """Return the final state of a trial: parameters, optimizer state, anything `init` made.
 
         Args:
-          record: of `best` or `top`, or a point as it stands in `points`.
+          record: a `PointResult` of `best` or `top`, or a dict of `points`.
           seed: one of the sweep's; by default the first.
-          like: a state of the same structure, abstract or not. Needed where the result was loaded
-            or pickled and the state is not of dicts, lists and tuples alone.
+          like: a state of the same structure; its leaves may be `jax.ShapeDtypeStruct`. Required if
+            the result was loaded or pickled and the state has other nodes than dicts, lists, and
+            tuples.
 
         Returns:
-          A pytree of the structure, shapes and dtypes of `init`'s, its leaves NumPy arrays (PRNG
-          keys as JAX's).
+          A pytree with the structure, shapes, and dtypes of `init`'s state. Its leaves are NumPy
+          arrays, and JAX arrays for PRNG keys.
 
         Raises:
-          ValueError: for a state that was not kept (`keep_states` says how many are), a point or a
-            seed that was not tried, or a `like` that does not fit.
+          ValueError: for a state that was not kept (see `keep_states`), a point or a seed that is
+            not in the sweep, or a `like` that does not fit.
         """
-        point = self._place_of(record)
+        point = self._index_of(record)
         seed = self.seeds[0] if seed is None else seed
         if seed not in self.seeds:
-            raise ValueError(f"seed {seed} is none of the sweep's: {list(self.seeds)}.")
+            raise ValueError(f"seed must be one of the sweep's, {list(self.seeds)}, got {seed}.")
         trial = point * len(self.seeds) + self.seeds.index(seed)
-        found = None if self._kept is None else self._kept.get(trial, self._group_number(point))
-        if found is None:
-            raise ValueError(
-                f"the state of {self.points[point]}, seed {seed}, was not kept: keep_states says "
-                'of how many of the best points it is, or "all" (of a Training; a function has '
-                "none). result.retrain(record, seed=...) trains it again."
-            )
-        arrays, _, spec = found
-        if like is not None:
-            wanted = StateSpec.like(like)
-            shapes = lambda one: [(x.shape, x.dtype) for x in one.data]
-            if shapes(wanted) != [(x.shape, x.dtype) for x in arrays]:
-                raise ValueError(
-                    f"like has leaves {shapes(wanted)}, but the state has "
-                    f"{[(x.shape, x.dtype) for x in arrays]}."
-                )
-            spec = wanted
-        if spec is None:
-            raise ValueError(
-                "the state is not of dicts, lists and tuples alone, and its structure is not "
-                "stored: give like=, a state of that structure (jax.eval_shape of init, say)."
-            )
-        return spec.tree(arrays)
+        group, name = int(self._plan.group_of()[point]), f"{self.points[point]}, seed {seed}"
+        return kept_state(self._kept, trial, group, name, like)
 
     def point_now(self, row: int) -> dict[str, Any]:
-        """A trial's hyperparameters, as they were last."""
+        """Return the current hyperparameters of a trial: its point's, or what a scheduler made of
+        them."""
         point = int(self.point_index[row])
         return self.points[point] | self._last_numbers.get(point, {})
 
@@ -443,8 +435,10 @@ class SweepResult:
         )
 
     def by_point(self) -> np.ndarray:
-        """The objectives, float64 of shape (points, seeds), NaN where failed, stopped or not
-        finished; or finished after fewer steps than others, where a call with more was interrupted.
+        """Return the objectives of the complete trials, float64 of shape (points, seeds).
+
+        The others are NaN. After an interrupted call with more steps, so are the trials that have
+        run fewer steps than another complete trial.
         """
         table = np.full((len(self.points), len(self.seeds)), np.nan)
         whole = self.status == "complete"
@@ -454,64 +448,55 @@ class SweepResult:
         return table
 
     def _feasible_points(self) -> np.ndarray:
-        """bool array, shape (points,)."""
+        """Return for each point whether it keeps the constraints, bool of shape (points,)."""
         feasible = np.ones(len(self.points), bool)
         feasible[self.point_index[~self.feasible]] = False
         return feasible
 
     def means(self) -> np.ndarray:
-        """Each point's mean objective over the seeds that did not fail, float64 of shape (points,);
-        NaN where none finished."""
+        """Return the mean objective of each point over its complete seeds, float64 of shape
+        (points,); NaN for a point without one."""
         return means(self.by_point())
 
     def best(self, *, by: Objective | None = None, mode: str | None = None) -> PointResult:
-        """The point with the best mean objective over the seeds.
+        """Return the point with the best mean objective over the seeds.
 
-        A point with a failed or unfinished seed ranks after all whole ones, and one that is not
-        `feasible` after all that are. Of many points the best is in part the luckiest: its own
+        A point with a trial that is not complete ranks after all others, and a point that is not
+        `feasible` after all that are. The best of many points is in part the luckiest, so that its
         objective is an optimistic estimate.
 
         Args:
-          by: another objective, a metric's name or a function of the metrics.
-          mode: "min" or "max"; by default the sweep's.
+          by: another objective, as for `rescored`.
+          mode: "min" or "max" for `by`; by default the sweep's.
 
         Raises:
-          ValueError: where every trial failed or was pruned, or none finished.
+          ValueError: if no trial is complete, or for several objectives without `by`.
         """
         return self.top(1, by=by, mode=mode)[0]
 
     def top(
         self, n: int = 10, *, by: Objective | None = None, mode: str | None = None
     ) -> list[PointResult]:
-        """The `n` best points, in order; fewer where fewer have a finite objective.
+        """Return the `n` best points, best first; fewer if fewer have a complete trial.
 
         Args:
-          n: how many at most.
-          by: another objective, a metric's name or a function of the metrics.
-          mode: "min" or "max"; by default the sweep's.
+          n: the largest number of points.
+          by: another objective, as for `rescored`.
+          mode: "min" or "max" for `by`; by default the sweep's.
 
         Raises:
-          ValueError: where every trial failed or was pruned, or none finished.
+          ValueError: if no trial is complete, or for several objectives without `by`.
         """
         if by is not None:
             return self.rescored(by, mode).top(n)
         if mode not in (None, self.mode):
-            raise ValueError(f"mode={mode!r} without by: name the objective that it is for.")
+            raise ValueError(
+                f"mode must be that of the sweep, {self.mode!r}, without by, got {mode!r}. Pass "
+                "by=..., the objective that it is for."
+            )
         table, ranked = self.by_point(), self.ranked()
         if not len(ranked):
-            count = {name: int((self.status == name).sum()) for name in STATUSES}
-            if count["pruned"] == len(self) > 0:
-                raise ValueError(
-                    f"no best point: all {len(self)} trials were pruned. What other calls on the "
-                    "study completed is there: study.best_trial."
-                )
-            raise ValueError(
-                f"no best point: of {len(self)} trials {count['failed']} failed (their objective "
-                f"is not finite), {count['pruned']} were pruned, {count['unfinished']} are "
-                "unfinished, and none is complete."
-                + " Try smaller learning rates."
-                * (count["failed"] > 0)
-            )
+            raise ValueError(self._why_no_best())
         keys = tuple(map(key_of, self.seeds))
         return [
             PointResult(
@@ -525,93 +510,105 @@ class SweepResult:
         ]
 
     def ranked(self) -> np.ndarray:
-        """The points with a finite objective, best first, those with a failed seed last, and after
-        them those that are not feasible: int array of places in `points`.
+        """Return the indices of the points with a complete trial, best first, int array.
+
+        A point with a trial that is not complete ranks after all others, and a point that is not
+        `feasible` after all that are.
 
         Raises:
           ValueError: for several objectives.
         """
         if self._several:
             raise ValueError(
-                f"there are several objectives, {self.objective_name}, and so no best point: the "
-                "study's best_trials has those that no other beats in all; best(by=...) the best "
-                "by one."
+                f"objective must be one to rank points, got several: {self.objective_name}. Use "
+                "result.rescored(...) with one of them, or study.best_trials."
             )
         table = self.by_point()
         order = ranked(table, self.mode, self._feasible_points())
         return order[np.isfinite(table[order]).any(1)]
 
+    def _why_no_best(self) -> str:
+        count = {name: int((self.status == name).sum()) for name in STATUSES}
+        if count[PRUNED] == len(self):
+            return (
+                f"a trial must be complete to be the best, and all {len(self)} trials were pruned. "
+                "study.best_trial has the best of other calls on the study."
+            )
+        counts = ", ".join(f"{n} {name}" for name, n in count.items() if n)
+        remedy = "Resume the sweep"
+        if count[FAILED]:  # its objective is not finite
+            remedy = "Try smaller learning rates: the objective of a failed trial is not finite"
+        return f"a trial must be complete to be the best, got {counts}. {remedy}."
+
     def compare(
         self, a: PointResult | dict[str, Any], b: PointResult | dict[str, Any]
     ) -> Comparison:
-        """How much larger the objective of `a` is than that of `b`, paired by seed.
+        """Compare the objectives of two points, paired by seed.
 
-        Seeds give all points the same keys, so that the pairs share their first parameters and
-        batches, and their difference spreads less than either.
+        Trials with the same seed get the same key, so that they share their first parameters and
+        batches. Their difference varies less than either.
 
         Args:
-          a: a record, or a point as it stands in `points`.
-          b: another.
+          a: a `PointResult` of `best` or `top`, or a dict of `points`.
+          b: the other.
+
+        Returns:
+          A `Comparison` of a − b.
 
         Raises:
-          ValueError: for a point that was not tried, two that share no whole seed, or a population,
-            whose numbers changed on the way.
+          ValueError: for a point that is not in the sweep, two points without a complete seed in
+            common, or a population.
         """
-        self.refuse_population("compare", "result.schedule, or rj.plots.curves and lineage,")
+        self.refuse_population("compare", "result.schedule, rj.plots.curves, or rj.plots.lineage")
         table = self.by_point()
-        differences = table[self._place_of(a)] - table[self._place_of(b)]
+        differences = table[self._index_of(a)] - table[self._index_of(b)]
         if np.isnan(differences).all():
-            raise ValueError("these points share no seed that both finished without failing.")
+            raise ValueError(
+                "a and b must have a seed of which both trials are complete, got none. Compare two "
+                "points of result.top()."
+            )
         return paired(differences[~np.isnan(differences)])
 
     def sensitivity(self) -> dict[str, float]:
-        """What matters: for each hyperparameter how far apart its values are, each at its best.
+        """Return how much each hyperparameter matters.
 
-        A value counts by its best point, with all other hyperparameters free; the number is the
-        difference between the best and the worst value, so 0 where any value will do once the rest
-        is tuned. An axis of more than 12 numbers counts by eighths, one of a single value not at
-        all. The largest number comes first.
+        Each value of a hyperparameter is represented by the best point that has it. The number is
+        the range of the objectives of these points: 0 if every value can reach the same objective.
+        More than 12 numbers are cut into eighths. A hyperparameter with one value is left out.
+
+        Returns:
+          A dict from names to numbers, the largest first.
 
         Raises:
-          ValueError: for a population, whose numbers changed on the way.
+          ValueError: for a population.
         """
         self.refuse_population("sensitivity", "rj.plots.lineage")
-        found = {}
-        for name in self.points.names:
-            at_best = self.best_of(levels(self.points, name))[1]
-            at_best = at_best[np.isfinite(at_best)]
-            if len(at_best) > 1:
-                found[name] = float(at_best.max() - at_best.min())
-        return dict(sorted(found.items(), key=lambda item: -item[1]))
+        return sensitivity(self.points, self.means(), self._feasible_points(), self.mode)
 
     def refuse_population(self, what: str, instead: str) -> None:
-        """ValueError where the numbers of a point changed on the way, so that they say little."""
+        """Raise ValueError for a population, whose points do not say what its trials trained with.
+
+        Args:
+          what: the call that needs points.
+          instead: what to call.
+        """
         if self.is_population:
             raise ValueError(
-                f"{what} is about settings, and in a population these changed on the way: look at "
-                f"{instead} instead."
+                f"{what} must get a sweep whose hyperparameters did not change, got a population. "
+                f"Use {instead} instead."
             )
 
     def best_of(self, groups: list[Level]) -> tuple[np.ndarray, np.ndarray]:
-        """The best point of each group and its mean objective; −1 and NaN where none finished. One
-        that is not feasible is best only where no feasible one finished."""
-        means, feasible = self.means(), self._feasible_points()
-        pick = np.nanargmin if self.mode == "min" else np.nanargmax
-
-        def best_among(points):
-            finished = points[np.isfinite(means[points])]
-            if feasible[finished].any():
-                finished = finished[feasible[finished]]
-            return finished[pick(means[finished])] if len(finished) else -1
-
-        best = np.array([best_among(level.points) for level in groups])
-        return best, np.where(best >= 0, means[best], np.nan)
+        """Return the best point of each group and its mean objective; −1 and NaN for a group
+        without a complete trial. A feasible point comes before one that is not."""
+        return best_of(groups, self.means(), self._feasible_points(), self.mode)
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the five best points."""
+        """Return what a notebook shows: a summary, and the five best points."""
         names = self.points.names
         rows = [["", *names, "objective", "95% interval over seeds"]]
-        for i, record in enumerate(self.top(5) if len(self.ranked()) else [], start=1):
+        best = [] if self._several or not len(self.ranked()) else self.top(5)
+        for i, record in enumerate(best, start=1):
             low, high = record.ci95
             interval = "one seed" if math.isnan(low) else f"{low:.4g} … {high:.4g}"
             values = [label(record.point.get(name, ABSENT)) for name in names]

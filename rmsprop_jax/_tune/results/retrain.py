@@ -1,4 +1,4 @@
-"""A trial trained again as the sweep trained it: on its device, under its settings of JAX."""
+"""Train a trial again as the sweep trained it: on its device, under its settings of JAX."""
 
 import contextlib
 import functools
@@ -26,18 +26,18 @@ SETTINGS = {
     "jax_numpy_dtype_promotion": jax.numpy_dtype_promotion,
     "jax_numpy_rank_promotion": jax.numpy_rank_promotion,
 }
-"""The settings that a program's numbers depend on, or whether it traces."""
+"""The settings that decide the numbers of a program, or whether it traces."""
 
 
 class Retrainer:
-    """Trains single trials of a sweep. Each static group compiles once.
+    """The training of single trials of a sweep. Each static group compiles once.
+
+    It reads JAX's settings when it is made. Make it under the settings of the sweep.
 
     Args:
-      train: the sweep's.
+      train: the function or the `Training` of the sweep.
       groups: the sweep's static groups.
-      device: one of the sweep's devices.
-
-    It notes JAX's settings when it is made, so make it where the sweep runs.
+      device: one of the sweep's devices, a `jax.Device` (which type checkers refuse as a type).
     """
 
     def __init__(self, train: Train | Training, groups: Sequence[StaticGroup], device: Any):
@@ -48,7 +48,7 @@ class Retrainer:
 
     @contextlib.contextmanager
     def settings(self) -> Iterator[None]:
-        """Enter the settings that the sweep had; a failed trial raises nothing, as in the sweep."""
+        """Enter the settings of the sweep. A failed trial raises no error, as in the sweep."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(own_settings("retrain"))
             for name, value in self._settings.items():
@@ -70,11 +70,16 @@ class Retrainer:
         """Train a point again.
 
         Args:
-          plan: the sweep's.
-          point: the place of the point.
-          way: returns the stretches that lead to the end of the trial.
-          seed: of the key; by default the first of the sweep's.
-          args, batches: as the sweep got them.
+          plan: what the sweep was asked to do.
+          point: the index of the point.
+          way: returns the stretches that lead to the last step of a `Training`.
+          seed: the seed of the key; None for the first of the sweep's.
+          args: the `args` of the sweep, pytrees of arrays.
+          batches: the `batches` of the sweep; a batch is a pytree of arrays.
+
+        Returns:
+          The metrics of a function; the last state of a `Training`, which is a user's pytree, and
+          the metrics of every step.
         """
         group = int(plan.group_of()[point])
         with self.settings():
@@ -89,16 +94,19 @@ class Retrainer:
         dtypes = self._groups[group].dtypes
         return {name: np.asarray(numbers[name], dtype) for name, dtype in dtypes.items()}
 
-    def run_whole(self, group: int, numbers: Numbers, seed: int, args: tuple[Any, ...]) -> Any:
-        """Return what a function returns, as NumPy arrays.
+    def run_whole(
+        self, group: int, numbers: Numbers, seed: int, args: tuple[Any, ...]
+    ) -> dict[str, np.ndarray]:
+        """Return the metrics of a function, as NumPy arrays.
 
         Args:
-          group: the number of the trial's static group.
+          group: the index of the trial's static group.
           numbers: the traced hyperparameters.
-          seed: of the trial's key.
-          args: as the sweep got them.
+          seed: the seed of the trial's key.
+          args: the `args` of the sweep.
         """
-        train: Any = self._train
+        train = self._train
+        assert not isinstance(train, Training)
         check_call(train, "train", "train(hp, key, *args)", args)
         if group not in self._programs:
             static = self._groups[group].static
@@ -119,17 +127,18 @@ class Retrainer:
 
         Args:
           group, seed, args: as for `run_whole`.
-          path: for each part of the way its first step, counted from 0, the step at which it ends,
-            and its traced hyperparameters.
-          batches: as the sweep got it.
+          path: stretches in order: the step after which each begins, its last step, and its traced
+            hyperparameters.
+          batches: the `batches` of the sweep, or None.
         """
-        training: Any = self._train
+        training = self._train
+        assert isinstance(training, Training)
         check_calls(training, () if batches is None else (None,), args)
         run, key, args = self._program(group), key_of(seed), self._placed(args)
         state, parts = None, []
         for start, stop, numbers in path:
             data = None if batches is None else stacked_batches(batches, start, stop)
-            # `init` belongs to the first steps: their start is no traced number.
+            # `init` runs before step 1, so that a start of 0 is not traced.
             begin = np.int32(start) if start else None
             state, metrics = run(numbers, key, args, state, begin, data, steps=stop - start)
             parts.append(jax.device_get(metrics))
@@ -140,7 +149,7 @@ class Retrainer:
         return state, series
 
     def _placed(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The args on the device: as the sweep's, they may come from several."""
+        """Return the args on one device; the caller's may be on several."""
         return jax.device_put(args, self._device)
 
     def _program(self, group: int) -> Callable[..., Any]:
@@ -159,10 +168,12 @@ class Retrainer:
 
     def _evaluation(self, group: int) -> Callable[..., Any]:
         if group not in self._evaluations:
-            of_state: Any = self._train.evaluate  # type: ignore[union-attr]
-            static = self._groups[group].static
+            training, static = self._train, self._groups[group].static
+            assert isinstance(training, Training)
+            assert training.evaluate is not None
+            evaluate = training.evaluate
             self._evaluations[group] = jax.jit(
-                lambda numbers, key, args, state, t: of_state(
+                lambda numbers, key, args, state, t: evaluate(
                     static | numbers, state, evaluation_key(key, t), *args
                 )
             )

@@ -1,4 +1,4 @@
-"""The rows of a result: one for each trial that was asked for, begun or not."""
+"""The rows of a result, one for each trial: its values, its objective, its status."""
 
 from collections.abc import Sequence
 
@@ -13,9 +13,15 @@ STATUSES = UNFINISHED, FAILED, PRUNED, COMPLETE = "unfinished", "failed", "prune
 
 
 def all_rows(plan: ExperimentSpec, trials: TrialData) -> TrialData:
-    """Return a row for each trial of the plan, in order: as given, or one that has not begun.
+    """Return a row for each trial of the plan, in order.
 
-    Arrays are shared with `trials` where these are all trials in order.
+    Args:
+      plan: what the sweep was asked to do.
+      trials: trials that have begun, in any order, and perhaps others.
+
+    Returns:
+      The given rows, and empty ones for the trials that are not given. The arrays are those of
+      `trials` if these are all trials in order.
     """
     number = trials.number
     if len(number) < plan.trials:
@@ -33,7 +39,8 @@ def all_rows(plan: ExperimentSpec, trials: TrialData) -> TrialData:
 
 
 def objectives(plan: ExperimentSpec, rows: TrialData, aim: ObjectiveSpec) -> np.ndarray:
-    """Return the objective of each trial at its present step; NaN for one that has not begun."""
+    """Return the objective of each trial at the last step that it has run; NaN for a trial that has
+    not begun."""
     begun = rows.steps_completed > 0
     if begun.all():
         return aim.values(plan, rows)
@@ -46,19 +53,23 @@ def objectives(plan: ExperimentSpec, rows: TrialData, aim: ObjectiveSpec) -> np.
 def last_steps(
     plan: ExperimentSpec, rows: TrialData, decided: Sequence[AppliedDecision]
 ) -> np.ndarray:
-    """Return the step at which each trial ends: the last, or the one at which it was pruned."""
+    """Return the step at which each trial ends: the last, or the step at which it was pruned."""
     ends = np.full(plan.trials, plan.schedule.end)
     ends = np.where(rows.pruned > 0, rows.steps_completed, ends)
-    for decision in decided:  # a file of a pruned trial may be missing: it runs to that step again
+    for decision in decided:  # a pruned trial whose file is missing runs to that step again
         ends[plan.trials_of(list(decision.pruned))] = decision.step
     return ends
 
 
 def statuses(rows: TrialData, objective: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Return how each trial ended, an array of text.
+    """Return the status of each trial, an array of text.
 
-    A trial that had all steps that an earlier call asked for has ended, until a call with more
-    steps moves it.
+    A trial that ran all steps of an earlier call has ended, until a call with more steps moves it.
+
+    Args:
+      rows: a row for each trial.
+      objective: float array, shape (trials,).
+      ends: int array: the step at which each trial ends.
     """
     begun, asked = rows.steps_completed > 0, rows.steps_asked
     under_way = ~begun | (rows.steps_completed < np.minimum(ends, asked))
@@ -67,9 +78,9 @@ def statuses(rows: TrialData, objective: np.ndarray, ends: np.ndarray) -> np.nda
 
 
 def measured(plan: ExperimentSpec, rows: TrialData) -> dict[str, np.ndarray]:
-    """Return for each metric a bool array of its shape: True where a value was measured.
+    """Return for each metric a bool array of its shape: True for a measured value.
 
-    The arrays are read-only, and take no memory for a metric of which every value was measured.
+    The arrays are read-only. An array that is True everywhere takes no memory.
     """
     begun, found = rows.steps_completed > 0, {}
     counts = recorded_counts(plan, rows)

@@ -1,8 +1,8 @@
-"""How sure a mean over seeds is, how two points compare, which points share a value."""
+"""Statistics over seeds and points: means, ranks, intervals, comparisons, levels of an axis."""
 
 import math
 import warnings
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ PARTS = 8
 
 
 class _Absent:
-    """The value of a hyperparameter that a point has not."""
+    """The value of a hyperparameter that a point does not have."""
 
     def __repr__(self) -> str:
         return "–"
@@ -25,38 +25,48 @@ ABSENT = _Absent()
 
 
 class Comparison(NamedTuple):
-    """Two points, seed by seed."""
+    """The difference between two points, paired by seed."""
 
     difference: float
-    """The mean over the seeds of the first's objective minus the second's."""
+    """The mean over the seeds of the first point's objective minus the second's."""
     ci95: tuple[float, float]
-    """Its 95% confidence interval, by Student's t; NaN for one seed."""
+    """The 95% confidence interval of the difference, by Student's t; NaN for one seed."""
     p_value: float
-    """Of the paired, two-sided t test; NaN for one seed."""
+    """The p-value of the paired, two-sided t test; NaN for one seed."""
     seeds: int
-    """How many seeds both finished without failing."""
+    """The number of seeds of which both trials are complete."""
 
 
 class Level(NamedTuple):
     """The points that share a value of a hyperparameter, or a range of its values."""
 
     label: str
+    """The value or the range, as a picture shows it."""
     values: list[Any]
+    """The values, of any type that a hyperparameter may have."""
     points: np.ndarray
-    """int array: which."""
+    """int array: the indices of the points."""
 
 
 def means(table: np.ndarray) -> np.ndarray:
-    """Of each row the mean of what is finite; NaN where nothing is."""
+    """Return the mean of the finite values of each row; NaN for a row without one."""
     finite = np.isfinite(table)
     sums, count = np.where(finite, table, 0.0).sum(1), finite.sum(1)
     return np.divide(sums, count, out=np.full(len(table), np.nan), where=count > 0)
 
 
 def ranked(table: np.ndarray, mode: str, feasible: np.ndarray | None = None) -> np.ndarray:
-    """The rows of (points, seeds), best mean first; those with a seed that is not finite after all
-    whole ones, those with none that is last; of equal ones the lower number first. Rows that are
-    not feasible come after all others."""
+    """Return the rows of a table in the order of their means, best first.
+
+    Rows with a value that is not finite come after all others, among them rows without a finite
+    value last. Rows that are not feasible come after all feasible ones. Of equal rows the first
+    comes first.
+
+    Args:
+      table: float array, shape (points, seeds).
+      mode: "min" or "max".
+      feasible: bool array, shape (points,); by default all are.
+    """
     best_first = means(table) if mode == "min" else -means(table)
     feasible = np.ones(len(table), bool) if feasible is None else feasible
     return np.lexsort((best_first, ~np.isfinite(table).all(1), ~feasible))
@@ -99,14 +109,18 @@ def _t_test(values: np.ndarray) -> tuple[float, tuple[float, float]]:
 
 
 def levels(points: Points, name: str) -> list[Level]:
-    """The points by their value of a hyperparameter, numbers in order, then the rest, and those
-    that have none; more than 12 numbers by eighths of them.
+    """Group points by their value of a hyperparameter.
+
+    Numbers come first, in order; more than 12 are cut into eighths. Other values follow in the
+    order of the points, and so does the group of points without the hyperparameter.
 
     Raises:
-      ValueError: for a name that the points have not.
+      ValueError: for a name that the points do not have.
     """
     if name not in points.names:
-        raise ValueError(f"the sweep has no axis {name!r}; it has {list(points.names)}.")
+        raise ValueError(
+            f"the name of a hyperparameter must be one of {list(points.names)}, got {name!r}."
+        )
     alike: dict[Hashable, tuple[Any, list[int]]] = {}
     for i, point in enumerate(points):
         value = point.get(name, ABSENT)
@@ -123,3 +137,39 @@ def levels(points: Points, name: str) -> list[Level]:
         found.append(Level(text, values, np.sort(np.concatenate([at for _, at in some]))))
     others = [x for x in alike.values() if not is_number(x[0])]
     return found + [Level(label(value), [value], np.array(at)) for value, at in others]
+
+
+def best_of(
+    groups: Sequence[Level], means: np.ndarray, feasible: np.ndarray, mode: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the best point of each group and its mean; −1 and NaN for a group without a mean.
+
+    Args:
+      groups: groups of points.
+      means: float array, shape (points,): the mean objective of each point, or NaN.
+      feasible: bool array, shape (points,): a feasible point comes before one that is not.
+      mode: "min" or "max".
+    """
+    pick = np.nanargmin if mode == "min" else np.nanargmax
+
+    def best_among(points: np.ndarray) -> int:
+        known = points[np.isfinite(means[points])]
+        if feasible[known].any():
+            known = known[feasible[known]]
+        return int(known[pick(means[known])]) if len(known) else -1
+
+    best = np.array([best_among(group.points) for group in groups])
+    return best, np.where(best >= 0, means[best], np.nan)
+
+
+def sensitivity(
+    points: Points, means: np.ndarray, feasible: np.ndarray, mode: str
+) -> dict[str, float]:
+    """Return for each hyperparameter the range of its values' best means, the largest first."""
+    found = {}
+    for name in points.names:
+        _, at_best = best_of(levels(points, name), means, feasible, mode)
+        at_best = at_best[np.isfinite(at_best)]
+        if len(at_best) > 1:
+            found[name] = float(at_best.max() - at_best.min())
+    return dict(sorted(found.items(), key=lambda item: -item[1]))

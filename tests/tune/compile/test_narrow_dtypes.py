@@ -141,7 +141,7 @@ def test_a_like_of_another_dtype_of_the_same_bytes_is_refused(tmp_path):
     for dtype in ("uint4", "uint8"):
         like = result.state(result.best())
         like = like | {"all": np.zeros(16, dtype)}
-        with pytest.raises(ValueError, match=f"like has leaves .*{dtype}.*int4"):
+        with pytest.raises(ValueError, match=f"like must have.*int4.*{dtype}"):
             result.state(result.best(), like=like)
 
 

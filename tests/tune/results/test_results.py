@@ -119,7 +119,7 @@ def test_a_comparison_takes_the_seeds_that_both_have(result):
     assert result.compare(other, other)[:3:2] == (0.0, 1.0)
     with pytest.raises(ValueError, match="points of this sweep"):
         result.compare(other, {"x": 9.0})
-    with pytest.raises(ValueError, match="share no seed"):
+    with pytest.raises(ValueError, match="a and b must have a seed"):
         sweep(seeds=[1]).compare(one, other)
     assert math.isnan(sweep(seeds=[0]).compare(one, other).p_value)
 
@@ -149,7 +149,7 @@ def test_levels_are_values_in_order_and_eighths_of_many():
     assert labels[0].startswith("0.5")
     assert labels[-1].endswith("0.999")
     assert len(set(labels)) == 8
-    with pytest.raises(ValueError, match="no axis 'y'"):
+    with pytest.raises(ValueError, match="'y'"):
         levels(many, "y")
 
 
@@ -310,7 +310,7 @@ def test_a_result_is_pickled_and_copied_and_lets_its_args_go(tmp_path):
     copied.metrics["loss"][:] = 0
     assert found.metrics["loss"].any()
     assert copied.retrain(found.best(), args=(DATA,))["loss"].any()
-    with pytest.raises(ValueError, match="loaded, and a folder holds no train"):
+    with pytest.raises(ValueError, match=r"train.*Call sweep"):
         pickle.loads(pickle.dumps(found)).retrain(found.best(), args=(DATA,))
     pickle.loads(pickle.dumps(found)).save(tmp_path / "f")
     again = rj.sweep(structured, STRUCTURED, args=(DATA,), path=tmp_path / "f", progress=False)
@@ -489,10 +489,10 @@ def test_a_sweep_of_which_nothing_finished_has_no_best():
         with pytest.raises(rj.SweepInterrupted) as caught:
             adding(callback=stop, devices=devices)
         result = caught.value.result
-        with pytest.raises(ValueError, match=r"of \d trials 0 failed.*none is complete\.$"):
+        with pytest.raises(ValueError, match=r"must be complete.*got \d unfinished\. Resume"):
             result.best()
         assert result._repr_html_().count("<tr>") == 1
-    with pytest.raises(ValueError, match=r"\{'rate': 8.0\} was not begun"):
+    with pytest.raises(ValueError, match=r"record.*begun.*\{'rate': 8.0\}"):
         result.schedule({"rate": 8.0})
 
 
@@ -577,11 +577,11 @@ def assert_rows(result, points, seeds):
     assert len(table) == count
     assert table["objective"][waiting].isna().all()
     never = [i for i in range(len(points)) if waiting.reshape(len(points), -1)[i].all()]
-    with pytest.raises(ValueError, match="not begun"):
+    with pytest.raises(ValueError, match=r"record.*begun"):
         result.schedule(points[never[0]])
     assert np.isnan(result.by_point()[never]).all()
     assert not set(never) & set(result.ranked().tolist())
-    with pytest.raises(ValueError, match="share no seed"):
+    with pytest.raises(ValueError, match="a and b must have a seed"):
         result.compare(points[never[0]], points[0])
 
 

@@ -350,12 +350,13 @@ def test_several_directions_are_told_and_nothing_is_pruned():
         np.testing.assert_array_equal(
             trial.values, [result.metrics["validation"][mine, -1].mean(dtype=float), STEPS - 1]
         )
-    with pytest.raises(ValueError, match=r"several objectives.*best_trials"):
+    with pytest.raises(ValueError, match=r"objective must be.*rescored.*best_trials"):
         result.best()
     one = result.best(by="validation")
     assert one.objective == min(trial.values[0] for trial in study.trials)
     assert study.best_trials
     assert "several" not in repr(result)
+    assert result._repr_html_().count("<tr>") == 1  # and no best point
     with pytest.raises(ValueError, match="keep_states must be 0 or"):
         search(study, objective=("validation", "loss"), keep_states=2)
 
@@ -1166,7 +1167,7 @@ def test_infeasible_points_rank_after_feasible_ones(sampler, tmp_path):
     assert best.index == study.best_trial.number
     assert best.objective == study.best_value
     result.state(best)  # the only one that is kept
-    with pytest.raises(ValueError, match="was not kept"):
+    with pytest.raises(ValueError, match="keep_states"):
         result.state({"rate": 0.9})
     ranked = [record.point["rate"] for record in result.top(8)]
     assert ranked == [*sorted(rates[rates <= 0.5])[::-1], *sorted(rates[rates > 0.5])[::-1]]

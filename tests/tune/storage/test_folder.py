@@ -216,7 +216,7 @@ def test_a_function_with_a_metrics_name_is_no_metric(tmp_path):
         return -float(metrics["loss"][-1])
 
     run(tmp_path, objective=loss)
-    with pytest.raises(ValueError, match=r"was a function \(loss\).*load\(path, objective="):
+    with pytest.raises(ValueError, match=r"objective must be.*\(loss\).*load\(path, objective="):
         rj.SweepResult.load(tmp_path)
 
 

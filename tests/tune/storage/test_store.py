@@ -288,7 +288,7 @@ def test_save_and_load_and_go_on(tmp_path):
     assert loaded.best().hp["x"].dtype == jnp.float32
     loaded.save(tmp_path / "b")
     same(run(tmp_path / "b", points, f, seeds=[4, -2]), result)
-    with pytest.raises(FileExistsError, match="new folder"):
+    with pytest.raises(FileExistsError, match="path must be"):
         result.save(tmp_path / "a")
 
 
@@ -358,13 +358,13 @@ def test_another_objective_or_mode_reads_the_same_folder(tmp_path):
         assert again.best(by=objective, mode="min").objective == min(expected)
     rounds = lambda files: {n: x for n, x in files.items() if n != store.MANIFEST}
     assert rounds(contents(tmp_path)) == rounds(before)
-    with pytest.raises(ValueError, match=r"was a function \(objective\).*load\(path, objective="):
+    with pytest.raises(ValueError, match=r"objective.*\(objective\).*load\(path, objective="):
         rj.SweepResult.load(tmp_path)
     run(tmp_path, objective="twice", mode="max")
     assert rj.SweepResult.load(tmp_path).best().point == {"x": 3.0}
     with pytest.raises(ValueError, match=r"'accuracy'.*'loss', 'twice'"):
         rj.SweepResult.load(tmp_path, objective="accuracy")
-    with pytest.raises(ValueError, match="without by"):
+    with pytest.raises(ValueError, match=r"mode.*by="):
         again.best(mode="max")
 
 

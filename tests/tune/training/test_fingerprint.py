@@ -248,7 +248,7 @@ def test_a_training_goes_on_with_functions_in_the_structure_of_its_state(on_disk
     state, like = (result.state(result.best()) for result in (found, expected))
     assert state.w.tolist() == like.w.tolist()
     pickled = pickle.loads(pickle.dumps(found))
-    with pytest.raises(ValueError, match="give like="):
+    with pytest.raises(ValueError, match="like="):
         pickled.state(found.best())
     assert pickled.state(found.best(), like=state).w.tolist() == state.w.tolist()
 

@@ -227,12 +227,12 @@ def test_the_best_states_are_kept():
             if rank < 3:
                 assert result.state(record, seed)["count"] == 50
             else:
-                with pytest.raises(ValueError, match="was not kept: keep_states"):
+                with pytest.raises(ValueError, match="keep_states"):
                     result.state(record, seed)
-    with pytest.raises(ValueError, match="seed 5 is none of the sweep's"):
+    with pytest.raises(ValueError, match=r"seed must be.*got 5"):
         result.state(result.best(), 5)
     none = sweep(keep_states=0, **options)
-    with pytest.raises(ValueError, match="was not kept"):
+    with pytest.raises(ValueError, match="keep_states"):
         none.state(none.best())
     most = sweep(mode="max", keep_states=1, **options)
     assert most.state(most.best())["count"] == 50
@@ -265,7 +265,7 @@ def test_whatever_fails_the_kept_states_are_those_of_the_top(mode, on_disk, tmp_
                 if point["i"] in kept:
                     assert result.state(point, seed) == j
                 else:
-                    with pytest.raises(ValueError, match="was not kept"):
+                    with pytest.raises(ValueError, match="keep_states"):
                         result.state(point, seed)
 
 
@@ -285,9 +285,9 @@ def test_states_on_disk(tmp_path, expected):
         for x, y in zip(plain(state), plain(expected[i, 1][0]), strict=True):
             assert x.dtype == y.dtype
             np.testing.assert_array_equal(x, y)
-    with pytest.raises(ValueError, match=r"give like="):
+    with pytest.raises(ValueError, match="like="):
         loaded.state(POINTS[0])
-    with pytest.raises(ValueError, match="like has leaves"):
+    with pytest.raises(ValueError, match="like must have"):
         loaded.state(POINTS[0], like={"a": jnp.ones(3)})
     best = sweep(seeds=[3, 1], path=tmp_path / "best", evaluate_every=25)
     assert len(list((tmp_path / "best").glob("final-*"))) == 2  # one point, two seeds

@@ -631,7 +631,7 @@ def test_more_seeds_say_before_they_run_which_states_are_gone(tmp_path):
     best = result.best()
     assert best.point == LOTTERY[1]
     assert result.state(best, seed=1)["x"] == 1.0
-    with pytest.raises(ValueError, match=r"seed 0, was not kept.*result\.retrain"):
+    with pytest.raises(ValueError, match=r"keep_states.*seed 0.*result\.retrain"):
         result.state(best)
     assert result.retrain(best)[0]["x"] == 1.0
 
