@@ -168,14 +168,14 @@ def test_a_dataframe_has_its_columns_in_order(result):
 @pytest.mark.parametrize("kind", ["function", "training"])
 def test_the_names_of_the_columns_are_refused(kind, name):
     """As that of a hyperparameter, and as that of a metric."""
-    with pytest.raises(ValueError, match=rf"'{name}'.*hyperparameter"):
+    with pytest.raises(ValueError, match=rf"hyperparameter.*'{name}'.*Rename"):
         rj.grid(**{name: [1.0]})
     returned = lambda hp: {"loss": hp["x"], name: hp["x"]}
     train, options = lambda hp, key: returned(hp), {}
     if kind == "training":
         train = rj.Training(lambda hp, key: 0, lambda hp, t, key: (t, returned(hp)))
         options = {"steps": 2}
-    with pytest.raises(ValueError, match=rf"'{name}'.*reserved name.*rename it"):
+    with pytest.raises(ValueError, match=rf"names.*'{name}'.*Rename"):
         rj.sweep(train, rj.grid(x=[1.0]), progress=False, **options)
 
 
