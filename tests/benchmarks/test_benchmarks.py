@@ -52,6 +52,7 @@ def test_other_work_is_refused(apart):
         refuse_other_work("loop", np.array(apart))
 
 
+@pytest.mark.slow
 def test_the_page_has_what_was_printed_and_keeps_the_rest(tmp_path):
     file = tmp_path / "page.md"
     old = page.written("", NAMES, {"step": "## One step\n\n| a | row |\n"})

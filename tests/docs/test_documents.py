@@ -49,9 +49,7 @@ BOOL = re.compile("True|False")
 WITH_CODE = {page.name: page for page in PAGES if code_blocks(page)}
 
 
-@pytest.mark.parametrize(
-    "page", few(WITH_CODE, ["README.md", "index.md", "rl.md", "search.md", "sweep.md"])
-)
+@pytest.mark.parametrize("page", few(WITH_CODE, ["README.md", "rl.md"]))
 def test_code_on_pages_runs(page):
     """The blocks of a page in order, each with what those before it have made.
 
@@ -264,8 +262,9 @@ SCRIPTS = sorted((ROOT / "examples").glob("[a-z]*.py"))  # the others, _*.py, th
 @pytest.mark.slow
 @pytest.mark.parametrize("example", SCRIPTS, ids=lambda path: path.name)
 def test_examples_run(example, tmp_path):
+    cache = "ignore:Error reading persistent compilation cache"  # JAX compiles again
     done = subprocess.run(
-        [sys.executable, "-W", "error", example, "--quick", "--output", tmp_path],
+        [sys.executable, "-W", "error", "-W", cache, example, "--quick", "--output", tmp_path],
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)},

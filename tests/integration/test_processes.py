@@ -61,14 +61,13 @@ def test_trainings_in_two_processes_give_what_one_gives(tmp_path):
     assert "pruned" in one["halving"].status
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("problem", "culprit", "says"),
     [
         ("fed_apart", 1, "left sweep with OSError: the disk is away"),
-        pytest.param(
-            "ends_early", 1, "ended, and sweep needs every process", marks=pytest.mark.slow
-        ),
-        pytest.param("interrupted", 0, "left sweep with SweepInterrupted", marks=pytest.mark.slow),
+        ("ends_early", 1, "ended, and sweep needs every process"),
+        ("interrupted", 0, "left sweep with SweepInterrupted"),
     ],
 )
 def test_both_processes_end_where_one_leaves(problem, culprit, says, tmp_path):

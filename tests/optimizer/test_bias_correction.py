@@ -131,9 +131,6 @@ def test_the_first_centered_step_with_momentum_and_in_every_dtype(x64):
 )
 def test_derivatives_in_the_decay(x64, decay, centered):
     """Forward and reverse, first and second, beside those of the sums written out."""
-    reverse_and_forward = lambda f, x: jax.jit(
-        lambda x: (jax.grad(f)(x), jax.jvp(f, (x,), (1.0,))[1])
-    )(x)
     grads = jnp.asarray(np.random.default_rng(4).normal(size=(4, 3)) + 0.5)
     weights = jnp.asarray(np.random.default_rng(5).normal(size=(4, 3)))
     settings = {"eps": 0.1, "bias_correction": True, "centered": centered, "initial_scale": 0.2}
@@ -152,13 +149,14 @@ def test_derivatives_in_the_decay(x64, decay, centered):
         return total
 
     if centered and decay == 0:  # the variance is rounding error there: finite is all
-        assert np.isfinite(reverse_and_forward(ours, decay)).all()
+        assert np.isfinite([jax.grad(ours)(decay), jax.jvp(ours, (decay,), (1.0,))[1]]).all()
         return
-    reverse, forward = reverse_and_forward(ours, decay)
-    want, _ = reverse_and_forward(sums, decay)
+    of = lambda f, x: (jax.grad(f)(x), jax.jvp(f, (x,), (1.0,))[1], jax.grad(jax.grad(f))(x))
+    (reverse, forward, second), (want, _, want_second) = jax.jit(
+        lambda x: (of(ours, x), of(sums, x))
+    )(decay)
     np.testing.assert_allclose([reverse, forward], [want] * 2, rtol=1e-6)
-    second = lambda f: jax.jit(jax.grad(jax.grad(f)))(decay)
-    np.testing.assert_allclose(second(ours), second(sums), rtol=1e-5)
+    np.testing.assert_allclose(second, want_second, rtol=1e-5)
 
 
 def test_a_state_without_its_weight_is_refused_with_the_line_that_converts_it(x64):

@@ -134,10 +134,9 @@ ROWS = {
     "impala2018": preset("impala2018", decay=0.99, eps=0.1, initial_scale=1.0),
     "pymarl": preset("pymarl", decay=0.99, eps=1e-5, eps_in_sqrt=False),
 }  # fmt: skip
-# Each term once at least: these rows run in the plain suite, all others under `slow`.
+# Each term once, and a preset: these rows run in the plain suite, all others under `slow`.
 REPRESENTATIVE = [
-    "plain", "bias_correction", "lr_in_momentum=False", "all", "scale_by_rms",
-    "torch, momentum and decay", "keras, all terms",
+    "plain", "bias_correction", "all", "scale_by_rms", "keras, all terms",
 ]  # fmt: skip
 rows = pytest.mark.parametrize("row", few(ROWS, REPRESENTATIVE))
 

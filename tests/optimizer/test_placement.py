@@ -57,7 +57,17 @@ def assert_placed(state, params):
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    crossed(list(SOLVERS), {"Auto": AxisType.Auto, "Explicit": AxisType.Explicit}),
+    crossed(
+        list(SOLVERS),
+        {"Auto": AxisType.Auto, "Explicit": AxisType.Explicit},
+        plain=[
+            "plain-Auto",
+            "centered-Explicit",
+            "bfloat16-Auto",
+            "torch-Explicit",
+            "injected-Auto",
+        ],
+    ),
 )
 def test_a_jitted_init_keeps_the_sharding_of_the_parameters(name, kind):
     params = parameters(mesh_of(kind))

@@ -83,9 +83,7 @@ def test_follows_the_frozen_run(case, dtype):
 LIVE = [case for case in oracles.CASES if case.preset in ("torch", "keras", "optax")]
 
 
-@pytest.mark.parametrize(
-    "case", few({case.name: case for case in LIVE}, {c.preset: c.name for c in LIVE[::-1]}.values())
-)
+@pytest.mark.parametrize("case", few({case.name: case for case in LIVE}, ["optax mixed"]))
 @pytest.mark.filterwarnings("default")  # theirs are not ours to turn into errors
 def test_follows_the_framework_itself(case, x64):
     """All 1,000 steps; torch under its own LambdaLR."""

@@ -273,7 +273,7 @@ def test_a_seed_gives_the_same_population_and_another_another(evolved):
 def test_a_member_is_trained_again_along_its_lineage(evolved):
     """Numbers, donors and keys: the state at the end, bit for bit."""
     deepest = max(range(24), key=lambda trial: len(evolved.history[trial]))
-    for trial in {deepest, evolved.points.index_of(evolved.best().point) * 2}:
+    for trial in (deepest,):
         point, seed = MEMBERS[trial // 2], trial % 2
         state, metrics = evolved.retrain(point, seed=seed, args=(SCALE,))
         for x, y in zip(plain(state), plain(evolved.state(point, seed)), strict=True):
@@ -301,10 +301,10 @@ def test_tables_have_the_last_numbers(evolved):
 def test_members_that_began_equal_are_told_apart():
     """By their place: a record is of one of them."""
     result = sweep(
-        points=rj.Points([dict(MEMBERS[0])] * 8), keep_states="all", seeds=[0],
-        scheduler=PBT_OF(PBT.space, perturbation_interval=10),
+        points=rj.Points([dict(MEMBERS[0])] * 12), keep_states="all", seeds=[0],
+        scheduler=PBT_OF(PBT.space, perturbation_interval=10), evaluate_every=10,
     )  # fmt: skip
-    for record in result.top(8)[::7]:
+    for record in result.top(12)[::11]:
         params = np.asarray(result.state(record)["params"])
         np.testing.assert_allclose(np.sum(params**2), record.objective, atol=5e-3)
         again, _ = result.retrain(record, args=(SCALE,))
@@ -394,7 +394,7 @@ def test_decisions_are_on_disk_and_replayed(kind, tmp_path, full, evolved):
         [10, 20, 30, 40] if kind == "population" else [10, 30]
     )
     assert len(snapshots) > 6
-    for i, copy in enumerate(snapshots[1 :: max(1, len(snapshots) // 3)]):
+    for i, copy in enumerate(snapshots[1 :: max(1, len(snapshots) // 2)]):
         asked = []
 
         class Noted(type(scheduler)):

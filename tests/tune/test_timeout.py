@@ -6,6 +6,7 @@ import pytest
 
 import rmsprop_jax as rj
 from tests.support import trainings
+from tests.support.tables import few
 from tests.tune.test_sweep import POINTS, make_train
 
 STEPS = {"steps": 8, "evaluate_every": 4}
@@ -32,7 +33,7 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("kind", CALLS)
+@pytest.mark.parametrize("kind", few(list(CALLS), ["function", "population", "batches"]))
 def test_calls_that_have_no_time_come_to_the_undisturbed_result(kind, tmp_path):
     """Each goes one evaluation step, or wave, further; in the end all is bit for bit."""
     whole, completed, calls = CALLS[kind](), 0, 0
@@ -52,13 +53,13 @@ def test_calls_that_have_no_time_come_to_the_undisturbed_result(kind, tmp_path):
 
 
 def test_without_a_path_it_returns_what_there_is():
-    result = trainings.sweep(timeout=1e-9, **STEPS)
+    result = trainings.sweep(points=trainings.POINTS[:3:2], timeout=1e-9, **STEPS)
     assert set(result.steps_completed[result.steps_completed > 0]) == {4}
     assert "unfinished" in result.status
 
 
 def test_with_time_enough_it_is_as_without():
-    result = trainings.sweep(steps=4, timeout=1e6)
+    result = CALLS["batches"](timeout=1e6)
     assert (result.status == "complete").all()
 
 

@@ -1,5 +1,6 @@
 """Random keys that draw other numbers in a batch than alone: no trial of a sweep has them."""
 
+import itertools
 import warnings
 
 import jax
@@ -130,8 +131,17 @@ def split_by_itself(impl):
 @pytest.mark.parametrize(
     ("make", "impl"),
     [
-        *((make, impl) for make in (shared, split_by_itself) for impl in IMPLEMENTATIONS),
-        *((make, "threefry2x32") for make in (in_args, closed_over, in_an_inner_loop)),
+        (shared, "rbg"),
+        (in_an_inner_loop, "threefry2x32"),
+        *(
+            pytest.param(make, impl, marks=pytest.mark.slow)
+            for make, impl in itertools.product((shared, split_by_itself), IMPLEMENTATIONS)
+            if (make, impl) != (shared, "rbg")
+        ),
+        *(
+            pytest.param(make, "threefry2x32", marks=pytest.mark.slow)
+            for make in (in_args, closed_over)
+        ),
     ],
 )
 def test_keys_whose_numbers_a_batch_does_not_change_may_be_in_one(make, impl):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import rmsprop_jax as rj
+from tests.support.tables import crossed
 
 BITS = {
     "float8_e3m4": 8,
@@ -100,8 +101,17 @@ def training(name):
     return rj.Training(init, step, evaluate), options | {"batches": batches}
 
 
-@of_all
-@pytest.mark.parametrize("kept", ["in memory", "on disk", "interrupted", "with a scheduler"])
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    crossed(
+        list(BITS),
+        ["in memory", "on disk", "interrupted", "with a scheduler"],
+        plain=[
+            "float8_e5m2-in memory", "float4_e2m1fn-interrupted", "int4-on disk",
+            "int4-with a scheduler",
+        ],
+    ),
+)  # fmt: skip
 def test_states_come_back_from_devices_and_files(name, kept, tmp_path):
     numbers, (train, options) = every(name), training(name)
     path = None if kept == "in memory" else tmp_path / "folder"

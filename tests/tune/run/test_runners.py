@@ -51,9 +51,7 @@ def tiny(**options):
     return rj.sweep(TINY, points, **{"steps": 100, "seeds": 2, "progress": False, **options})
 
 
-@pytest.mark.parametrize(
-    ("devices", "batch_size"), crossed([1, 2], [2, 5, 1000], plain=["2-2", "1-1000"])
-)
+@pytest.mark.parametrize(("devices", "batch_size"), crossed([1, 2], [2, 5, 1000], plain=["2-5"]))
 def test_a_batch_gives_the_same_within_rounding(batch_size, devices):
     train, options = make_train(), {"seeds": 3, "progress": False}
     result = rj.sweep(

@@ -32,7 +32,7 @@ from rmsprop_jax._tune.search import study_client as study_module
 from rmsprop_jax._tune.search.space import axes_of
 from tests.support import postgres, searcher
 from tests.support.devices import device
-from tests.support.tables import crossed
+from tests.support.tables import crossed, few
 from tests.support.trainings import SCALE, alone, noisy, plain
 
 pytestmark = [
@@ -626,6 +626,7 @@ def test_catch_must_be_exceptions(catch):
         of_values(optuna.create_study(), catch=catch)
 
 
+@pytest.mark.slow
 def test_ctrl_c_from_the_keyboard_leaves_no_trial_running(sqlite, tmp_path):
     script = f"""
 import signal, jax, optuna
@@ -1439,7 +1440,7 @@ def test_a_name_that_is_no_string_is_refused(call):
         call({"rate": rj.uniform(0, 1), 1: rj.one_minus(rj.uniform(0, 1))})
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "journal"])
+@pytest.mark.parametrize("kind", few(["sqlite", "journal"], ["journal"]))
 def test_two_workers_share_a_file(kind, sqlite, tmp_path):
     def storage():
         if kind == "sqlite":

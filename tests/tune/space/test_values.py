@@ -170,7 +170,7 @@ nests = st.recursive(
 )
 
 
-@hypothesis.settings(deadline=None, database=None, derandomize=True, max_examples=300)
+@hypothesis.settings(deadline=None, database=None, derandomize=True, max_examples=100)
 @hypothesis.given(nests)
 def test_every_nest_comes_back_as_it_was(value):
     back = decode(json.loads(json.dumps(encode(value, "v"))))

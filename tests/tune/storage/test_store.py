@@ -121,18 +121,10 @@ def aims(kind):
     return itertools.cycle(x for each in writing for x in (at_any_moment, each))
 
 
-STORM = pytest.mark.slow, pytest.mark.timeout(1800)
-
-
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
-    ("kind", "kills"),
-    [
-        ("halving", 1),
-        pytest.param("function", 8, marks=STORM),
-        pytest.param("steps", 6, marks=STORM),
-        pytest.param("halving", 8, marks=STORM),
-        pytest.param("population", 8, marks=STORM),
-    ],
+    ("kind", "kills"), [("function", 4), ("steps", 4), ("halving", 6), ("population", 6)]
 )
 def test_killed_at_random_moments_and_resumed_it_is_as_if_undisturbed(kind, kills, tmp_path):
     moments, aim = random.Random(kills), aims(kind)

@@ -44,7 +44,7 @@ def assert_same(result, expected, steps=50):
 
 
 @pytest.mark.parametrize(
-    ("evaluate_every", "devices"), crossed([1, 7, 20, 50], [1, 2], plain=["7-2", "50-1"])
+    ("evaluate_every", "devices"), crossed([1, 7, 20, 50], [1, 2], plain=["7-2"])
 )
 def test_any_segments_are_bit_for_bit_the_whole_run(expected, evaluate_every, devices):
     """Steps that do not divide; keys, None and empty arrays in the state; two structures."""
@@ -66,12 +66,12 @@ def test_any_segments_are_bit_for_bit_the_whole_run(expected, evaluate_every, de
 
 def test_evaluate_gets_the_state_and_a_key_of_its_own(expected):
     points = POINTS[::2]  # of one static group
-    result = sweep(points=points, evaluate_every=25, seeds=[3])
+    result = sweep(points=points, evaluate_every=10, seeds=[3, 1])
     training = noisy()
-    for trial in (0, 5):
-        point = points[trial]
-        state, _ = alone(training, point, 3, 25)
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(3), 25), 1)
+    for trial in (0, 10):
+        point = points[trial // 2]
+        state, _ = alone(training, point, 3, 10)
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(3), 10), 1)
         now = training.evaluate(point, state, key, SCALE)["validation"]
         np.testing.assert_allclose(result.metrics["validation"][trial, 0], now, rtol=1e-6)
 
@@ -108,7 +108,7 @@ def test_each_piece_of_a_structure_compiles_once():
 
 @pytest.mark.parametrize("batch_size", [5, pytest.param(100, marks=pytest.mark.slow)])
 def test_a_batch_gives_the_same_within_rounding_and_repeats_itself(batch_size):
-    options = {"points": POINTS[::2], "seeds": 2, "evaluate_every": 20}
+    options = {"points": POINTS[::2], "seeds": 2, "evaluate_every": 10}
     one = sweep(**options)
     batched, again = (sweep(batch_size=batch_size, **options) for _ in range(2))
     for name in one.metrics:
@@ -186,8 +186,8 @@ def test_run_is_differentiable():
         return training.run(hp, jax.random.key(0), SCALE, steps=10)[1]["loss"][-1]
 
     h = 1e-3
-    slope = (final(1e-2 + h) - final(1e-2 - h)) / (2 * h)
-    np.testing.assert_allclose(jax.grad(final)(1e-2), slope, rtol=2e-2)
+    low, slope, high = jax.jit(lambda x: (final(x - h), jax.grad(final)(x), final(x + h)))(1e-2)
+    np.testing.assert_allclose(slope, (high - low) / (2 * h), rtol=2e-2)
 
 
 def test_python_numbers_in_a_state_become_strong_arrays():
@@ -276,7 +276,7 @@ def test_a_kept_state_is_a_copy():
 
 
 def test_states_on_disk(tmp_path, expected):
-    found = sweep(seeds=[3, 1], path=tmp_path, keep_states="all", evaluate_every=25)
+    found = sweep(seeds=[3, 1], path=tmp_path, keep_states="all", evaluate_every=10)
     assert_same(found, expected)
     loaded = rj.SweepResult.load(tmp_path)
     for i, point in enumerate(POINTS):
@@ -289,7 +289,7 @@ def test_states_on_disk(tmp_path, expected):
         loaded.state(POINTS[0])
     with pytest.raises(ValueError, match="like must have"):
         loaded.state(POINTS[0], like={"a": jnp.ones(3)})
-    best = sweep(seeds=[3, 1], path=tmp_path / "best", evaluate_every=25)
+    best = sweep(seeds=[3, 1], path=tmp_path / "best", evaluate_every=10)
     assert len(list((tmp_path / "best").glob("final-*"))) == 2  # one point, two seeds
     for x, y in zip(plain(best.state(best.best())), plain(found.state(best.best())), strict=True):
         np.testing.assert_array_equal(x, y)
@@ -316,7 +316,7 @@ def test_a_result_with_states_is_copied_and_pickled():
 
 
 def test_a_point_is_trained_again(expected):
-    result = sweep(seeds=[3, 1], record_every=7)
+    result = sweep(seeds=[3, 1], record_every=7, evaluate_every=10)
     record = result.top(5)[4]
     i = result.points.index_of(record.point)
     for seed in (3, 1):
@@ -335,13 +335,13 @@ def test_a_point_is_trained_again(expected):
 
 @pytest.mark.parametrize("every", few([1, 7, 50], [7]))
 def test_every_thins_what_step_returns(every, expected):
-    result = sweep(record_every=every, seeds=[3], evaluate_every=25)
+    result = sweep(record_every=every, seeds=[3, 1], evaluate_every=10)
     at = [t for t in range(1, 51) if t % every == 0 or t == 50]
     assert result.steps["loss"].tolist() == at
-    assert result.steps["validation"].tolist() == [25, 50]
+    assert result.steps["validation"].tolist() == [10, 20, 30, 40, 50]
     for i in range(len(POINTS)):
         np.testing.assert_array_equal(
-            result.metrics["loss"][i], expected[i, 3][1]["loss"][np.array(at) - 1]
+            result.metrics["loss"][2 * i], expected[i, 3][1]["loss"][np.array(at) - 1]
         )
 
 
@@ -370,9 +370,9 @@ def test_a_sweep_without_evaluate_is_cut_into_twenty():
 
 def test_the_callback_hears_of_every_round():
     reports = []
-    result = sweep(seeds=[3, 1], evaluate_every=25, callback=reports.append)
+    result = sweep(seeds=[3, 1], evaluate_every=10, callback=reports.append)
     heard = collections.Counter((r.number, r.step) for report in reports for r in report.trials)
-    assert heard == {(n, t): 1 for n in range(24) for t in (25, 50)}
+    assert heard == {(n, t): 1 for n in range(24) for t in (10, 20, 30, 40, 50)}
     for report in reports:
         for trial in report:
             assert trial.point == POINTS[trial.number // 2]
@@ -380,7 +380,7 @@ def test_the_callback_hears_of_every_round():
             row = result.metrics
             assert trial.metrics["loss"] == row["loss"][trial.number, trial.step - 1]
             assert (
-                trial.metrics["validation"] == row["validation"][trial.number, trial.step // 25 - 1]
+                trial.metrics["validation"] == row["validation"][trial.number, trial.step // 10 - 1]
             )
 
 
@@ -397,7 +397,12 @@ def test_an_exception_of_the_callback_stops_the_sweep_and_keeps_what_is_finished
         if any(r.number >= 3 and r.step == 50 for r in report):
             raise RuntimeError("enough")
 
-    options = {"evaluate_every": 25, "devices": jax.devices()[:1]}
+    options = {
+        "points": POINTS[1::2],
+        "evaluate_every": 10,
+        "devices": jax.devices()[:1],
+        "seeds": 2,
+    }
     with pytest.raises(RuntimeError, match="enough") as caught:
         sweep(callback=stop, path=tmp_path, checkpoint_seconds=0, **options)
     result = caught.value.result
@@ -426,7 +431,7 @@ def test_the_bar_counts_steps(capsys):
 
 def test_tables_say_how_far_trials_came():
     table = sweep(
-        seeds=2, scheduler=rj.SuccessiveHalving(reduction_factor=3, min_steps=10)
+        seeds=2, scheduler=rj.SuccessiveHalving(reduction_factor=3, min_steps=10), evaluate_every=10
     ).to_dataframe()
     names = ["rate", "decay", "centered", "seed", "count", "loss", "seen", "validation"]
     assert list(table) == [*names, "objective", "failed", "status", "steps_completed"]
