@@ -14,8 +14,10 @@ jax.config.update("jax_num_cpu_devices", 2)  # before JAX is first used: the swe
 
 
 def pytest_configure(config):
-    """Share compiled programs: what several tests, workers, or child processes need is compiled once.
-    Each run has a new folder, unless JAX_COMPILATION_CACHE_DIR names one."""
+    """Share compiled programs between tests, workers, and child processes.
+
+    Each run has a new folder, unless JAX_COMPILATION_CACHE_DIR names one.
+    """
     is_worker = hasattr(config, "workerinput")
     if not is_worker and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         folder = tempfile.mkdtemp(prefix="rmsprop_jax_compiled_")
