@@ -162,6 +162,7 @@ def go(runner, platform, trials, schedule=None, groups=1, **options):
         record=lambda result, seconds=0.0: recorded.append(
             (result.batch.trials.tolist(), result.stop[0])
         ),
+        is_time_up=False,
         finish=lambda trials, states: log.append(f"finish {trials.tolist()}"),
     )
     experiment = types.SimpleNamespace(

@@ -575,8 +575,10 @@ def test_states_that_do_not_fit_are_refused_before_anything_runs(tmp_path, monke
     run = lambda **more: rj.sweep(
         big, rj.grid(x=[1.0, 2.0, 3.0]), steps=2, progress=False, keep_states="all", **more
     )
-    monkeypatch.setattr(memory, "ROOT", machine(tmp_path / "root", 20e6))
-    with pytest.raises(ValueError, match=r"2 trials under way and 3 kept need 0\.02 GB, and 0\.02"):
+    monkeypatch.setattr(memory, "ROOT", machine(tmp_path / "root", 270e6))
+    with pytest.raises(
+        ValueError, match=r"2 trials under way and 3 kept need 0\.221 GB, and 0\.27"
+    ):
         run()
     run(path=tmp_path / "a")  # kept on disk
     assert ran
