@@ -1,5 +1,6 @@
 """What is asked: an `Experiment`, the one front half of `sweep`, `search.optimize`, and AOT."""
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Collection, Generator, Hashable, Mapping, Sequence
@@ -46,17 +47,17 @@ class Compiled(NamedTuple):
     kernels: GroupKernels
     programs: GroupPrograms
     seconds: float
-    """For how long the caller waited for it."""
+    """The seconds that the caller waited for the group."""
 
 
 class Examples(NamedTuple):
-    """Points that stand for those that a search asks for later."""
+    """Example points of a search, which asks for its points later."""
 
     points: Points
     is_complete: bool
-    """Whether every static group has a point here; else one group that can be traced is enough."""
+    """Whether every static group has an example. If not, one group that can be traced is enough."""
     scheduler: dict[str, Any]
-    """What tells the search from others, as `schedulers.settings_of` does for a scheduler."""
+    """The settings of the search, as `schedulers.settings_of` returns those of a scheduler."""
 
 
 class Experiment:
@@ -104,10 +105,10 @@ class Experiment:
         """Trace every static group, and check what the trials return and read.
 
         Args:
-        options: of the call, with `train` and `points`.
-          cluster: where the trials run.
-          caller: the function that a user called, for errors.
-          examples: of a search, whose points come later: stand for `options.points`.
+          options: the arguments of the call, with `train` and `points`.
+          cluster: the processes and devices that run the trials.
+          caller: the name of the function that a user called, for errors.
+          examples: the points of a search that are known now, in place of `options.points`.
 
         Raises:
           ValueError: for what no sweep can run.
@@ -137,8 +138,6 @@ class Experiment:
             check_reads(traces, points)
         check_population(options.scheduler, groups, traces)
         schedule = make_schedule(traces[0].evaluations)
-        if data is not None:
-            data.along(schedule)
         metrics = [schedule.series(one) for one in traces]
         record_every = checked_record_every(
             options.record_every, metrics, options.objective, schedule, traces[0].evaluations
@@ -173,7 +172,11 @@ class Experiment:
 
     @property
     def objective(self) -> ObjectiveSpec:
-        """What ranks trials. Of several objectives, the first, where all are finite."""
+        """The objective that ranks trials.
+
+        A study with several directions has several objectives. Then a trial has the first one, if
+        all of them are finite.
+        """
         if len(self.objectives) == 1:
             return self.objectives[0]
         return ObjectiveSpec(
@@ -183,12 +186,12 @@ class Experiment:
 
     @property
     def state_specs(self) -> list[StateSpec]:
-        """For each static group its state; empty for functions."""
+        """The structure of the state of each static group; empty for functions."""
         return [one.state for one in self.traces if one.state is not None]
 
     @property
     def init_only(self) -> list[set[str]]:
-        """For each static group the hyperparameters that only `init` reads."""
+        """The hyperparameters that only `init` reads, for each static group."""
         after = lambda one: (names for piece, names in one.reads.items() if piece != "init")
         return [one.reads["init"].difference(*after(one)) for one in self.traces]
 
@@ -198,8 +201,8 @@ class Experiment:
         """Return the spec of these points, and the numbers of the static groups that it has.
 
         Args:
-          points: that were asked for.
-          groups: for each point the number of its static group.
+          points: the points that the call asked for.
+          groups: int array: the number of the static group of each point.
         """
         if len(self.spec.points):
             return self.spec, list(range(len(self.traces)))
@@ -267,9 +270,9 @@ class Experiment:
         """Return what compiles a static group.
 
         Args:
-          group: its number.
-          trials: how many of its trials there are in all.
-          most: a limit for an automatic batch size.
+          group: the number of the static group.
+          trials: the number of trials of this group.
+          most: the largest batch size that "auto" may choose; None for no limit.
         """
         if self._placed_args is None:
             self._placed_args = self.cluster.place(self.options.args)
@@ -280,16 +283,13 @@ class Experiment:
         """Yield static groups as they are ready, in order; later ones compile in threads meanwhile.
 
         Args:
-          trials: for each group, how many trials are left to run.
-          most: a limit for an automatic batch size.
+          trials: the number of trials that are left to run, by static group.
+          most: the largest batch size that "auto" may choose; None for no limit.
         """
         compilers = [self.compiler(group, count, most) for group, count in trials.items()]
-        ahead = compile_ahead(compilers)
-        try:
+        with contextlib.closing(compile_ahead(compilers)) as ahead:
             for compiler, (programs, seconds) in zip(compilers, ahead, strict=True):
                 yield Compiled(compiler.kernels, programs, seconds)
-        finally:
-            ahead.close()
 
     # Several processes.
 

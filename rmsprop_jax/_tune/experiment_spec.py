@@ -18,13 +18,13 @@ class ExperimentSpec:
     """Points, seeds, and what each trial measures.
 
     Args:
-      points: what is tried.
-      seeds: of each point.
-      record_every: for some series, that only each k-th value and the last are recorded.
-      groups: the points in static groups. During a search the list grows.
-      metrics: for each group what a trial measures: the same names, dtypes, and ranks.
-      fingerprint: what must stay the same for a folder to resume.
-      schedule: where a trial stops.
+      points: the points to try.
+      seeds: the seeds of each point.
+      record_every: k for the series of which only each k-th value and the last are recorded.
+      groups: the points in static groups. The list grows during a search.
+      metrics: the metrics of a trial in each static group, with equal names, dtypes, and ranks.
+      fingerprint: the hashes that must stay the same for a folder to resume.
+      schedule: the steps at which a trial stops.
     """
 
     points: Points
@@ -49,9 +49,9 @@ class ExperimentSpec:
 
     @functools.cached_property
     def recorded_steps(self) -> dict[str, np.ndarray]:
-        """For each series the steps, counted from 1, at which values are recorded.
+        """The steps of each series, counted from 1, at which values are recorded.
 
-        Static groups may train for different numbers of steps: all their steps are here.
+        Static groups may train for different numbers of steps. This has the steps of all groups.
         """
         found = {}
         for name in filter(self.has_steps, self.metrics[0]):

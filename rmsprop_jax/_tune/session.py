@@ -14,7 +14,7 @@ import numpy as np
 from rmsprop_jax._tune.compile.layout import wave_bytes
 from rmsprop_jax._tune.experiment import Experiment
 from rmsprop_jax._tune.results.result import SweepResult
-from rmsprop_jax._tune.run.batch import HostStates, SegmentResult
+from rmsprop_jax._tune.run.batch import HostStates, SegmentResult, rows_of
 from rmsprop_jax._tune.storage.kept_states import FinalFiles, KeptStates
 from rmsprop_jax._tune.storage.writer import FolderWriter
 from rmsprop_jax._tune.trials.checkpoints import CheckpointManager
@@ -35,11 +35,11 @@ class Session:
     `open` makes it.
 
     Attributes:
-      experiment: what is asked.
-      table: how far each trial is.
+      experiment: the experiment that the call asks for.
+      table: the progress and the metrics of each trial.
       checkpoints: the states of trials under way, on disk.
-      final_states: the states that are kept of ended trials.
-      decisions: of a scheduler; None without one.
+      final_states: the states of ended trials that are kept.
+      decisions: the log of a scheduler's decisions; None without a scheduler.
     """
 
     def __init__(
@@ -80,8 +80,8 @@ class Session:
         Nothing is written or deleted before the last check has passed.
 
         Args:
-          experiment: what is asked.
-          start: when the call began, by `time.perf_counter`.
+          experiment: the experiment that the call asks for.
+          start: the time at which the call began, by `time.perf_counter`.
 
         Raises:
           ValueError: for a folder of another sweep, or states that need more memory or disk than is
@@ -124,8 +124,8 @@ class Session:
         """Refuse states that will not fit the memory, or the disk.
 
         Args:
-          under_way: how many trials are under way at once.
-          remedy: what helps, besides a smaller keep_states, where memory is short.
+          under_way: the number of trials that are under way at once.
+          remedy: the argument that helps, besides keep_states, if memory is short.
         """
         path, keep = self.experiment.options.path, self.final_states.keep_states
         largest = max(spec.bytes for spec in self.experiment.state_specs)
@@ -159,8 +159,8 @@ class Session:
         scheduler's are counted twice.
 
         Args:
-          under_way: how many trials are under way at once.
-          kept: how many final states are kept in memory.
+          under_way: the number of trials that are under way at once.
+          kept: the number of final states that are kept in memory.
         """
         largest = max(spec.bytes for spec in self.experiment.state_specs)
         waves = WAVES_BESIDE * wave_bytes(self.experiment.cluster.mesh.size, largest)
@@ -185,27 +185,23 @@ class Session:
         """Enter what a segment measured, evaluate the objective, show and report the trials.
 
         Args:
-          result: of the segment.
-          compile_seconds: for which the segment waited for its program.
-          judge: evaluates the objective of trials; by default the table.
+          result: the metrics of the segment.
+          compile_seconds: the seconds that the segment waited for its program.
+          judge: the function that evaluates the objective of trials; by default the table's.
         """
         self.table.enter(result, compile_seconds)
         if not self.experiment.state_specs:  # else states are written with the metrics
             self.table.commit(result.batch.trials)
         (judge or self.table.judge)(result.batch.trials)
         self.show()
-        self.report(result)
+        callback = self.experiment.options.callback
+        if callback is not None and self.experiment.cluster.is_leader:
+            callback(report_of(self.table, result.batch.trials))
 
     def show(self) -> None:
         """Show in the bar where the trials are."""
         if self._progress is not None:
             self._progress.show()
-
-    def report(self, result: SegmentResult) -> None:
-        """Call the callback, on the leader."""
-        callback = self.experiment.options.callback
-        if callback is not None and self.experiment.cluster.is_leader:
-            callback(report_of(self.table, result.batch.trials))
 
     @property
     def is_time_up(self) -> bool:
@@ -215,18 +211,17 @@ class Session:
         is_up = time.perf_counter() >= self._deadline
         return self.experiment.cluster.tell("whether the time is up", is_up)
 
-    def finish(self, trials: np.ndarray, states: HostStates | None) -> None:
+    def finish(self, trials: np.ndarray, fetch: Callable[[], HostStates]) -> None:
         """End trials that have run all their steps: keep final states, drop those that are no
         longer among the best, write the metrics, delete checkpoints.
 
         Args:
-          trials: of one static group.
-          states: their final states, or those of the trials that `final_states.may_be_best`.
+          trials: trials of one static group.
+          fetch: returns their final states; not called if none of them is kept.
         """
         wanted = self.final_states.may_be_best(trials)
         if wanted.any():
-            assert states is not None
-            self.final_states.keep(trials[wanted], [x[wanted] for x in states])
+            self.final_states.keep(trials[wanted], rows_of(fetch(), np.flatnonzero(wanted)))
 
         def write() -> None:
             self.final_states.drop()
@@ -251,7 +246,7 @@ class Session:
     # The result.
 
     def result(self) -> SweepResult:
-        """Return what is there. Where the objective raises, it is NaN."""
+        """Return the result so far. An objective that raises counts as NaN."""
         with contextlib.suppress(Exception, KeyboardInterrupt):  # Ctrl-C came in between
             self.table.judge_what_is_left()  # here, since other processes may have left
         experiment, table, kept = self.experiment, self.table, None

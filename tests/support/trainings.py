@@ -1,6 +1,7 @@
 """Trainings that the tests share."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -85,3 +86,14 @@ def plain(tree):
 
 def is_key(x):
     return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def stop_at(count):
+    """A callback that raises a Ctrl-C at a call of this number, counted from 1."""
+    calls = itertools.count(1)
+
+    def callback(report):
+        if next(calls) == count:
+            raise KeyboardInterrupt
+
+    return callback

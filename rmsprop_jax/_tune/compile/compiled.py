@@ -28,18 +28,15 @@ SPLIT, WHOLE = PartitionSpec("trial"), PartitionSpec()
 
 
 class WaveInputs(NamedTuple):
-    """What a wave reads besides the states: the inputs of its trials, and their number."""
+    """What a wave reads besides the states."""
 
     count: Any
-    """Of each device: how many batches it runs."""
-    trial: Any
-    start: Any
-    length: Any
-    data: Any
-    args: Any
+    """The number of batches that each device runs."""
+    trials: Inputs
+    """The inputs of the wave's trials."""
 
 
-SPECS = WaveInputs(SPLIT, SPLIT, SPLIT, SPLIT, WHOLE, WHOLE)
+SPECS = WaveInputs(SPLIT, Inputs(SPLIT, SPLIT, SPLIT, WHOLE, WHOLE))
 
 
 class CompiledKernel:
@@ -125,10 +122,10 @@ class CompiledKernel:
             ),
             "trial",
         )
-        wave = WaveInputs(counts, inputs.trial, start, length, inputs.data, self._args)
+        trials = Inputs(inputs.trial, start, length, inputs.data, self._args)
         # A failed trial is marked and touches no other, whatever `jax_debug_nans` says.
         with jax.debug_nans(False), jax.debug_infs(False):
-            return self._compiled(list(states), wave)
+            return self._compiled(list(states), WaveInputs(counts, trials))
 
     def fetch(self, outputs: Any, count: int, first: int = 0) -> Any:
         """Wait for a wave; return its outputs, each with a leading axis over the trials."""
@@ -172,8 +169,8 @@ def wave_of(
 
         def body(i: Any, done: Any) -> Any:
             state = at(done[0] if replaces else states, i)
-            trial, start, length = at((given.trial, given.start, given.length), i)
-            new = batch(state, Inputs(trial, start, length, given.data, given.args))
+            trial, start, length = at(given.trials[:3], i)
+            new = batch(state, Inputs(trial, start, length, *given.trials[3:]))
             put = lambda x, y: jax.lax.dynamic_update_index_in_dim(x, y, i, 0)
             return jax.tree.map(put, done, new)
 
@@ -186,8 +183,8 @@ def wave_of(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
     )
     rows = layout.devices * capacity
-    abstract = WaveInputs(
-        count=on(jax.ShapeDtypeStruct((layout.devices,), np.int32), split),
+    counts = on(jax.ShapeDtypeStruct((layout.devices,), np.int32), split)
+    abstract = Inputs(
         trial=on(stacked(inputs.trial, rows, size), split),
         start=on(stacked(inputs.start, rows, size), split),
         length=on(stacked(inputs.length, rows), split),
@@ -200,7 +197,8 @@ def wave_of(
         out_shardings=split,
         donate_argnums=(0,) if replaces else (),
     )
-    return jitted, (on(stacked(list(kernel.states), rows, size), split), abstract)
+    states = on(stacked(list(kernel.states), rows, size), split)
+    return jitted, (states, WaveInputs(counts, abstract))
 
 
 _CACHE: OrderedDict[Hashable, Any] = OrderedDict()

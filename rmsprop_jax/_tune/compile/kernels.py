@@ -6,7 +6,7 @@ segment of at most L steps, these arrays enter and leave a wave:
 
     array            shape              sharding  content
     states           (D·C, B, leaf…)    trial     each leaf of the state; donated to the new states
-    inputs.count     (D,)               trial     how many batches the device runs
+    count            (D,)               trial     how many batches the device runs
     inputs.trial     (D·C, B, …)        trial     the traced hyperparameters, and the key's data
     inputs.start     (D·C, B)           trial     the steps that the trial has run
     inputs.length    (D·C,)             trial     the steps that the batch runs now
@@ -80,7 +80,7 @@ class GroupKernels:
 
     @property
     def bytes(self) -> int:
-        """What a call holds for one trial: its state, and the metrics of the longest segment."""
+        """The bytes of one trial in a call: its state, and the metrics of the longest segment."""
         size = lambda arrays: sum(x.size * x.dtype.itemsize for x in arrays)
         return size(self._states) + self.spec.schedule.longest * size(self.traces.metrics.values())
 

@@ -40,12 +40,12 @@ class TrialBatch:
     """Some trials that run side by side.
 
     Args:
-      group: the number of their static group.
-      trials: which, places among points × seeds.
+      group: the number of the static group.
+      trials: the numbers of the trials among points × seeds.
       steps_completed: the steps that each trial has run.
-      first: the number of the device with the first trial; the others follow in turn.
-      states: where their states are.
-      placed: their hyperparameters and keys on the devices, once they were dispatched.
+      first: the number of the device with the first trial. The other trials follow in turn.
+      states: the place of the states, by its type.
+      placed: the hyperparameters and keys on the devices, after the first dispatch.
     """
 
     group: int
@@ -57,7 +57,7 @@ class TrialBatch:
 
     @property
     def step(self) -> int:
-        """The steps that each of them has run, where that is one number."""
+        """The steps that each of these trials has run. All of them must have run equally many."""
         assert (self.steps_completed == self.steps_completed[0]).all()
         return int(self.steps_completed[0])
 

@@ -14,9 +14,9 @@ class ContinuousWaves:
     """The waves of one static group.
 
     Args:
-      backend: where they run.
-      schedule: where segments end.
-      group: the number of the group.
+      backend: the backend that runs the waves.
+      schedule: the steps at which segments end.
+      group: the number of the static group.
 
     Attributes:
       batches: the waves: one batch on each device, so that there are several, of which one runs
@@ -37,7 +37,7 @@ class ContinuousWaves:
 
     @property
     def loose(self) -> int:
-        """How many trials are in waves that are not full."""
+        """The number of trials in waves that are not full."""
         return sum(len(batch.trials) % self._slots for batch in self.batches)
 
     def exchange(self, leaving: Collection[int], coming: np.ndarray, first: int) -> None:
@@ -47,8 +47,8 @@ class ContinuousWaves:
         host. Other waves keep theirs on the devices.
 
         Args:
-          leaving: trials that run here.
-          coming: trials that do not.
+          leaving: trials that run in these waves.
+          coming: trials that begin.
           first: the number of the device with the first trial of a new wave.
         """
         kept: list[TrialBatch] = []

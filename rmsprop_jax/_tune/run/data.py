@@ -46,54 +46,47 @@ class BatchReader:
         self.checksum = checksum(self._asked[first])
         self._next: tuple[tuple[int, int], concurrent.futures.Future] | None = None
         self._placed: tuple[tuple[int, int], Any] | None = None
-        self._schedule: Schedule | None = None
 
-    def along(self, schedule: Schedule) -> None:
-        """Set where the segments end."""
-        self._schedule = schedule
-
-    def segment(self, start: int, stop: int) -> Any:
-        """The batches of the steps in (start, stop], on the devices, each leaf with a leading axis
-        as long as the longest segment."""
-        assert self._schedule is not None
+    def segment(self, schedule: Schedule, start: int) -> Any:
+        """Return the batches of the segment that begins after step `start`, on the devices, each
+        leaf with a leading axis as long as the longest segment."""
+        stop = schedule.next_stop(start)
         if self._placed is None or self._placed[0] != (start, stop):
             if self._next is not None and self._next[0] == (start, stop):
                 stacked = self._next[1].result()
             else:
-                stacked = self._stacked(start, stop)
+                stacked = self._stacked(schedule, start)
             self._cluster.refuse_different(f"batches({start + 1}) to batches({stop})", stacked)
             self._placed = (start, stop), self._cluster.place(stacked)
         return self._placed[1]
 
-    def prepare(self, start: int) -> None:
+    def prepare(self, schedule: Schedule, start: int) -> None:
         """Request the batches of the segment that begins after step `start`.
 
         Call this while the devices run the segment before. An error is raised when that segment is
-        needed, so that the one under way is recorded first.
+        needed, so that the segment under way is recorded first.
         """
-        assert self._schedule is not None
-        if start >= self._schedule.end:
+        if start >= schedule.end:
             return
-        ahead = start, self._schedule.next_stop(start)
+        ahead = start, schedule.next_stop(start)
         if self._next is None or self._next[0] != ahead:
             self._next = ahead, concurrent.futures.Future()
             try:
-                self._next[1].set_result(self._stacked(*ahead))
+                self._next[1].set_result(self._stacked(schedule, start))
             except Exception as error:
                 self._next[1].set_exception(error)
 
-    def _stacked(self, start: int, stop: int) -> Any:
-        assert self._schedule is not None
+    def _stacked(self, schedule: Schedule, start: int) -> Any:
         each = []
-        for t in range(start + 1, stop + 1):
+        for t in range(start + 1, schedule.next_stop(start) + 1):
             batch = self._asked.pop(t, None)
             each.append(self._checked(t, self._source(t)) if batch is None else batch)
-        short = self._schedule.longest - len(each)
+        short = schedule.longest - len(each)
         fill = lambda *xs: np.stack([*xs, *[xs[-1]] * short])
         return jax.tree.map(fill, *each)
 
     def _checked(self, t: int, batch: Any) -> Any:
-        """The batch as NumPy arrays; ValueError where it is another than the first."""
+        """Return the batch as NumPy arrays; ValueError if its form differs from the first batch."""
         try:
             arrays = jax.tree.map(np.array, batch)  # a copy
         except (TypeError, ValueError) as error:

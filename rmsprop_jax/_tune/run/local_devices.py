@@ -45,8 +45,8 @@ class WaveSize:
     """How many batches on each device share a wave: more while waves are short.
 
     Args:
-      layout: of the waves.
-      cluster: whose leader decides.
+      layout: the layout of the waves.
+      cluster: the processes, of which the leader decides.
     """
 
     def __init__(self, layout: DeviceLayout, cluster: Cluster):
@@ -59,7 +59,7 @@ class WaveSize:
         self._last = time.perf_counter()
 
     def measure(self, trials: int) -> None:
-        """A wave of so many trials ended: the next begins now."""
+        """Note that a wave of so many trials ended, and begin to time the next one."""
         now = time.perf_counter()
         seconds, self._last = now - self._last, now
         batches = max(1, int(self._layout.batches_of(trials)[0]))
@@ -82,8 +82,8 @@ class LocalDevices:
     """The devices of this call, as a backend: where batches of trials run.
 
     Args:
-      experiment: what is asked.
-      session: what is known: the hyperparameters of trials, and their checkpoints.
+      experiment: the experiment that the call asks for.
+      session: the session, with the hyperparameters and the checkpoints of trials.
     """
 
     def __init__(self, experiment: Experiment, session: Session):
@@ -97,11 +97,10 @@ class LocalDevices:
         """Yield each group that has trials to run, as it is ready.
 
         Args:
-          most: a limit for an automatic batch size.
+          most: the largest batch size that "auto" may choose; None for no limit.
 
         Yields:
-          The group's number, its trials that have not ended, and for how many seconds it was waited
-          for.
+          The number of the group, its trials that have not ended, and the seconds of the wait.
         """
         groups = enumerate(self._experiment.spec.groups)
         trials = {i: self._table.unfinished(group.points) for i, group in groups}
@@ -112,7 +111,7 @@ class LocalDevices:
                 yield kernels.group, trials[kernels.group], seconds
 
     def add(self, kernels: GroupKernels, programs: GroupPrograms) -> None:
-        """Have the programs of a group."""
+        """Add the compiled programs of a static group."""
         wave_size = WaveSize(programs.layout, self._cluster)
         self._groups[kernels.group] = CompiledGroup(programs, kernels.traces.state, wave_size)
 
@@ -130,9 +129,9 @@ class LocalDevices:
         """Yield trials of a group in waves, those at one step together.
 
         Args:
-          group: its number.
-          trials: which.
-          steps_completed: the steps that each has run.
+          group: the number of the static group.
+          trials: the numbers of the trials.
+          steps_completed: the steps that each trial has run.
           first: the number of the device with the first trial of each wave.
         """
         for step in np.unique(steps_completed).tolist():
@@ -150,9 +149,9 @@ class LocalDevices:
         Trials may stand at different steps; those that share a `vmap` must run equally many.
 
         Args:
-          batch: formed here.
+          batch: a batch that this backend formed.
           until: the step at which the segment ends, one for all or one for each trial.
-          data: of the steps, placed; None without `batches`.
+          data: the data of the steps, on the devices; None without `batches`.
         """
         count, first, start = len(batch.trials), batch.first, batch.steps_completed
         stop, programs = np.full(count, until), self._groups[batch.group].programs

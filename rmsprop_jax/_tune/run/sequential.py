@@ -1,9 +1,11 @@
 """Waves one after another, each to its end: for trials that nothing holds up."""
 
 import collections
+import contextlib
 import functools
 
 import jax
+import numpy as np
 
 from rmsprop_jax._tune.compile.group_compiler import smaller_batch
 from rmsprop_jax._tune.experiment import Experiment
@@ -17,9 +19,9 @@ class SequentialRunner:
     """Runs each wave to its end before the next one; the states stay on the devices.
 
     Args:
-      experiment: what is asked.
-      session: what is known.
-      backend: where batches run; by default the devices of this call.
+      experiment: the experiment that the call asks for.
+      session: the session of the call.
+      backend: the backend that runs batches; by default the devices of this call.
     """
 
     def __init__(
@@ -34,27 +36,30 @@ class SequentialRunner:
         """Run all trials. Where an automatic batch does not fit the memory, try half as many."""
         most = None
         while True:
-            self._sizes: list[int] = []
-            self._in_flight.clear()
+            sizes: list[int] = []
             try:
-                self._run(most)
+                with contextlib.closing(self._backend.compile(most)) as groups:
+                    for group, trials, seconds in groups:
+                        sizes.append(self._backend.layout(group).batch_size)
+                        self._waited = seconds
+                        if self._run_group(group, trials):
+                            return
                 return
             except jax.errors.JaxRuntimeError as error:
-                may = self._experiment.cluster.count == 1
-                most = smaller_batch(error, self._experiment.batch_size, self._sizes, may)
+                may_retry = self._experiment.cluster.count == 1
+                most = smaller_batch(error, self._experiment.batch_size, sizes, may_retry)
+            self._in_flight.clear()
             self._session.checkpoints.rewind()
 
-    def _run(self, most: int | None) -> None:
-        for group, trials, seconds in self._backend.compile(most):
-            self._sizes.append(self._backend.layout(group).batch_size)
-            self._waited = seconds
-            self._backend.wave_size(group).restart()
-            steps = self._session.table.data.steps_completed[trials]
-            for batch in self._backend.form(group, trials, steps):
-                is_time_up = self._run_wave(batch)
-                if is_time_up:
-                    return
-            self._drain()
+    def _run_group(self, group: int, trials: np.ndarray) -> bool:
+        """Run the trials of a static group, or until the time is up; return whether it is."""
+        self._backend.wave_size(group).restart()
+        steps = self._session.table.data.steps_completed[trials]
+        for batch in self._backend.form(group, trials, steps):
+            if self._run_wave(batch):
+                return True
+        self._drain()
+        return False
 
     def _run_wave(self, batch: TrialBatch) -> bool:
         """Run a wave to its end, or until the time is up; return whether it is."""
@@ -97,11 +102,8 @@ class SequentialRunner:
         self._waited = 0.0
         if handle.stop[0] < self._experiment.spec.schedule.end:
             return
-        states = None
-        if self._session.final_states.may_be_best(batch.trials).any():
-            states = self._backend.states(batch)
         if self._experiment.state_specs:
-            self._session.finish(batch.trials, states)
+            self._session.finish(batch.trials, functools.partial(self._backend.states, batch))
         self._backend.wave_size(batch.group).measure(len(batch.trials))
 
 

@@ -1,5 +1,6 @@
 """All trials come to an evaluation step before any passes it: for schedulers, and for `batches`."""
 
+import contextlib
 import functools
 from collections.abc import Iterator, Mapping
 
@@ -19,9 +20,9 @@ class SynchronousRunner:
     """Runs all trials from evaluation step to evaluation step; the devices hold all states.
 
     Args:
-      experiment: what is asked.
-      session: what is known.
-      backend: where batches run; by default the devices of this call.
+      experiment: the experiment that the call asks for.
+      session: the session of the call.
+      backend: the backend that runs batches; by default the devices of this call.
     """
 
     def __init__(
@@ -44,15 +45,9 @@ class SynchronousRunner:
 
     def _run(self) -> None:
         first, *others = self._experiment.spec.schedule.evaluation_steps.tolist()
-        for group, trials, seconds in self._backend.compile():
-            self._batches[group], wave_size = [], self._backend.wave_size(group)
-            wave_size.restart()
-            steps = self._session.table.data.steps_completed[trials]
-            for batch in self._backend.form(group, trials, steps):
-                self._advance(batch, first, seconds)
-                seconds = 0.0
-                wave_size.measure(len(batch.trials))
-                self._batches[group].append(batch)
+        with contextlib.closing(self._backend.compile()) as groups:
+            for group, trials, seconds in groups:
+                self._begin_group(group, trials, first, seconds)
         is_time_up = self._after(first)
         for step in others:
             if is_time_up:
@@ -60,6 +55,17 @@ class SynchronousRunner:
             for batch in self._all_batches():
                 self._advance(batch, step)
             is_time_up = self._after(step)
+
+    def _begin_group(self, group: int, trials: np.ndarray, until: int, seconds: float) -> None:
+        """Form the waves of a static group, and run each to the first evaluation step."""
+        self._batches[group], wave_size = [], self._backend.wave_size(group)
+        wave_size.restart()
+        steps = self._session.table.data.steps_completed[trials]
+        for batch in self._backend.form(group, trials, steps):
+            self._advance(batch, until, seconds)
+            seconds = 0.0
+            wave_size.measure(len(batch.trials))
+            self._batches[group].append(batch)
 
     def _all_batches(self) -> Iterator[TrialBatch]:
         for batches in self._batches.values():
@@ -69,17 +75,17 @@ class SynchronousRunner:
         """Run a batch to an evaluation step, unless it was there before.
 
         Args:
-          batch: of trials.
-          until: the step.
-          seconds: for which the batch waited for its program.
+          batch: a batch of trials.
+          until: the evaluation step.
+          seconds: the seconds that the batch waited for its program.
         """
-        data = self._experiment.data
+        data, schedule = self._experiment.data, self._experiment.spec.schedule
         while batch.step < until:
-            stop = self._experiment.spec.schedule.next_stop(batch.step)
-            placed = data.segment(batch.step, stop) if data else None
+            stop = schedule.next_stop(batch.step)
+            placed = data.segment(schedule, batch.step) if data else None
             handle = self._backend.dispatch(batch, stop, placed)
             if data:
-                data.prepare(stop)
+                data.prepare(schedule, stop)
             self._session.record(self._backend.fetch(handle), seconds)
             seconds = 0.0
             self._arrived.update(batch.trials.tolist())
@@ -93,7 +99,7 @@ class SynchronousRunner:
         schedule, is_time_up = self._experiment.spec.schedule, False
         if step == schedule.end:
             for batch in self._all_batches():
-                self._finish(batch)
+                self._session.finish(batch.trials, functools.partial(self._backend.states, batch))
         else:
             # A copy is on disk before any trial goes on from it.
             has_copied = step in schedule.rungs and self._decide(step)
@@ -102,11 +108,6 @@ class SynchronousRunner:
                 self._checkpoint()
         self._arrived.clear()
         return is_time_up
-
-    def _finish(self, batch: TrialBatch) -> None:
-        wanted = self._session.final_states.may_be_best(batch.trials).any()
-        states = self._backend.states(batch) if wanted else None
-        self._session.finish(batch.trials, states)
 
     def _checkpoint(self) -> None:
         """Write the states of all trials under way, but those that did not move since."""
@@ -161,10 +162,10 @@ class SynchronousRunner:
         than all of them once.
 
         Args:
-          group: its number.
-          rung: the step.
-          pruned: the trials that end there.
-          donors: for each trial that copies, whose state it takes over.
+          group: the number of the static group.
+          rung: the evaluation step at which the scheduler decided.
+          pruned: the trials that end at the rung.
+          donors: the trial whose state each copying trial takes over.
         """
         here = [batch for batch in self._batches[group] if batch.step == rung]
         trials = np.concatenate([np.zeros(0, int), *(batch.trials for batch in here)])

@@ -3,6 +3,7 @@ way, reports, prunes, and tells."""
 
 import collections
 import contextlib
+import functools
 import math
 import sys
 import time
@@ -19,7 +20,7 @@ from rmsprop_jax._tune.experiment import Examples, Experiment
 from rmsprop_jax._tune.interrupts import interruptible
 from rmsprop_jax._tune.options import Options
 from rmsprop_jax._tune.results.result import SweepResult
-from rmsprop_jax._tune.run.batch import rows_of
+from rmsprop_jax._tune.run.batch import TrialBatch, rows_of
 from rmsprop_jax._tune.run.cluster import Cluster
 from rmsprop_jax._tune.run.continuous import ContinuousWaves
 from rmsprop_jax._tune.run.local_devices import Handle, LocalDevices
@@ -67,10 +68,10 @@ def optimize(study: Any, space: Any, objective: Any, start: float, **arguments: 
     """Run `rmsprop_jax.search.optimize`, which documents the arguments.
 
     Args:
-      study: of Optuna.
-      space: for each hyperparameter a distribution.
-      objective: a metric or a function, or a tuple of them.
-      start: when the call began, by `time.perf_counter`.
+      study: a study of Optuna.
+      space: the distribution of each hyperparameter.
+      objective: a metric or a function, or a tuple of these.
+      start: the time at which the call began, by `time.perf_counter`.
       **arguments: fields of `Options`.
     """
     if not isinstance(study, optuna.Study):
@@ -120,10 +121,10 @@ class ContinuousRunner:
     """Keeps as many study trials under way as there may be: one that ends makes room at once.
 
     Args:
-      experiment: what is asked.
-      session: what is known.
+      experiment: the experiment that the call asks for.
+      session: the session of the call.
       client: the study.
-      attributes: what each study trial is given besides its values.
+      attributes: the functions that compute further user attributes of each study trial.
     """
 
     def __init__(
@@ -253,7 +254,7 @@ class ContinuousRunner:
             for batch in waves.batches:
                 rows = np.flatnonzero(np.isin(batch.trials, trials))
                 if len(rows):
-                    self._end(batch.trials[rows], rows_of(self._backend.states(batch), rows))
+                    self._end(batch, rows)
         return ended
 
     def _arriving(self) -> Iterator[int]:
@@ -307,7 +308,7 @@ class ContinuousRunner:
         table, trials = self._session.table, self._trials_of(study_trial)
         values, step = table.objectives(trials), int(table.data.steps_completed[trials[0]])
         is_finite, is_over = bool(np.isfinite(values).all()), bool(table.complete[trials[0]])
-        # Of a trial that another worker took over the study has that worker's values.
+        # If another worker took over the trial, the study has the values of that worker.
         with contextlib.suppress(LostError):
             if is_finite and self._reports:
                 self._client.report(study_trial.trial, float(values.mean()), step)
@@ -323,14 +324,15 @@ class ContinuousRunner:
         del self._running[study_trial.point]
         return False
 
-    def _end(self, trials: np.ndarray, states: list[np.ndarray]) -> None:
-        """Keep the final states of trials that ended, as far as they are to be kept."""
-        complete = self._session.table.complete[trials]
-        if complete.any():
-            self._session.finish(trials[complete], [x[complete] for x in states])
-        if self._session.final_states.keeps_all and not complete.all():
-            pruned = [x[~complete] for x in states]
-            self._session.final_states.keep(trials[~complete], pruned)
+    def _end(self, batch: TrialBatch, rows: np.ndarray) -> None:
+        """Keep the final states of the trials of a batch that ended, if they are to be kept."""
+        fetch = lambda rows: rows_of(self._backend.states(batch), rows)
+        is_complete = self._session.table.complete[batch.trials[rows]]
+        complete, pruned = rows[is_complete], rows[~is_complete]
+        if len(complete):
+            self._session.finish(batch.trials[complete], functools.partial(fetch, complete))
+        if len(pruned) and self._session.final_states.keeps_all:
+            self._session.final_states.keep(batch.trials[pruned], fetch(pruned))
 
     def _tell(self, study_trial: StudyTrial, values: np.ndarray, is_over: bool) -> None:
         """Tell how a study trial ended, with its attributes, which the sampler's constraints may

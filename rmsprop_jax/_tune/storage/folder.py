@@ -53,24 +53,24 @@ class Listing:
         self.path = path
 
     def names(self, kind: str) -> list[str]:
-        """Of a kind, in order."""
+        """Return the files of a kind, in order."""
         return [name for name in self._names if NAMES[kind].fullmatch(name)]
 
     def next(self, kind: str) -> int:
-        """A number that no file of this kind has; not their count, since one may be moved away."""
+        """Return a number above those of all files of this kind; some may have been moved away."""
         return max((int(name[len(kind) + 1 : -4]) for name in self.names(kind)), default=-1) + 1
 
     def written(self) -> list[str]:
-        """All but the lock, and what a killed writer left over."""
+        """Return all files except the lock and the half-written files of a killed writer."""
         return [name for name in self._names if name != LOCK and not _is_left_over(name)]
 
     def left_over(self) -> list[str]:
-        """Return the files that a killed writer left half written."""
+        """Return the half-written files of a killed writer."""
         return [n for n in self._names if _is_left_over(n) and (self.path / n).is_file()]
 
 
 def _is_left_over(name: str) -> bool:
-    """Whether a file has the name of one of the library's that was not written to its end."""
+    """Return whether a name is that of a half-written file of this library."""
     own = name.removeprefix(".").removesuffix(".tmp")
     is_own = own == MANIFEST or any(kind.fullmatch(own) for kind in NAMES.values())
     return is_own and name == f".{own}.tmp"
@@ -87,12 +87,12 @@ def checkpoint_number(name: str) -> int:
 
 
 def final_file(place: int, seed: int) -> str:
-    """Of a state that is kept."""
+    """Return the file name of a final state."""
     return f"final-{place:06d}_{seed}.npz"
 
 
 def place_and_seed(name: str) -> tuple[int, int]:
-    """Of a state that is kept, by its file."""
+    """Return the place of the point and the seed of a final state, by its file name."""
     found = NAMES["final"].fullmatch(name)
     assert found is not None
     return int(found[1]), int(found[2])
@@ -123,7 +123,7 @@ class Folder:
         return header.owner == self.header.owner or name in self._known
 
     def each(self, kind: str, remedy: str, use: Callable[[Arrays], T]) -> dict[str, T]:
-        """What `use` makes of each file of a kind that counts, in order."""
+        """Return what `use` returns for each file of a kind that counts, in order."""
         found = {}
         for name in self.listing.names(kind):
             file = self.path / name
@@ -133,7 +133,7 @@ class Folder:
         return found
 
     def decisions(self) -> list[dict[str, Any]]:
-        """In order."""
+        """Return the decisions, in order."""
         found = []
         for name in self.listing.names("decision"):
             with damaged(self.path / name, DECISION):

@@ -77,13 +77,13 @@ def _group_name(group: StaticGroup) -> str:
 
 
 def points_of(manifest: dict[str, Any]) -> Points:
-    """The points that a manifest names."""
+    """Return the points that a manifest names."""
     decoded = ({name: decode(x) for name, x in point.items()} for point in manifest["points"])
     return Points.of(list(decoded), manifest["static"])
 
 
 def spec_of(manifest: dict[str, Any]) -> ExperimentSpec:
-    """What a manifest says was asked for; an exception of any kind where it makes no sense."""
+    """Return the experiment that a manifest describes; any exception if it is inconsistent."""
     _check(manifest)
     points = points_of(manifest)
     groups = group_points(points)
@@ -172,7 +172,7 @@ def _check(manifest: dict[str, Any]) -> None:
 
 
 def _depth(x: Any) -> int:
-    """How deep lists and dicts are nested."""
+    """Return the depth to which lists and dicts are nested."""
     depth, level = 0, [x]
     while level:
         nested = [one for one in level if isinstance(one, dict | list)]
@@ -199,7 +199,7 @@ def bytes_of(spec: ExperimentSpec, trials: int) -> int:
 def extended(
     asked: dict[str, Any], before: dict[str, Any], points: Points, path: Path
 ) -> dict[str, Any]:
-    """What is asked for, with what the folder has already; ValueError where they contradict.
+    """Return the manifest of a call joined to its folder's; ValueError if they contradict.
 
     Args:
       asked: the manifest of what is asked for.
@@ -269,7 +269,7 @@ def extended(
 
 
 def _check_training(asked: Any, before: Any, refuse: Callable[..., None]) -> None:
-    """A `Training` goes on with the same stages, or with more steps where it can."""
+    """Refuse a folder that was written with another schedule; more steps may be allowed."""
     if (asked is None) != (before is None):
         kind = lambda stages: "a function" if stages is None else "a Training"
         refuse("another kind of training", kind(before), kind(asked))
@@ -316,7 +316,7 @@ def _difference(before: Any, asked: Any) -> tuple[str, Any, Any]:
 
 
 def keys_of(like: Points, points: Points) -> Iterator[Hashable]:
-    """A key for each point, as these are told apart in `like`; equal points differ by a number."""
+    """Yield a key for each point, by the dtypes of `like`; keys of equal points are numbered."""
     seen: collections.Counter[Hashable] = collections.Counter()
     for key in map(like.key, points):
         yield key, seen[key]

@@ -119,7 +119,7 @@ class _RoundReader:
         data.seconds[:] += stored["seconds"]
 
     def fill_newest(self) -> None:
-        """Where files have no newest value: it is the last recorded one of a complete trial."""
+        """Fill in the newest values where files have none: the last recorded values."""
         if "newest" in self._progress:
             return
         spec, groups = self._spec, self._group_of[self.data.number // len(self._spec.seeds)]

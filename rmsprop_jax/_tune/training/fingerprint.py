@@ -46,7 +46,7 @@ class Fingerprint:
     def of(
         cls, dtypes: dict[str, str], args: str | None, jax: str, hashes: dict[str, list[str]]
     ) -> "Fingerprint":
-        """What a folder noted."""
+        """Return the fingerprint that a folder holds."""
         made = cls.__new__(cls)
         made.dtypes, made.args, made.jax = dtypes, args, jax
         made._traces, made._hashes = None, hashes
@@ -54,12 +54,12 @@ class Fingerprint:
 
     @property
     def programs(self) -> list[str]:
-        """For each structure a hash of its lowered program."""
+        """A hash of the lowered programs of each static group."""
         return self._hashed("programs")
 
     @property
     def constants(self) -> list[str]:
-        """For each structure a hash of the arrays that it closes over."""
+        """A hash of the arrays that each static group closes over."""
         return self._hashed("constants")
 
     def _hashed(self, what: str) -> list[str]:

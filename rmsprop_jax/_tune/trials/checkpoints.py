@@ -23,15 +23,15 @@ class BatchStates(NamedTuple):
 
 
 class CheckpointManager:
-    """The checkpoints of a call. A resumed trial goes on from its newest one.
+    """The checkpoints of a call. A trial resumes from its newest checkpoint.
 
     Args:
-      table: of the trials.
-      state_specs: for each static group its state; empty for functions.
+      table: the trial table.
+      state_specs: the structure of the state of each static group; empty for functions.
       seconds: the least time between two checkpoints.
-      folder: of the sweep, on the leader; else None.
-      has_folder: whether there is one, on the leader.
-      cluster: whose leader reads and writes.
+      folder: the folder of the sweep, on the leader; None elsewhere, and without a folder.
+      has_folder: whether the leader has a folder.
+      cluster: the processes, of which the leader reads and writes.
     """
 
     def __init__(

@@ -15,12 +15,12 @@ class FinalStates:
     """The final states that a call keeps.
 
     Args:
-      table: of the trials.
-      state_specs: for each static group its state; empty for functions.
-      keep: of how many of the best points, with all seeds, states are kept; or "all".
-      folder: of the sweep, on the leader; else None.
-      has_folder: whether there is one, on the leader.
-      cluster: whose leader writes.
+      table: the trial table.
+      state_specs: the structure of the state of each static group; empty for functions.
+      keep: the number of best points whose states are kept, for all seeds; or "all".
+      folder: the folder of the sweep, on the leader; None elsewhere, and without a folder.
+      has_folder: whether the leader has a folder.
+      cluster: the processes, of which the leader writes.
 
     Attributes:
       in_memory: for each trial the leaves of its state, where there is no folder.

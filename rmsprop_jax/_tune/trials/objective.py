@@ -24,7 +24,7 @@ class ObjectiveSpec:
 
     @property
     def name(self) -> str:
-        """A metric's name, or the function's."""
+        """The name of the metric or of the function."""
         if isinstance(self.objective, tuple):
             return ", ".join(ObjectiveSpec(one, self.mode).name for one in self.objective)
         if isinstance(self.objective, str):
@@ -97,7 +97,7 @@ def read_only(x: np.ndarray) -> np.ndarray:
 
 
 def as_float(value: Any, name: str) -> float:
-    """What an objective gave; ValueError where it is no number."""
+    """Return the value of an objective as a float; ValueError if it is not a number."""
     array = np.asarray(value)
     if array.size != 1 or array.dtype.kind in "OUSc":
         said = f"an array of shape {array.shape}" if array.ndim else repr(value)
@@ -106,7 +106,7 @@ def as_float(value: Any, name: str) -> float:
 
 
 def checked_objective(objective: Any, mode: Any, spec: ExperimentSpec) -> ObjectiveSpec:
-    """The objective, tried on zeros; ValueError where it cannot be had from these metrics."""
+    """Return the objective, tried on zeros; ValueError if these metrics do not give it."""
     if mode not in ("min", "max"):
         raise ValueError(f'mode must be "min" or "max", got {mode!r}.')
     aim, names = ObjectiveSpec(objective, mode), list(spec.metrics[0])

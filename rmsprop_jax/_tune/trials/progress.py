@@ -30,7 +30,7 @@ class Report(tuple[TrialReport, ...]):
 
     @property
     def trials(self) -> tuple[TrialReport, ...]:
-        """The trials, as a plain tuple."""
+        """The reports of the trials, as a plain tuple."""
         return tuple(self)
 
 

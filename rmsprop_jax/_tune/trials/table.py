@@ -21,16 +21,16 @@ WriteTrials = Callable[[TrialData, Mapping[str, slice], int], None]
 
 
 class TrialTable:
-    """What is known of each trial.
+    """The progress and the metrics of each trial.
 
     Args:
       spec: the experiment.
-      objective: what ranks trials.
-      stored: what a folder has of all trials, taken over; no rows without one.
-      write: writes trials to the folder; None without one.
-      start: when the call began, by `time.perf_counter`. Until now it traced.
-      cluster: whose leader evaluates an objective that is a function.
-      capacity: room for so many trials, whose points come later (`extend`).
+      objective: the objective that ranks trials.
+      stored: the trials of a folder, which the table takes over; no rows without a folder.
+      write: the function that writes trials to the folder; None without a folder.
+      start: the time at which the call began, by `time.perf_counter`. The call traced until now.
+      cluster: the processes, of which the leader evaluates an objective that is a function.
+      capacity: the number of trials whose points come later (`extend`).
 
     Attributes:
       data: of all trials, in the order of the points, then the seeds.
@@ -112,7 +112,7 @@ class TrialTable:
 
     @property
     def steps_to_run(self) -> int:
-        """The steps of all trials, as far as they go."""
+        """The sum of the steps at which the trials end."""
         return int(self._end.sum())
 
     def unfinished(self, points: Sequence[int] | np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ import rmsprop_jax as rj
 from rmsprop_jax._tune.results.statistics import levels
 from rmsprop_jax._tune.training import fingerprint
 from tests.support.tables import crossed, few
+from tests.support.trainings import stop_at
 
 POINTS = rj.grid(x=[1.0, 2.0, 3.0], kind=["a", "b"], same=[5])
 SEEDS = [0, 1, 2, 3, 4]
@@ -530,17 +531,6 @@ def test_an_exception_of_a_callback_is_pickled_with_the_result(error):
 
 
 # Every trial that the call asked for is a row, whether it began or not.
-
-
-def stop_at(count):
-    """A callback that is a Ctrl-C at its so-manieth call."""
-    calls = itertools.count(1)
-
-    def callback(report):
-        if next(calls) == count:
-            raise KeyboardInterrupt
-
-    return callback
 
 
 def cut_off(call, count):

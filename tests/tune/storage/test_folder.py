@@ -1,7 +1,6 @@
 """A sweep's folder under attack: refused calls, two writers, foreign and tampered files."""
 
 import dataclasses
-import itertools
 import os
 import random
 import shutil
@@ -16,6 +15,7 @@ import pytest
 import rmsprop_jax as rj
 from tests.support.folders import content, contents, write_arrays, write_content
 from tests.support.tables import few
+from tests.support.trainings import stop_at
 from tests.tune.storage.test_store import same
 
 X = rj.grid(x=[1.0, 2.0, 3.0])
@@ -43,17 +43,6 @@ def steps(path, points=X, **options):
     """A `Training` of ten steps, looked at each fifth."""
     given = {"steps": 10, "evaluate_every": 5, "keep_states": "all"}
     return run(path, points, TRAINING, **ONE | given | options)
-
-
-def stop_at(count):
-    """A callback that is a Ctrl-C at its so-manieth call."""
-    calls = itertools.count(1)
-
-    def callback(report):
-        if next(calls) == count:
-            raise KeyboardInterrupt
-
-    return callback
 
 
 # A call that is refused, or stopped at once.
