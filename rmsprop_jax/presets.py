@@ -1,3 +1,4 @@
+# pyright: standard
 """The RMSProps of other frameworks, with their argument names, order, and defaults.
 
 Paste the framework's call, and leave out its list of parameters. Every learning rate may also be a

@@ -1,3 +1,4 @@
+# pyright: standard
 """Dtypes: arrays of any dtype enter the optimizer, which computes in at least float32."""
 
 from __future__ import annotations

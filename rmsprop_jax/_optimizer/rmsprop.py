@@ -1,3 +1,4 @@
+# pyright: standard
 """`rmsprop` and `scale_by_rms`.
 
 Read `equations.py` first. `state.py` carries their averages from step to step, `precision.py` wraps

@@ -1,3 +1,4 @@
+# pyright: standard
 """The averages of RMSProp as an Optax state, and the step over all leaves of a tree."""
 
 import dataclasses

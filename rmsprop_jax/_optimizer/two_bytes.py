@@ -1,3 +1,4 @@
+# pyright: standard
 """bfloat16 without bias: stochastic rounding by a hash.
 
 The random bits are a hash of the element's place in its array, the leaf's number in its tree, the

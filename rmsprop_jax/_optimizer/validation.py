@@ -1,3 +1,4 @@
+# pyright: standard
 """Checks of arguments, states, and gradients. A concrete value out of range raises ValueError."""
 
 import math

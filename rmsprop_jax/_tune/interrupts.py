@@ -1,3 +1,4 @@
+# pyright: standard
 """What an exception gives a user: what was finished before it."""
 
 import contextlib

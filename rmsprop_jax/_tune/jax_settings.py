@@ -1,3 +1,4 @@
+# pyright: standard
 """JAX's settings around a call of this package."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# pyright: standard
 """What is known while a sweep runs: a `Session`, opened and closed in one place."""
 
 import contextlib

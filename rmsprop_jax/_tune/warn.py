@@ -1,3 +1,4 @@
+# pyright: standard
 """Warnings that point at the line that called this package."""
 
 import sys

@@ -1,3 +1,4 @@
+# pyright: standard
 """Pictures of sweeps."""
 
 import itertools

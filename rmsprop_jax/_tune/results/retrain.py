@@ -1,3 +1,4 @@
+# pyright: standard
 """Train a trial again as the sweep trained it: on its device, under its settings of JAX."""
 
 import contextlib

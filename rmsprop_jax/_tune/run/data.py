@@ -1,3 +1,4 @@
+# pyright: standard
 """Data from the host, batch by batch: each step's batch is requested once, while devices work.
 
 The caller's function runs on the caller's thread, because JAX's settings (x64, the PRNG

@@ -1,3 +1,4 @@
+# pyright: standard
 """A folder with one writer, whose files appear whole or not at all."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# pyright: standard
 """How a trial runs in segments: `WholeRun` for a function, `Stepwise` for a `Training`.
 
 A schedule is all that differs between the two: where a trial stops, which series it records, which
