@@ -1,8 +1,7 @@
-# pyright: standard
 """What an exception gives a user: what was finished before it."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from rmsprop_jax._tune.results.result import SweepResult
 from rmsprop_jax._tune.session import Session
@@ -27,7 +26,7 @@ class SweepInterrupted(KeyboardInterrupt):
 
 
 @contextlib.contextmanager
-def interruptible(session: Session) -> Iterator[None]:
+def interruptible(session: Session) -> Generator[None]:
     """Give the exception of a call a `.result` with what was finished.
 
     Raises:

@@ -1,15 +1,14 @@
-# pyright: standard
 """JAX's settings around a call of this package."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import jax
 import numpy as np
 
 
 @contextlib.contextmanager
-def own_settings(name: str) -> Iterator[None]:
+def own_settings(name: str) -> Generator[None]:
     """Leave the caller's mesh, `disable_jit`, and transfer guard, which are for other code.
 
     Args:

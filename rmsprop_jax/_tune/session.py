@@ -1,11 +1,10 @@
-# pyright: standard
 """What is known while a sweep runs: a `Session`, opened and closed in one place."""
 
 import contextlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +74,7 @@ class Session:
 
     @classmethod
     @contextlib.contextmanager
-    def open(cls, experiment: Experiment, start: float) -> "Iterator[Session]":
+    def open(cls, experiment: Experiment, start: float) -> "Generator[Session]":
         """Open the session of a call.
 
         Nothing is written or deleted before the last check has passed.

@@ -1,13 +1,12 @@
-# pyright: standard
 """Warnings that point at the line that called this package."""
 
-import sys
+import inspect
 import warnings
 
 
 def warn_caller(message: str) -> None:
     """Warn at the line outside this package that led here, from anywhere in it."""
-    level, frame, inner = 1, sys._getframe(), ("rmsprop_jax.", "contextlib")
+    level, frame, inner = 1, inspect.currentframe(), ("rmsprop_jax.", "contextlib")
     while frame is not None and frame.f_globals.get("__name__", "").startswith(inner):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, stacklevel=level)

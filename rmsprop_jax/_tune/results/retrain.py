@@ -1,9 +1,8 @@
-# pyright: standard
 """Train a trial again as the sweep trained it: on its device, under its settings of JAX."""
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import jax
@@ -48,7 +47,7 @@ class Retrainer:
         self._evaluations: dict[int, Callable[..., Any]] = {}
 
     @contextlib.contextmanager
-    def settings(self) -> Iterator[None]:
+    def settings(self) -> Generator[None]:
         """Enter the settings of the sweep. A failed trial raises no error, as in the sweep."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(own_settings("retrain"))
@@ -159,7 +158,16 @@ class Retrainer:
             assert isinstance(training, Training)
 
             @functools.partial(jax.jit, static_argnames="steps")
-            def run(numbers, key, args, state, start, batches, *, steps):
+            def run(
+                numbers: Numbers,
+                key: jax.Array,
+                args: tuple[Any, ...],
+                state: Any,
+                start: Any,
+                batches: Any,
+                *,
+                steps: int,
+            ) -> Any:
                 given = {"state": state, "start": 0 if start is None else start}
                 hp = static | numbers
                 return training.run(hp, key, *args, steps=steps, batches=batches, **given)

@@ -1,4 +1,3 @@
-# pyright: standard
 """Data from the host, batch by batch: each step's batch is requested once, while devices work.
 
 The caller's function runs on the caller's thread, because JAX's settings (x64, the PRNG
@@ -45,7 +44,7 @@ class BatchReader:
         leaves = jax.tree.leaves_with_path(self.abstract)
         self.shapes = [f"{jax.tree_util.keystr(k)}{x.dtype}{list(x.shape)}" for k, x in leaves]
         self.checksum = checksum(self._asked[first])
-        self._next: tuple[tuple[int, int], concurrent.futures.Future] | None = None
+        self._next: tuple[tuple[int, int], concurrent.futures.Future[Any]] | None = None
         self._placed: tuple[tuple[int, int], Any] | None = None
 
     def segment(self, schedule: Schedule, start: int) -> Any:

@@ -1,9 +1,8 @@
-# pyright: standard
 """A folder with one writer, whose files appear whole or not at all."""
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import IO
 
@@ -117,7 +116,7 @@ def _inode(path: Path) -> tuple[int, int] | None:
 
 
 @contextlib.contextmanager
-def _explained(what: str) -> Iterator[None]:
+def _explained(what: str) -> Generator[None]:
     try:
         yield
     except OSError as error:

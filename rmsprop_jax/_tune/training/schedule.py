@@ -1,4 +1,3 @@
-# pyright: standard
 """How a trial runs in segments: `WholeRun` for a function, `Stepwise` for a `Training`.
 
 A schedule is all that differs between the two: where a trial stops, which series it records, which
@@ -168,5 +167,5 @@ def decoded_schedule(training: dict[str, Any] | None) -> Schedule:
     if training is None:
         return WholeRun()
     evaluations = {n: jax.ShapeDtypeStruct((), np.dtype(d)) for n, d in training["evaluations"]}
-    known = training | {"rungs": tuple(training["rungs"]), "evaluations": evaluations}
-    return Stepwise(**known)
+    steps, every, rungs = (training[name] for name in ("steps", "evaluate_every", "rungs"))
+    return Stepwise(steps, every, tuple(rungs), training["scheduler"], evaluations)
