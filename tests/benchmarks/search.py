@@ -114,7 +114,7 @@ def one(training, args, steps, trials, url, max_concurrent_trials, i):
     seconds, compiles = collections.Counter(), []
 
     def listen(event, seconds, fun_name="", **_):
-        if event.endswith("backend_compile_duration") and "one_round" in fun_name:
+        if event.endswith("backend_compile_duration") and fun_name == "jit(wave)":
             compiles.append(fun_name)
 
     jax.monitoring.register_event_duration_secs_listener(listen)

@@ -40,7 +40,7 @@ def main(quick: bool, hidden: int = 64, steps: int = 300, every: int = 20, round
     compiles = []
 
     def listen(event, seconds, fun_name="", **_):
-        if event.endswith("backend_compile_duration") and "one_round" in fun_name:
+        if event.endswith("backend_compile_duration") and fun_name == "jit(wave)":
             compiles.append(fun_name)
 
     jax.monitoring.register_event_duration_secs_listener(listen)

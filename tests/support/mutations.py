@@ -31,11 +31,10 @@ class Mutation(NamedTuple):
 MUTATIONS = {
     "no checkpoint is due after an empty decision": Mutation(
         "_tune/run/synchronous.py",
-        "            has_copied = step in schedule.rungs and self._decide(step)\n"
-        "            if has_copied or self._session.checkpoints.is_due():",
-        "            is_rung = step in schedule.rungs\n"
-        "            has_copied = is_rung and self._decide(step)\n"
-        "            if has_copied or (not is_rung and self._session.checkpoints.is_due()):",
+        "if has_copied or is_time_up or self._session.checkpoints.is_due():",
+        "if has_copied or is_time_up or (\n"
+        "                step not in schedule.rungs and self._session.checkpoints.is_due()\n"
+        "            ):",
         "tune/test_schedulers.py",
     ),
     "a decision is written before the states of pruned trials": Mutation(
@@ -100,10 +99,10 @@ MUTATIONS = {
     ),
     "a checkpoint is deleted before the new one is written": Mutation(
         "_tune/trials/checkpoints.py",
-        "            for trials, step, leaves in batches:\n",
-        "            for name in self._folder.checkpoint_files():\n"
+        "            states = batch.fetch()\n",
+        "            for name in self._folder.checkpoint_files() if self._folder else ():\n"
         "                self._folder.delete(name)\n"
-        "            for trials, step, leaves in batches:\n",
+        "            states = batch.fetch()\n",
         "tune/trials/test_checkpoints.py",
     ),
 }
@@ -116,9 +115,7 @@ def caught_by(mutation: Mutation) -> str | None:
         ignored = shutil.ignore_patterns(".git", ".venv", "__pycache__", "site", "*.egg-info")
         shutil.copytree(ROOT, copy, ignore=ignored)
         file = copy / "rmsprop_jax" / mutation.file
-        text = file.read_text()
-        if text.count(mutation.old) != 1:
-            raise ValueError(f"{mutation.old!r} must be in {mutation.file} once. Change the table.")
+        text = file.read_text("utf-8")
         file.write_text(text.replace(mutation.old, mutation.new))
         tests = [f"tests/{name}" for name in mutation.tests.split()]
         run = subprocess.run(
@@ -137,6 +134,9 @@ def caught_by(mutation: Mutation) -> str | None:
 def main(names: list[str]) -> int:
     """Run the mutations of these names, or all; the exit status."""
     survivors = 0
+    for name, x in MUTATIONS.items():
+        if (ROOT / "rmsprop_jax" / x.file).read_text("utf-8").count(x.old) != 1:
+            raise ValueError(f"{name!r}: {x.file} must have {x.old!r} once. Change the table.")
     for name in names or MUTATIONS:
         begin = time.perf_counter()
         test = caught_by(MUTATIONS[name])
