@@ -194,16 +194,26 @@ def states(quick: bool):
         yield row(order, *cells, "≤ 1.2 ×")
 
 
+SHAPES = {False: ((500, 20_000), (8, 1_000_000)), True: ((20, 200), (4, 1_000))}
+"""Trials and steps, in the full and in the quick form."""
+
+
 def main(quick: bool):
-    trials, steps = (20, 200) if quick else (500, 20_000)
+    yield "\n## Peak memory\n"
+    if not CLEAR.exists():
+        yield "Only Linux reports the peak of a part of a process."
+        return
+    for trials, steps in SHAPES[quick]:
+        yield from series(quick, trials, steps)
+    yield from states(quick)
+
+
+def series(quick: bool, trials: int, steps: int):
     own = trials * steps * len(METRICS) * 4
     yield (
-        f"\n## Peak memory of {trials} trials × {steps:,} steps × {len(METRICS)} metrics, "
+        f"\n### {trials} trials × {steps:,} steps × {len(METRICS)} metrics, "
         f"{own / 1e6:,.2f} MB of float32\n"
     )
-    if not CLEAR.exists():
-        yield "The kernel does not say: it is not Linux."
-        return
     yield header("case", *KINDS, "wanted")
     with tempfile.TemporaryDirectory() as folder:
         for case in CASES:
@@ -213,4 +223,3 @@ def main(quick: bool):
                 bytes_ = peak(*given) if quick else of_its_own_process("peak", *given)
                 cells.append(f"{bytes_ / own:.2f} ×")
             yield row(case, *cells, f"≤ {AIM:.1f} ×")
-    yield from states(quick)

@@ -66,7 +66,7 @@ def test_the_page_has_what_was_printed_and_keeps_the_rest(tmp_path):
     title, body = found["tiny"]
     assert f"## {title}" in done.stdout
     rows = [line for line in done.stdout.splitlines() if line.startswith("|")]
-    assert len(rows) == 4
+    assert len(rows) == 4 + 3 * 2 + 11 + 3 + 5  # operations of three loads, each with a header
     assert all(row in body for row in rows)
     assert "`python -m tests.benchmarks tiny --quick`" in body
     assert f"jax {jax.__version__}" in body
@@ -110,7 +110,7 @@ def test_quick_forms_of_what_trainings_cost_and_find():
 def test_quick_form_of_memory():
     lines = list(memory.main(True))
     rows = [line for line in lines if line.startswith("|") and "×" in line]
-    expected = len(memory.CASES) + len(memory.STATES)
+    expected = len(memory.SHAPES[True]) * len(memory.CASES) + len(memory.STATES)
     assert len(rows) == expected or not memory.CLEAR.exists()
 
 

@@ -75,8 +75,8 @@ MUTATIONS = {
     ),
     "every trial gets the key of seed 0": Mutation(
         "_tune/trials/table.py",
-        "jax.random.key_data(key_of(seed)) for seed in spec.seeds",
-        "jax.random.key_data(key_of(0)) for seed in spec.seeds",
+        "key_data_of(spec.seeds)",
+        "key_data_of(0 for _ in spec.seeds)",
         "tune/test_sweep.py",
     ),
     "checkpoints of ended trials are kept": Mutation(

@@ -1,5 +1,6 @@
 """The points of a sweep: `Points`, `grid`, `static`."""
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -226,6 +227,11 @@ class Points(Sequence[dict[str, Value]]):
         """Return the `key` of each point."""
         return [self.key(point) for point in self._points]
 
+    @functools.cached_property
+    def _first_index(self) -> dict[Hashable, int]:
+        """For each key the index of the first point that has it."""
+        return {key: i for i, key in reversed(list(enumerate(self.keys())))}
+
     def index_of(self, point: Mapping[str, Value]) -> int:
         """Return the index of the first point that equals this one.
 
@@ -237,10 +243,8 @@ class Points(Sequence[dict[str, Value]]):
         """
         if isinstance(point, Mapping):
             plain_point = {name: plain(name, x, name in self.static) for name, x in point.items()}
-            key = self.key(plain_point)
-            for i, candidate in enumerate(self._points):
-                if self.key(candidate) == key:
-                    return i
+            if (index := self._first_index.get(self.key(plain_point))) is not None:
+                return index
         raise ValueError(
             f"point must be one of the points of this sweep, {self}, got {point!r}. Pass one of "
             "result.points."

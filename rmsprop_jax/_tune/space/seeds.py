@@ -13,6 +13,14 @@ def key_of(seed: int) -> jax.Array:
     return jax.random.key(seed)
 
 
+def key_data_of(seeds: Iterable[int]) -> np.ndarray:
+    """Return the data of the key of each seed, a row each.
+
+    The rows are joined on the host, because JAX would compile a program with one argument per seed.
+    """
+    return np.stack([np.asarray(jax.random.key_data(key_of(seed))) for seed in seeds])
+
+
 def checked_seeds(seeds: object) -> tuple[int, ...]:
     """Return the seeds as Python ints whose keys all differ.
 
@@ -47,8 +55,8 @@ def checked_seeds(seeds: object) -> tuple[int, ...]:
             shown = seed if seed.bit_length() < 100 else f"one of {seed.bit_length()} bits"
             raise ValueError(f"seeds must fit 64 bits, got {shown}. Pass seeds=range(n).")
     keys: dict[bytes, int] = {}
-    for seed in ints:
-        data = np.asarray(jax.random.key_data(key_of(seed))).tobytes()
+    for seed, row in zip(ints, key_data_of(ints), strict=True):
+        data = row.tobytes()
         if data in keys:
             raise ValueError(
                 f"seeds must have keys that differ, got {keys[data]} and {seed}, which have the "

@@ -197,15 +197,19 @@ def bytes_of(spec: ExperimentSpec, trials: int) -> int:
 
 
 def extended(
-    asked: dict[str, Any], before: dict[str, Any], points: Points, path: Path
-) -> dict[str, Any]:
-    """Return the manifest of a call joined to its folder's; ValueError if they contradict.
+    asked: dict[str, Any], before: dict[str, Any], points: Points, stored: Points, path: Path
+) -> tuple[dict[str, Any], list[int]]:
+    """Return the manifest of a call joined to the manifest of its folder, and each point's place.
 
     Args:
       asked: the manifest of what is asked for.
       before: that of the folder.
       points: those of `asked`.
+      stored: those of `before`. They keep their places, and new points follow.
       path: the folder.
+
+    Raises:
+      ValueError: if the two manifests contradict each other.
     """
 
     def refuse(what: str, then: Any, now: Any, remedy: str = ""):
@@ -234,10 +238,9 @@ def extended(
         if asked[name] != before[name]:
             refuse(what, before[name], asked[name])
     _check_training(asked["training"], before["training"], refuse)
-    stored = points_of(before)
-    known, keys = list(keys_of(points, stored)), list(keys_of(points, points))
+    known, keys = list(_keys(points, stored)), list(_keys(points, points))
     if missing := set(known) - set(keys):
-        one = stored[min(map(known.index, missing))]
+        one = next(point for point, key in zip(stored, known, strict=True) if key in missing)
         refuse(
             "points that are not among these (points may be added, not left out)",
             f"{len(known)}, {one} for one",
@@ -265,7 +268,9 @@ def extended(
     added = [point for key, point in zip(keys, asked["points"], strict=True) if key in new]
     of_both = {name: before[name] | asked[name] for name in ("programs", "constants", "lengths")}
     of_both["dtypes"] = before["dtypes"] | asked["dtypes"]
-    return asked | of_both | {"points": before["points"] + added}
+    place = {key: i for i, key in enumerate([*known, *(key for key in keys if key in new)])}
+    manifest = asked | of_both | {"points": before["points"] + added}
+    return manifest, [place[key] for key in keys]
 
 
 def _check_training(asked: Any, before: Any, refuse: Callable[..., None]) -> None:
@@ -315,7 +320,7 @@ def _difference(before: Any, asked: Any) -> tuple[str, Any, Any]:
     return what, some(then), some(now)
 
 
-def keys_of(like: Points, points: Points) -> Iterator[Hashable]:
+def _keys(like: Points, points: Points) -> Iterator[Hashable]:
     """Yield a key for each point, by the dtypes of `like`; keys of equal points are numbered."""
     seen: collections.Counter[Hashable] = collections.Counter()
     for key in map(like.key, points):

@@ -33,7 +33,7 @@ from rmsprop_jax._tune.storage.folder import (
     place_and_seed,
 )
 from rmsprop_jax._tune.storage.locked_folder import LockedFolder
-from rmsprop_jax._tune.storage.manifest import extended, keys_of, manifest_of, points_of
+from rmsprop_jax._tune.storage.manifest import extended, manifest_of
 from rmsprop_jax._tune.storage.paths import local_folder
 from rmsprop_jax._tune.storage.rounds import read_rounds
 from rmsprop_jax._tune.training.state_spec import StateForm, StateSpec, leaves_of
@@ -88,20 +88,20 @@ class FolderWriter:
         self._manifest, self._header = asked, Header(secrets.token_hex(16), 1)
         self._files: list[str] = []
         self._states_in: dict[str, list[tuple[int, int]]] = {}  # trial and step, by file
-        folder = None
+        folder, places = None, range(len(points))
         if (self.path / MANIFEST).exists():
             folder = Folder(self.path, listing)
             self._before = folder.manifest
-            self._manifest = extended(asked, folder.manifest, points, self.path)
+            self._manifest, places = extended(
+                asked, folder.manifest, points, folder.spec.points, self.path
+            )
             self._header = Header(folder.header.sweep, folder.header.owner + 1)
         elif found := listing.written():
             raise ValueError(
                 f"{self.path} has files ({found[0]}, say) but no {MANIFEST}, so it is no sweep's "
                 "folder: give another path, of a new folder or an empty one."
             )
-        # Each point's place in the manifest, which keeps the order in which points were added.
-        place = {key: i for i, key in enumerate(keys_of(points, points_of(self._manifest)))}
-        self.places = np.array([place[key] for key in keys_of(points, points)])
+        self.places = np.array(places, int)
         self._point_at = {place: i for i, place in enumerate(self.places.tolist())}
         self._seed_at = {seed: i for i, seed in enumerate(self._spec.seeds)}
         finals = {name: self._trial_at(*place_and_seed(name)) for name in listing.names("final")}

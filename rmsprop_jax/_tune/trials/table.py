@@ -5,14 +5,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from rmsprop_jax._tune.experiment_spec import ExperimentSpec
 from rmsprop_jax._tune.run.batch import SegmentResult
 from rmsprop_jax._tune.run.cluster import Cluster
 from rmsprop_jax._tune.schedulers import SchedulerView
-from rmsprop_jax._tune.space.seeds import key_of
+from rmsprop_jax._tune.space.seeds import key_data_of
 from rmsprop_jax._tune.trials.data import TrialData, empty_trials
 from rmsprop_jax._tune.trials.decision_log import AppliedDecision
 from rmsprop_jax._tune.trials.objective import ObjectiveSpec
@@ -59,8 +58,7 @@ class TrialTable:
         self.points: list[Mapping[str, Any]] = []
         self._group = np.zeros(count // seeds, int)
         self.numbers: dict[str, np.ndarray] = {}
-        keys = [jax.random.key_data(key_of(seed)) for seed in spec.seeds]
-        self._key_data = np.asarray(jnp.stack(keys))
+        self._key_data = key_data_of(spec.seeds)
         self.extend(spec.points, spec.group_of())
         self._judged = np.zeros(count, np.int64)
         self._objective = np.full(count, np.nan)
