@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -167,14 +166,12 @@ def optimize(
       Akiba et al., [Optuna: A Next-generation Hyperparameter Optimization
       Framework](https://arxiv.org/abs/1907.10902), KDD 2019.
     """
-    start = time.perf_counter()
     runner = _with_optuna("optimize", "runner")
     with own_settings("search.optimize"):
         return runner.optimize(
             study,
             space,
             objective,
-            start,
             train=train,
             n_trials=n_trials,
             max_concurrent_trials=max_concurrent_trials,

@@ -1,7 +1,6 @@
 """`sweep`: whole trainings over points and seeds."""
 
 import os
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from rmsprop_jax._tune.jax_settings import own_settings
 from rmsprop_jax._tune.options import Options
 from rmsprop_jax._tune.results.result import SweepResult
 from rmsprop_jax._tune.run.cluster import Cluster
+from rmsprop_jax._tune.run.machine import Machine
 from rmsprop_jax._tune.run.sequential import SequentialRunner
 from rmsprop_jax._tune.run.synchronous import SynchronousRunner
 from rmsprop_jax._tune.schedulers import Scheduler
@@ -166,7 +166,6 @@ def sweep(
       >>> rj.sweep(train, points, progress=False).best().point["learning_rate"]
       0.01
     """
-    start = time.perf_counter()
     with own_settings("sweep"):
         if not isinstance(points, Points):
             points = Points(points)
@@ -193,16 +192,28 @@ def sweep(
             checkpoint_seconds=checkpoint_seconds,
             timeout=timeout,
         )
-        cluster = Cluster(jax.devices() if options.devices is None else options.devices)
-        with cluster.together("sweep"):
-            experiment = Experiment.prepare(options, cluster, "sweep")
-            experiment.refuse_disagreement()
-            experiment.note_idle_cores()
-            experiment.fit_batch_size(range(len(experiment.traces)))
-            with Session.open(experiment, start) as session, interruptible(session):
-                runner_for(experiment, session).run()
-                session.tidy()
-                return session.result()
+        return run_sweep(options)
+
+
+def run_sweep(options: Options, machine: Machine | None = None) -> SweepResult:
+    """Run `sweep` with these options.
+
+    Args:
+      options: the arguments of the call.
+      machine: the clock and the memory that the call uses; by default those of this machine.
+    """
+    devices = jax.devices() if options.devices is None else options.devices
+    cluster = Cluster(devices, machine)
+    start = cluster.machine.clock()
+    with cluster.together("sweep"):
+        experiment = Experiment.prepare(options, cluster, "sweep")
+        experiment.refuse_disagreement()
+        experiment.note_idle_cores()
+        experiment.fit_batch_size(range(len(experiment.traces)))
+        with Session.open(experiment, start) as session, interruptible(session):
+            runner_for(experiment, session).run()
+            session.tidy()
+            return session.result()
 
 
 def runner_for(experiment: Experiment, session: Session) -> SequentialRunner | SynchronousRunner:

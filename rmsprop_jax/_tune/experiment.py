@@ -287,7 +287,7 @@ class Experiment:
           most: the largest batch size that "auto" may choose; None for no limit.
         """
         compilers = [self.compiler(group, count, most) for group, count in trials.items()]
-        with contextlib.closing(compile_ahead(compilers)) as ahead:
+        with contextlib.closing(compile_ahead(compilers, self.cluster.machine.clock)) as ahead:
             for compiler, (programs, seconds) in zip(compilers, ahead, strict=True):
                 yield Compiled(compiler.kernels, programs, seconds)
 

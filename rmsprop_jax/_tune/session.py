@@ -3,7 +3,6 @@
 import contextlib
 import os
 import shutil
-import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from rmsprop_jax._tune.trials.checkpoints import CheckpointManager
 from rmsprop_jax._tune.trials.data import TrialData, empty_trials
 from rmsprop_jax._tune.trials.decision_log import DecisionLog
 from rmsprop_jax._tune.trials.final_states import FinalStates
-from rmsprop_jax._tune.trials.host_memory import free_bytes
 from rmsprop_jax._tune.trials.progress import ProgressBar, report_of
 from rmsprop_jax._tune.trials.table import TrialTable
 
@@ -81,7 +79,7 @@ class Session:
 
         Args:
           experiment: the experiment that the call asks for.
-          start: the time at which the call began, by `time.perf_counter`.
+          start: the time at which the call began, by the clock of the machine.
 
         Raises:
           ValueError: for a folder of another sweep, or states that need more memory or disk than is
@@ -132,7 +130,7 @@ class Session:
         trials, seeds = len(self.table.data.number), len(self.experiment.spec.seeds)
         kept = trials if keep == "all" else min(int(keep) * seeds, trials)
         memory = self.states_bytes(under_way, 0 if path else kept)
-        free = free_bytes()
+        free = self.experiment.cluster.machine.host_memory()
         if free is not None and memory > MEMORY_SHARE * free:
             raise ValueError(
                 f"the states of {under_way} trials under way and {0 if path else kept} kept need "
@@ -163,9 +161,10 @@ class Session:
           kept: the number of final states that are kept in memory.
         """
         largest = max(spec.bytes for spec in self.experiment.state_specs)
-        waves = WAVES_BESIDE * wave_bytes(self.experiment.cluster.mesh.size, largest)
+        cluster = self.experiment.cluster
+        wave = wave_bytes(cluster.mesh.size, largest, cluster.machine.buffer_bytes)
         copies = 1 if self.decisions is None else 2
-        return (copies * under_way + kept) * largest + waves
+        return (copies * under_way + kept) * largest + WAVES_BESIDE * wave
 
     def _told_final_files(self) -> FinalFiles:
         """Return where final states are on disk, or will be, on every process."""
@@ -208,7 +207,7 @@ class Session:
         """Whether the call has run for its `timeout`; all processes agree."""
         if self._deadline is None:
             return False
-        is_up = time.perf_counter() >= self._deadline
+        is_up = self.experiment.cluster.machine.clock() >= self._deadline
         return self.experiment.cluster.tell("whether the time is up", is_up)
 
     def finish(self, trials: np.ndarray, fetch: Callable[[], HostStates]) -> None:

@@ -40,7 +40,8 @@ def number(hp, key):
 
 
 HALVED = rj.Training(
-    lambda hp, key: hp["x"] * jax.random.normal(key, (4,)), lambda hp, x, key: (x / 2, {"loss": x[0]})
+    lambda hp, key: hp["x"] * jax.random.normal(key, (4,)),
+    lambda hp, x, key: (x / 2, {"loss": x[0]}),
 )
 
 

@@ -16,12 +16,13 @@ import rmsprop_jax as rj
 from rmsprop_jax._optimizer.two_bytes import NU, leaf_salt, salt
 from rmsprop_jax._optimizer.two_bytes import rounded as round_to_bfloat16
 from rmsprop_jax._tune.compile import compiled as program
-from rmsprop_jax._tune.run.cluster import Cluster, free_memory
+from rmsprop_jax._tune.run.cluster import Cluster
 from rmsprop_jax._tune.run.local_devices import LocalDevices
+from rmsprop_jax._tune.run.machine import Machine, device_memory
 from tests.benchmarks import convolution
 from tests.benchmarks.step import train_step
 from tests.optimizer.test_presets import FROZEN, assert_same, preset, way
-from tests.support import oracles, reference, trainings
+from tests.support import engine, oracles, reference, trainings
 from tests.support.aot import compilers
 from tests.support.steps import travel
 
@@ -139,7 +140,7 @@ def test_segments_as_the_whole():
 
 def test_auto_fits_the_free_memory():
     train, points, args = work()
-    free = free_memory(jax.devices())
+    free = device_memory(jax.devices())
     (compiler,) = compilers(train, points, Cluster(jax.devices()), args=args)
     programs = compiler.compile()
     if on_cpu():
@@ -188,11 +189,13 @@ def test_an_accelerators_next_round_starts_before_the_last_is_fetched(monkeypatc
 
 # Where the memory is too small after all.
 
+LARGE = Machine(device_memory=lambda devices: 1e15)
+
 
 @pytest.fixture
 def called(monkeypatch):
-    """The batch sizes of all calls. The device seems to have room for any batch, and runs out of it
-    with more than 4 trials, in the third call."""
+    """The batch sizes of all calls. A device runs out of memory with more than 4 trials, in the
+    third call."""
     start, called = program.CompiledKernel.start, []
 
     def fails(self, *args, **options):
@@ -202,7 +205,6 @@ def called(monkeypatch):
         return start(self, *args, **options)
 
     monkeypatch.setattr(program.CompiledKernel, "start", fails)
-    monkeypatch.setattr("rmsprop_jax._tune.run.cluster.free_memory", lambda devices: 1e15)
     return called
 
 
@@ -212,7 +214,7 @@ def test_a_function_that_runs_out_of_memory_goes_on_with_smaller_batches(called)
     train = lambda hp, key: {"loss": hp["a"] * jax.random.uniform(key, (hp["n"],)).sum()}
     each = [{"a": float(a), "n": n} for n, count in ((2, 3), (3, 4), (5, 13)) for a in range(count)]
     points = rj.Points(each, static=["n"])
-    result = rj.sweep(train, points, devices=one, progress=False)
+    result = engine.sweep(train, points, LARGE, devices=one)
     assert called == [3, 4, 13, 6, 3, 3, 3, 3, 3]
     expected = [train(point, jax.random.key(0))["loss"] for point in points]
     np.testing.assert_allclose(result.objective, expected, rtol=1e-6)
@@ -223,7 +225,7 @@ def tiny(**options):
         lambda hp, key: jax.random.uniform(key), lambda hp, x, key: (x - hp["a"] * x, {"loss": x})
     )
     points = rj.grid(a=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
-    return rj.sweep(training, points, progress=False, devices=jax.devices()[:1], **options)
+    return engine.sweep(training, points, LARGE, devices=jax.devices()[:1], **options)
 
 
 def test_a_training_that_runs_out_of_memory_begins_again(called):

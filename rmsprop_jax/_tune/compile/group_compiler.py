@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import os
-import time
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple
 
@@ -75,7 +74,10 @@ class GroupCompiler:
 
     def layout(self, size: int) -> DeviceLayout:
         """Return the layout for batches of `size` trials."""
-        return DeviceLayout.fit(self._cluster.mesh.size, size, self.kernels.bytes, self._trials)
+        cluster = self._cluster
+        return DeviceLayout.fit(
+            cluster.mesh.size, size, self.kernels.bytes, self._trials, cluster.machine.buffer_bytes
+        )
 
     def make(self, size: int) -> GroupPrograms:
         """Return the programs for batches of `size` trials, lowered and not compiled."""
@@ -97,7 +99,9 @@ class GroupCompiler:
         return self.finish(self.make(self.size))
 
 
-def compile_ahead(compilers: Sequence[GroupCompiler]) -> Generator[tuple[GroupPrograms, float]]:
+def compile_ahead(
+    compilers: Sequence[GroupCompiler], clock: Callable[[], float]
+) -> Generator[tuple[GroupPrograms, float]]:
     """Yield the programs of each group in turn, and for how many seconds the caller waited.
 
     Those of later groups compile in threads meanwhile: XLA releases Python's lock, and the trials
@@ -108,7 +112,7 @@ def compile_ahead(compilers: Sequence[GroupCompiler]) -> Generator[tuple[GroupPr
     pending: list[tuple[GroupPrograms, list[concurrent.futures.Future[CompiledKernel]]]] = []
     try:
         for i, compiler in enumerate(compilers):
-            start = time.perf_counter()
+            start = clock()
             while len(pending) < min(workers, len(compilers) - i):
                 next_compiler = compilers[i + len(pending)]
                 programs = next_compiler.make(next_compiler.size)
@@ -116,7 +120,7 @@ def compile_ahead(compilers: Sequence[GroupCompiler]) -> Generator[tuple[GroupPr
                 pending.append((programs, futures))
             programs, futures = pending.pop(0)
             concurrent.futures.wait(futures)  # `finish` raises the error of one that failed
-            yield compiler.finish(programs), time.perf_counter() - start
+            yield compiler.finish(programs), clock() - start
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 

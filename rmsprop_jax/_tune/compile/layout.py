@@ -5,13 +5,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-BUFFER_BYTES = 16 * 2**20  # on each device, for what the trials that share a call return
 MOST_BATCHES = 4096  # in one call on each device
 
 
-def wave_bytes(devices: int, trial_bytes: int) -> int:
-    """Return the bytes that the states of a wave take at most, slots that it leaves empty too."""
-    return devices * max(trial_bytes, BUFFER_BYTES)
+def wave_bytes(devices: int, trial_bytes: int, buffer_bytes: int) -> int:
+    """Return the bytes that the states of a wave take at most, empty slots included."""
+    return devices * max(trial_bytes, buffer_bytes)
 
 
 class DeviceLayout(NamedTuple):
@@ -27,10 +26,20 @@ class DeviceLayout(NamedTuple):
     batch_size: int
 
     @classmethod
-    def fit(cls, devices: int, batch_size: int, trial_bytes: int, trials: int) -> "DeviceLayout":
-        """Return the layout for as many of these trials as a call may hold."""
+    def fit(
+        cls, devices: int, batch_size: int, trial_bytes: int, trials: int, buffer_bytes: int
+    ) -> "DeviceLayout":
+        """Return the layout for as many of these trials as a call may hold.
+
+        Args:
+          devices: the number of devices.
+          batch_size: the number of trials in a `vmap`.
+          trial_bytes: the bytes that one trial returns.
+          trials: the number of trials.
+          buffer_bytes: the bytes on each device for what the trials of a call return.
+        """
         most = -(-trials // (batch_size * devices))
-        fit = BUFFER_BYTES // max(trial_bytes * batch_size, 1)
+        fit = buffer_bytes // max(trial_bytes * batch_size, 1)
         return cls(devices, max(1, min(most, MOST_BATCHES, fit)), batch_size)
 
     def slots(self, batches: int) -> int:

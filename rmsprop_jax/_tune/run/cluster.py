@@ -15,7 +15,7 @@ import json
 import threading
 import zlib
 from collections.abc import Callable, Generator, Sequence
-from typing import Any, TypeAlias, TypeVar, overload
+from typing import TypeVar, overload
 
 import jax
 import jax.numpy as jnp
@@ -24,12 +24,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from rmsprop_jax._tune.compile.narrow_dtypes import carried, carrier
 from rmsprop_jax._tune.run import jax_coordination as coordination
+from rmsprop_jax._tune.run.machine import MEMORY_SHARE, Device, Machine
 from rmsprop_jax._tune.space.values import Json, PyTree
 
 T = TypeVar("T")
-Device: TypeAlias = Any  # jax.Device, for which jaxlib brings no types
-
-MEMORY_SHARE = 0.9  # of a device's free memory: allocators lose some of it in gaps
 GRACE = 3.0  # seconds for what has begun, after another process has left
 LATE = 0.5  # seconds that the leader's answer may need to arrive
 POLL = 0.5  # seconds between two checks whether another process has left
@@ -52,6 +50,7 @@ class Cluster:
 
     Args:
       devices: devices of this process only, or of every process.
+      machine: the clock and the memory that the call uses.
 
     Attributes:
       is_leader: whether this process is the leader, which writes, draws, and decides.
@@ -62,7 +61,7 @@ class Cluster:
       ValueError: for devices of some processes, but not all.
     """
 
-    def __init__(self, devices: Sequence[Device]):
+    def __init__(self, devices: Sequence[Device], machine: Machine | None = None):
         indices = {device.process_index for device in devices}
         if indices != {jax.process_index()} and len(indices) != jax.process_count():
             raise ValueError(
@@ -73,6 +72,7 @@ class Cluster:
         self.count = len(indices)
         self.is_leader = self.count == 1 or jax.process_index() == 0
         self.mesh = Mesh(np.asarray(devices), ("trial",))
+        self.machine = machine or Machine()
 
     @contextlib.contextmanager
     def together(self, name: str) -> Generator[None]:
@@ -258,7 +258,7 @@ class Cluster:
 
     def free_memory(self) -> float | None:
         """Return the usable bytes of the fullest device; None if unknown, as on a CPU."""
-        memory = free_memory(self.mesh.devices.tolist())
+        memory = self.machine.device_memory(self.mesh.devices.tolist())
         if self.count == 1:
             return memory
         each = self.meet("free memory", memory)
@@ -341,11 +341,8 @@ class DescribedDevices(Cluster):
     def __init__(self, devices: Sequence[Device], memory: float | None = None):
         self.count, self.is_leader = 1, True
         self.mesh = Mesh(np.asarray(devices), ("trial",))
-        self._memory = memory
-
-    def free_memory(self) -> float | None:
-        """Return the usable bytes of each device; None if unknown."""
-        return None if self._memory is None else MEMORY_SHARE * self._memory
+        usable = None if memory is None else MEMORY_SHARE * memory
+        self.machine = Machine(device_memory=lambda devices: usable)
 
     def place(self, tree: PyTree, *axes: str) -> PyTree:
         """Return abstract arrays with the shardings that `Cluster.place` would give them."""
@@ -382,16 +379,3 @@ def checksum(tree: PyTree) -> int:
     for x in jax.tree.leaves(tree):
         crc = zlib.crc32(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data, crc)
     return crc
-
-
-def free_memory(devices: Sequence[Device]) -> float | None:
-    """Return the usable bytes of the fullest device of this process; None if unknown.
-
-    Args:
-      devices: devices of any process. Those of other processes are ignored.
-    """
-    local = [device for device in devices if device.process_index == jax.process_index()]
-    stats = [device.memory_stats() for device in local]
-    if not all(stats):
-        return None
-    return MEMORY_SHARE * min(s["bytes_limit"] - s["bytes_in_use"] for s in stats)

@@ -1,7 +1,6 @@
 """Batches on the devices of this call: formed, dispatched, fetched."""
 
 import contextlib
-import time
 from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple
 
@@ -26,7 +25,6 @@ from rmsprop_jax._tune.run.cluster import Cluster
 from rmsprop_jax._tune.session import Session
 from rmsprop_jax._tune.training.state_spec import StateSpec
 
-WAVE_SECONDS = 0.5  # tiny trials share a wave until it lasts as long: progress is shown by waves
 FIRST_WAVES = 4  # of one batch on each device, before waves grow; the first is slower
 TIMED_WAVES = 10  # after which none grows any more
 
@@ -52,21 +50,22 @@ class WaveSize:
     def __init__(self, layout: DeviceLayout, cluster: Cluster):
         self._layout, self._cluster = layout, cluster
         self._timed, self._fastest, self.batches = 0, np.inf, 1
-        self._last = time.perf_counter()
+        self._last = cluster.machine.clock()
 
     def restart(self) -> None:
         """Begin to time a wave."""
-        self._last = time.perf_counter()
+        self._last = self._cluster.machine.clock()
 
     def measure(self, trials: int) -> None:
         """Note that a wave of so many trials ended, and begin to time the next one."""
-        now = time.perf_counter()
+        now = self._cluster.machine.clock()
         seconds, self._last = now - self._last, now
         batches = max(1, int(self._layout.batches_of(trials)[0]))
         self._fastest = min(self._fastest, seconds / batches)
         self._timed += 1
         if self.batches < self._layout.capacity and FIRST_WAVES <= self._timed < TIMED_WAVES:
-            fit = min(int(WAVE_SECONDS / self._fastest), self._layout.capacity)
+            most = self._cluster.machine.wave_seconds / self._fastest
+            fit = min(int(most), self._layout.capacity)
             self.batches = max(self.batches, self._cluster.tell("batches of a wave", fit))
 
 

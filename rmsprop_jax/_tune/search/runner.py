@@ -6,7 +6,6 @@ import contextlib
 import functools
 import math
 import sys
-import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +23,7 @@ from rmsprop_jax._tune.run.batch import TrialBatch, rows_of
 from rmsprop_jax._tune.run.cluster import Cluster
 from rmsprop_jax._tune.run.continuous import ContinuousWaves
 from rmsprop_jax._tune.run.local_devices import Handle, LocalDevices
+from rmsprop_jax._tune.run.machine import Machine
 from rmsprop_jax._tune.search.arguments import (
     checked_attributes,
     checked_objectives,
@@ -64,14 +64,16 @@ class StudyTrial(NamedTuple):
     begun: float
 
 
-def optimize(study: Any, space: Any, objective: Any, start: float, **arguments: Any) -> SweepResult:
+def optimize(
+    study: Any, space: Any, objective: Any, machine: Machine | None = None, **arguments: Any
+) -> SweepResult:
     """Run `rmsprop_jax.search.optimize`, which documents the arguments.
 
     Args:
       study: a study of Optuna.
       space: the distribution of each hyperparameter.
       objective: a metric or a function, or a tuple of these.
-      start: the time at which the call began, by `time.perf_counter`.
+      machine: the clock and the memory that the call uses; by default those of this machine.
       **arguments: fields of `Options`.
     """
     if not isinstance(study, optuna.Study):
@@ -87,7 +89,9 @@ def optimize(study: Any, space: Any, objective: Any, start: float, **arguments: 
         mode=modes[0] if is_single else modes,
         **arguments,
     )
-    cluster = Cluster(jax.local_devices() if options.devices is None else options.devices)
+    devices = jax.local_devices() if options.devices is None else options.devices
+    cluster = Cluster(devices, machine)
+    start = cluster.machine.clock()
     if cluster.count > 1:
         raise ValueError(
             "devices must be of one process, got devices of several: each process runs a search of "
@@ -136,6 +140,7 @@ class ContinuousRunner:
     ):
         self._experiment, self._session, self._client = experiment, session, client
         self._attributes, options = attributes, experiment.options
+        self._clock = experiment.cluster.machine.clock
         self._backend = LocalDevices(experiment, session)
         self._seeds, self._catch = len(options.seeds), options.catch
         self._max_concurrent, self._asked = options.max_concurrent_trials, 0
@@ -178,7 +183,7 @@ class ContinuousRunner:
     def _ask_one(self) -> StudyTrial | None:
         """Return a new study trial; None where it failed as it was asked, traced, or compiled, and
         this is caught."""
-        begun = time.perf_counter()
+        begun = self._clock()
         trial = self._client.ask()
         self._asked += 1
         try:
@@ -202,13 +207,13 @@ class ContinuousRunner:
     def _compile(self, group: int) -> None:
         """Compile a static group, unless it is; raise what that raised before."""
         if group not in self._compiled:
-            start, self._compiled[group] = time.perf_counter(), None
+            start, self._compiled[group] = self._clock(), None
             try:
                 compiler = self._experiment.compiler(group, self._most_trials())
                 self._backend.add(compiler.kernels, compiler.compile())
             except Exception as error:  # for the next of its trials, where it is caught
                 self._compiled[group] = error
-            self._waited += time.perf_counter() - start
+            self._waited += self._clock() - start
         if (error := self._compiled[group]) is not None:
             raise error
 
@@ -341,7 +346,7 @@ class ContinuousRunner:
         data, spec = table.data.take(trials), self._experiment.spec
         groups = table.groups
         mean = lambda objective: float(objective.values(spec, data, groups).mean())
-        seconds = round(time.perf_counter() - study_trial.begun, 3)
+        seconds = round(self._clock() - study_trial.begun, 3)
         attributes: dict[str, Any] = {"seeds": list(spec.seeds), "seconds": seconds}
         try:
             attributes |= {name: mean(one) for name, one in self._attributes.items()}

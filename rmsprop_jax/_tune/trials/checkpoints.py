@@ -1,6 +1,5 @@
 """Checkpoints: the states of trials under way, on disk; when they are written and deleted."""
 
-import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -45,7 +44,8 @@ class CheckpointManager:
     ):
         self._table, self._state_specs, self._seconds = table, state_specs, seconds
         self._folder, self._has_folder, self._cluster = folder, has_folder, cluster
-        self._last = time.monotonic()
+        self._clock = cluster.machine.clock
+        self._last = self._clock()
         stored = folder.checkpoints() if folder and state_specs else {}
         told = cluster.tell("checkpoints", {str(t): list(x) for t, x in stored.items()})
         self._newest = {int(trial): Checkpoint(*x) for trial, x in told.items()}
@@ -80,7 +80,7 @@ class CheckpointManager:
         """Return whether it is time for a checkpoint; all processes agree."""
         if not self._has_folder:
             return False
-        due = time.monotonic() - self._last >= self._seconds
+        due = self._clock() - self._last >= self._seconds
         return self._cluster.tell("whether a checkpoint is due", bool(due))
 
     def write(self, batches: Sequence[BatchStates]) -> None:
@@ -97,7 +97,7 @@ class CheckpointManager:
             if self._cluster.is_leader:
                 self._write(batch, states)
         self._cluster.on_leader(self.delete_stale)
-        self._last = time.monotonic()
+        self._last = self._clock()
 
     def _write(self, batch: BatchStates, states: HostStates) -> None:
         """Write one file, on the leader."""

@@ -4,8 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-ROOT = Path("/")
-
 
 class _Files(NamedTuple):
     """The names of a cgroup's files, and of lines in its `memory.stat`."""
@@ -31,13 +29,16 @@ FILES = {
 """The names by type of the mounted file system: cgroup version 2, and version 1."""
 
 
-def free_bytes() -> float | None:
+def free_bytes(root: Path = Path("/")) -> float | None:
     """Return the free memory in bytes; None if the system does not tell.
 
     It is the smallest of the machine's free memory and what each cgroup of this process has left.
+
+    Args:
+      root: the folder with the system's files.
     """
-    free = [float(x) * 1024 for x in _numbers(ROOT / "proc/meminfo", "MemAvailable:")]
-    for files, folder in _cgroups():
+    free = [float(x) * 1024 for x in _numbers(root / "proc/meminfo", "MemAvailable:")]
+    for files, folder in _cgroups(root):
         cached = sum(x for name in files.cached for x in _numbers(folder / "memory.stat", name))
         for usage in _numbers(folder / files.usage):
             limits = (limit for name in files.limits for limit in _numbers(folder / name))
@@ -45,7 +46,7 @@ def free_bytes() -> float | None:
     return min(free, default=None)
 
 
-def _cgroups() -> Iterator[tuple[_Files, Path]]:
+def _cgroups(root: Path) -> Iterator[tuple[_Files, Path]]:
     """Yield the folders of the cgroups that may limit this process, as far as they are mounted.
 
     These are the cgroup of this process and all that contain it. See
@@ -53,10 +54,10 @@ def _cgroups() -> Iterator[tuple[_Files, Path]]:
     man5/proc_pid_mountinfo.5.html.
     """
     paths: dict[str, str] = {}  # by controller
-    for line in _lines(ROOT / "proc/self/cgroup"):
+    for line in _lines(root / "proc/self/cgroup"):
         _, controllers, path = line.split(":", 2)
         paths |= dict.fromkeys(controllers.split(","), path)
-    for line in _lines(ROOT / "proc/self/mountinfo"):
+    for line in _lines(root / "proc/self/mountinfo"):
         mount, _, system = line.partition(" - ")
         kind, *_, options = system.split()
         controller = "" if kind == "cgroup2" else "memory"
@@ -64,7 +65,7 @@ def _cgroups() -> Iterator[tuple[_Files, Path]]:
         if not is_for_memory or controller not in paths:
             continue
         base, point = mount.split()[3:5]
-        top, path = ROOT / point.lstrip("/"), PurePosixPath(paths[controller])
+        top, path = root / point.lstrip("/"), PurePosixPath(paths[controller])
         yield FILES[kind], top
         # A container may see its own cgroup as the top, while `path` names it from outside.
         if path.is_relative_to(base) and ".." not in path.parts:

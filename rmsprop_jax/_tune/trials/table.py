@@ -1,6 +1,5 @@
 """The trial table: how far each trial came, what it measured, and what of that is on disk."""
 
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -27,7 +26,7 @@ class TrialTable:
       objective: the objective that ranks trials.
       stored: the trials of a folder, which the table takes over; no rows without a folder.
       write: the function that writes trials to the folder; None without a folder.
-      start: the time at which the call began, by `time.perf_counter`. The call traced until now.
+      start: the time at which the call began, by the machine's clock. The call traced until now.
       cluster: the processes, of which the leader evaluates an objective that is a function.
       capacity: the number of trials whose points come later (`extend`).
 
@@ -66,7 +65,8 @@ class TrialTable:
         # Where each trial ends. A file of a pruned one may have been moved away.
         pruned = self.data.pruned > 0
         self._end = np.where(pruned, self.data.steps_completed, spec.schedule.end)
-        self._since, self._tracing = start, time.perf_counter() - start
+        self._clock = cluster.machine.clock
+        self._since, self._tracing = start, self._clock() - start
         self._pending = np.zeros(2)  # seconds that no file has yet
         self.judge(np.flatnonzero(self.complete))
 
@@ -180,7 +180,7 @@ class TrialTable:
         return slice(*counts)
 
     def _count_seconds(self, compile_seconds: float) -> None:
-        now = time.perf_counter()
+        now = self._clock()
         compiling, self._tracing = self._tracing + compile_seconds, 0.0
         seconds = np.array([compiling, now - self._since - compiling])
         self._since = now

@@ -10,6 +10,8 @@ import optuna
 import pytest
 
 import rmsprop_jax as rj
+from rmsprop_jax._tune.run.machine import Machine
+from tests.support import engine
 
 IMPLEMENTATIONS = ["rbg", "unsafe_rbg"]
 POINTS = rj.grid(x=[1, 2, 3, 4])
@@ -94,15 +96,15 @@ def test_keys_that_draw_otherwise_in_a_batch_are_refused_there(make, impl, tmp_p
 
 
 @pytest.mark.parametrize("make", [in_args, in_the_state])
-def test_an_automatic_batch_is_1_with_one_warning(make, monkeypatch):
+def test_an_automatic_batch_is_1_with_one_warning(make):
     """As on an accelerator, whose memory is known."""
     train, options = make("rbg")
     alone = rj.sweep(train, POINTS, batch_size=1, progress=False, **options)
-    monkeypatch.setattr("rmsprop_jax._tune.run.cluster.free_memory", lambda devices: 1e12)
+    large = Machine(device_memory=lambda devices: 1e12)
     with pytest.warns(UserWarning, match="batch_size is 1.*rbg") as warned:
-        found = rj.sweep(train, POINTS, progress=False, **options)
+        found = engine.sweep(train, POINTS, large, **options)
     assert len(warned) == 1
-    assert warned[0].filename == __file__
+    assert warned[0].filename == engine.__file__  # the caller
     np.testing.assert_array_equal(found.objective, alone.objective)
     for name in alone.metrics:
         np.testing.assert_array_equal(found.metrics[name], alone.metrics[name])

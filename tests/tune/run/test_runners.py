@@ -1,5 +1,6 @@
 """Rounds: their batches, what they keep, what is dispatched ahead of what, what compiles."""
 
+import time
 import types
 
 import jax
@@ -8,17 +9,18 @@ import numpy as np
 import pytest
 
 import rmsprop_jax as rj
-from rmsprop_jax._tune.compile import compiled, group_compiler, layout
+from rmsprop_jax._tune.compile import compiled, group_compiler
 from rmsprop_jax._tune.compile.compiled import CompiledKernel
 from rmsprop_jax._tune.compile.kernels import Inputs, Kernel
 from rmsprop_jax._tune.compile.layout import DeviceLayout
-from rmsprop_jax._tune.run import local_devices
 from rmsprop_jax._tune.run.batch import OnDevice, SegmentResult
-from rmsprop_jax._tune.run.cluster import Cluster, free_memory
+from rmsprop_jax._tune.run.cluster import Cluster
 from rmsprop_jax._tune.run.local_devices import CompiledGroup, Handle, LocalDevices, WaveSize
+from rmsprop_jax._tune.run.machine import Machine, device_memory
 from rmsprop_jax._tune.run.sequential import SequentialRunner
 from rmsprop_jax._tune.run.synchronous import SynchronousRunner
 from rmsprop_jax._tune.training.schedule import Stepwise, WholeRun
+from tests.support import engine
 from tests.support.tables import crossed, few
 from tests.tune.test_sweep import POINTS, alone, compiles, make_train
 
@@ -149,7 +151,7 @@ class Recorded(LocalDevices):
         return SegmentResult(handle.batch, handle.start, handle.stop, {}, {})
 
 
-def go(runner, platform, trials, schedule=None, groups=1, **options):
+def go(runner, platform, trials, schedule=None, groups=1, clock=time.perf_counter, **options):
     """What a sweep of so many trials in each static group does, and what is recorded of it."""
     log, recorded = [], []
     schedule = schedule or WholeRun()
@@ -167,7 +169,7 @@ def go(runner, platform, trials, schedule=None, groups=1, **options):
     )
     experiment = types.SimpleNamespace(
         spec=types.SimpleNamespace(schedule=schedule),
-        cluster=Cluster([Device(platform)]),
+        cluster=Cluster([Device(platform)], Machine(clock)),
         state_specs=["of a training"] if isinstance(schedule, Stepwise) else [],
         data=None,
     )
@@ -217,15 +219,17 @@ def test_no_wave_passes_an_evaluation_step_before_all_have_come_there():
         (0.001, [1, 1, 1, 1, 8, 8]),  # as many as a call has room for
     ],
 )
-def test_waves_grow_as_far_as_their_trials_are_short(schedule, seconds, sizes, monkeypatch):
+def test_waves_grow_as_far_as_their_trials_are_short(schedule, seconds, sizes):
     """Else a kill would cost, and the bar stand still for, more than half a second."""
     now = [0.0]
 
     def pass_by(batch):
         now[0] += seconds * len(batch.trials)
 
-    monkeypatch.setattr(local_devices, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
-    _, recorded = go(SequentialRunner, "cpu", 20, schedule, capacity=8, seconds=pass_by)
+    clock = lambda: now[0]
+    _, recorded = go(
+        SequentialRunner, "cpu", 20, schedule, clock=clock, capacity=8, seconds=pass_by
+    )
     assert [len(trials) for trials, _ in recorded] == sizes
 
 
@@ -260,7 +264,7 @@ def test_auto_takes_the_largest_batch_that_fits_an_accelerator(free, memory, com
     log = []
     device = Device("gpu", free)
     make = lambda size: Sized(log, memory, size)
-    taken = group_compiler.largest_that_fits(make, 100, free_memory([device]))
+    taken = group_compiler.largest_that_fits(make, 100, device_memory([device]))
     assert log == [f"compile {size}" for size in compiled]
     assert taken.size == compiled[-1]
 
@@ -275,7 +279,7 @@ def test_of_a_training_every_piece_must_fit():
 
 
 def test_auto_is_1_on_a_cpu(programs):
-    assert free_memory(jax.devices()) is None
+    assert device_memory(jax.devices()) is None
     rj.sweep(make_train(), POINTS, progress=False)
     tiny()
     assert {one.layout.batch_size for one in programs} == {1}
@@ -317,7 +321,7 @@ def test_jobs_lie_where_they_are_fetched(count, batch_size):
     kernel = Kernel(call, Inputs(number, number, number, number), (number,))
     cluster = Cluster(jax.devices())
     args, data = cluster.place(jnp.int32(1)), cluster.place(jnp.int32(100))
-    layout = DeviceLayout.fit(jax.device_count(), batch_size, 4, trials=24)
+    layout = DeviceLayout.fit(jax.device_count(), batch_size, 4, trials=24, buffer_bytes=2**20)
     assert layout.capacity * batch_size * jax.device_count() >= 24
     one = CompiledKernel(kernel, args, layout, cluster).compile()
     jobs, first = np.arange(count) * 10, np.arange(count) + 7
@@ -335,12 +339,11 @@ def test_jobs_lie_where_they_are_fetched(count, batch_size):
     assert each.max() - each.min() <= 1
 
 
-def test_the_memory_of_a_real_program_grows_with_its_batch(monkeypatch, programs):
+def test_the_memory_of_a_real_program_grows_with_its_batch(programs):
     """`auto` on real programs: a device that pretends to have a certain amount of memory."""
-    monkeypatch.setattr("rmsprop_jax._tune.run.cluster.free_memory", lambda devices: 20_000)
-    monkeypatch.setattr(layout, "BUFFER_BYTES", 1)  # so that each round is one batch
+    small = Machine(device_memory=lambda devices: 20_000, buffer_bytes=1)  # a wave is one batch
     points = rj.grid(learning_rate=np.linspace(0.01, 0.1, 64), decay=[0.9], centered=[False])
-    result = rj.sweep(make_train(steps=100), points, progress=False)
+    result = engine.sweep(make_train(steps=100), points, small)
     unbatched = rj.sweep(make_train(steps=100), points, batch_size=1, progress=False)
     largest, taken = programs[:2]
     assert largest.layout.batch_size == 64 // jax.device_count()

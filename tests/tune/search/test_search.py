@@ -28,6 +28,8 @@ from optuna.distributions import (
 from optuna.trial import TrialState
 
 import rmsprop_jax as rj
+from rmsprop_jax._tune.run.machine import Machine
+from rmsprop_jax._tune.search import runner
 from rmsprop_jax._tune.search import study_client as study_module
 from rmsprop_jax._tune.search.space import axes_of
 from tests.support import postgres, searcher
@@ -224,19 +226,18 @@ def test_batches_hold_trials_at_different_steps(batch_size):
         np.testing.assert_allclose(got, metrics["loss"], rtol=1e-3, atol=1e-5)
 
 
-def test_an_accelerators_batch_leaves_the_sampler_something_to_learn(monkeypatch):
+def test_an_accelerators_batch_leaves_the_sampler_something_to_learn():
     """Its memory alone would have all trials asked at once."""
     for free, at_once in ((1e12, 10), (1.0, 2)):  # of 80: 40 trials of 2 seeds, 2 devices
-        known = lambda devices, free=free: free
-        monkeypatch.setattr("rmsprop_jax._tune.run.cluster.free_memory", known)
+        machine = Machine(device_memory=lambda devices, free=free: free)
         seen, study = [], optuna.create_study(sampler=SAMPLERS["random"]())
         train = rj.Training(
             lambda hp, key: jax.random.uniform(key),
             lambda hp, x, key: (x - hp["rate"] * x, {"loss": x}),
         )
-        rj.search.optimize(
-            train, study, {"rate": rj.uniform(0.0, 1.0)}, n_trials=40, seeds=2, steps=4,
-            evaluate_every=4, progress=False,
+        runner.optimize(
+            study, {"rate": rj.uniform(0.0, 1.0)}, "loss", machine, train=train, n_trials=40,
+            seeds=2, steps=4, evaluate_every=4, progress=False,
             callback=lambda report, seen=seen: seen.append(len({one.number for one in report})),
         )  # fmt: skip
         assert set(seen) == {at_once}

@@ -14,6 +14,8 @@ from flax.training import train_state as train_state_module
 import rmsprop_jax as rj
 from rmsprop_jax._tune.compile import compiled, group_compiler
 from rmsprop_jax._tune.compile.compiled import CompiledKernel
+from rmsprop_jax._tune.run.machine import Machine
+from tests.support import engine
 from tests.support.tables import crossed, few
 from tests.support.trainings import POINTS, SCALE, alone, noisy, plain, sweep
 from tests.tune.test_sweep import compiles
@@ -122,8 +124,7 @@ def test_a_batch_gives_the_same_within_rounding_and_repeats_itself(batch_size):
 
 @pytest.mark.slow
 def test_on_a_device_with_little_memory_the_batch_fits(monkeypatch):
-    monkeypatch.setattr("rmsprop_jax._tune.run.cluster.free_memory", lambda devices: 20_000)
-    monkeypatch.setattr("rmsprop_jax._tune.compile.layout.BUFFER_BYTES", 1)
+    small = Machine(device_memory=lambda devices: 20_000, buffer_bytes=1)
     made, init = [], group_compiler.GroupPrograms.__new__
 
     def noted(cls, layout, **programs):
@@ -132,7 +133,8 @@ def test_on_a_device_with_little_memory_the_batch_fits(monkeypatch):
 
     monkeypatch.setattr(group_compiler.GroupPrograms, "__new__", noted)
     points = rj.grid(rate=np.linspace(0.01, 0.1, 64), decay=[0.9], centered=[False])
-    result = sweep(points=points, evaluate_every=25)
+    options = {"steps": 50, "objective": "validation", "args": (SCALE,), "evaluate_every": 25}
+    result = engine.sweep(noisy(), points, small, **options)
     assert made[0].batch_size == 32 > made[-1].batch_size > 1
     one = sweep(points=points, evaluate_every=25, batch_size=1)
     np.testing.assert_allclose(result.objective, one.objective, rtol=1e-2)

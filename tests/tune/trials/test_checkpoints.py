@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 import rmsprop_jax as rj
-from rmsprop_jax._tune.run import local_devices
 from rmsprop_jax._tune.run.local_devices import LocalDevices
+from rmsprop_jax._tune.run.machine import Machine
 from rmsprop_jax._tune.storage.writer import FolderWriter
-from rmsprop_jax._tune.trials import host_memory as memory
-from tests.support import trainings
+from rmsprop_jax._tune.trials.host_memory import free_bytes
+from tests.support import engine, trainings
 from tests.support.tables import few
 from tests.support.trainings import SCALE, alone, noisy, plain
 from tests.tune.storage.test_store import child
@@ -262,10 +262,11 @@ def walk(path, way, steps, rung=None, **options):
     given = WAYS[way] | options
     if "scheduler" in given:
         given["scheduler"] = given["scheduler"](rung or steps - 2)
-    return rj.sweep(
+    return engine.sweep(
         rj.Training(lambda hp, key: jax.random.uniform(key), step),
-        rj.grid(rate=[0.4, 0.3, 0.2, 0.1], up=ups), steps=steps, evaluate_every=2, path=path,
-        checkpoint_seconds=0, progress=False, **given,
+        rj.grid(rate=[0.4, 0.3, 0.2, 0.1], up=ups),
+        Machine(wave_seconds=0),  # several waves of a static group
+        steps=steps, evaluate_every=2, path=path, checkpoint_seconds=0, **given,
     )  # fmt: skip
 
 
@@ -287,7 +288,6 @@ def test_a_kill_between_any_two_files_costs_a_segment_and_no_more(
     way, keep, steps, tmp_path, monkeypatch
 ):
     """The folder is copied before each file gets its name, and before each is deleted."""
-    monkeypatch.setattr(local_devices, "WAVE_SECONDS", 0)  # several rounds of a structure
     folder, copies, ran = tmp_path / "run", [], []
     replace, unlink, dispatch = os.replace, Path.unlink, LocalDevices.dispatch
 
@@ -328,7 +328,6 @@ def test_a_kill_between_any_two_files_costs_a_segment_and_no_more(
 
 def test_a_member_that_starts_again_has_no_donor_left(tmp_path, monkeypatch):
     """Its donor's state of then is no more: refused, not taken from a later step."""
-    monkeypatch.setattr(local_devices, "WAVE_SECONDS", 0)
     whole = walk(None, "population", 6, 2)
 
     def stop(report):
@@ -354,7 +353,6 @@ def test_a_member_that_starts_again_has_no_donor_left(tmp_path, monkeypatch):
 @pytest.mark.parametrize("way", ["steps", "halving"])
 def test_a_round_that_is_moved_away_from_the_middle_is_run_again(way, tmp_path, monkeypatch):
     """Not a hole of NaN in its trials."""
-    monkeypatch.setattr(local_devices, "WAVE_SECONDS", 0)
     whole = walk(tmp_path, way, 6, 2, keep_states="all", devices=jax.devices()[:1])
     best = whole.points.index_of(whole.best().point)
     for file in sorted(tmp_path.glob("round-*")):
@@ -530,18 +528,20 @@ LIMITS = {
 }  # fmt: skip
 
 
-def sweep_of_20_megabytes():
+def sweep_of_20_megabytes(root):
+    """Sweep one trial with a state of 20 MB on a machine with these system files."""
     init = lambda hp, key: jnp.ones(5_000_000)
     big = rj.Training(init, lambda hp, s, key: (s, {"loss": hp["x"]}))
-    return rj.sweep(big, rj.grid(x=[1.0]), steps=1, progress=False)
+    free = Machine(host_memory=lambda: free_bytes(root))
+    return engine.sweep(big, rj.grid(x=[1.0]), free, steps=1)
 
 
 @pytest.mark.parametrize("case", LIMITS)
-def test_the_limit_of_a_container_counts_as_the_memory_that_is_free(case, tmp_path, monkeypatch):
+def test_the_limit_of_a_container_counts_as_the_memory_that_is_free(case, tmp_path):
     mounts, cgroups, files = LIMITS[case]
-    monkeypatch.setattr(memory, "ROOT", machine(tmp_path, ROOMY, mounts, cgroups, **files))
+    root = machine(tmp_path, ROOMY, mounts, cgroups, **files)
     with pytest.raises(ValueError, match=r"and 0\.02 GB of memory are free"):
-        sweep_of_20_megabytes()
+        sweep_of_20_megabytes(root)
 
 
 @pytest.mark.parametrize(
@@ -554,16 +554,14 @@ def test_the_limit_of_a_container_counts_as_the_memory_that_is_free(case, tmp_pa
         ("", "", {}),
     ],
 )
-def test_a_machine_without_a_limit_has_what_it_says(mounts, cgroups, files, tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "ROOT", machine(tmp_path, 20e6, mounts, cgroups, **files))
+def test_a_machine_without_a_limit_has_what_it_says(mounts, cgroups, files, tmp_path):
+    root = machine(tmp_path, 20e6, mounts, cgroups, **files)
     with pytest.raises(ValueError, match=r"and 0\.02 GB of memory are free"):
-        sweep_of_20_megabytes()
+        sweep_of_20_megabytes(root)
 
 
-def test_where_no_file_says_what_is_free_nothing_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "ROOT", tmp_path)
-    training = rj.Training(lambda hp, key: hp["x"], lambda hp, s, key: (s, {"loss": s}))
-    assert rj.sweep(training, rj.grid(x=[1.0]), steps=1, progress=False).objective == [1.0]
+def test_where_no_file_says_what_is_free_nothing_is_refused(tmp_path):
+    assert sweep_of_20_megabytes(tmp_path).objective == [1.0]
 
 
 def test_states_that_do_not_fit_are_refused_before_anything_runs(tmp_path, monkeypatch):
@@ -572,10 +570,11 @@ def test_states_that_do_not_fit_are_refused_before_anything_runs(tmp_path, monke
         lambda hp, key: jnp.ones(1_000_000) * hp["x"],
         lambda hp, s, key: (jax.debug.callback(lambda: ran.append(1)), (s, {"loss": s[0]}))[1],
     )
-    run = lambda **more: rj.sweep(
-        big, rj.grid(x=[1.0, 2.0, 3.0]), steps=2, progress=False, keep_states="all", **more
-    )
-    monkeypatch.setattr(memory, "ROOT", machine(tmp_path / "root", 270e6))
+    root = machine(tmp_path / "root", 270e6)
+    run = lambda **more: engine.sweep(
+        big, rj.grid(x=[1.0, 2.0, 3.0]), Machine(host_memory=lambda: free_bytes(root)), steps=2,
+        keep_states="all", **more,
+    )  # fmt: skip
     with pytest.raises(
         ValueError, match=r"2 trials under way and 3 kept need 0\.221 GB, and 0\.27"
     ):
