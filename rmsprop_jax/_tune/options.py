@@ -29,7 +29,11 @@ class Agreement(enum.Enum):
 
 
 def argument(
-    default: Any = dataclasses.MISSING, *, agree: Agreement, remembered: tuple[str, ...] = ()
+    default: Any = dataclasses.MISSING,
+    *,
+    agree: Agreement,
+    remembered: tuple[str, ...] = (),
+    stepwise: bool = False,
 ) -> Any:
     """Declare a field of `Options`.
 
@@ -38,15 +42,13 @@ def argument(
       agree: whose value counts.
       remembered: the entries of a folder's manifest that follow from it; none where a later call
         with the folder may pass another value.
+      stepwise: whether only a `Training` takes it.
     """
-    declared = {"agree": agree, "remembered": remembered}
+    declared = {"agree": agree, "remembered": remembered, "stepwise": stepwise}
     return dataclasses.field(default=default, metadata=declared)
 
 
 ALL, LEADER, ONE_PROCESS = Agreement
-
-STEPWISE_ONLY = ("steps", "evaluate_every", "scheduler", "batches", "keep_states")
-"""The arguments that only a `Training` takes."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,11 +76,11 @@ class Options:
     progress: bool = argument(True, agree=LEADER)
     record_every: int | Mapping[str, int] = argument(1, agree=ALL, remembered=("record_every",))
     callback: Callable[[Report], Any] | None = argument(None, agree=LEADER)
-    steps: int | None = argument(None, agree=ALL, remembered=("training",))
-    evaluate_every: int | None = argument(None, agree=ALL, remembered=("training",))
-    scheduler: Scheduler | None = argument(None, agree=ALL, remembered=("training",))
-    keep_states: int | str = argument(1, agree=ALL)
-    batches: Callable[[int], Any] | None = argument(None, agree=ALL)
+    steps: int | None = argument(None, agree=ALL, remembered=("training",), stepwise=True)
+    evaluate_every: int | None = argument(None, agree=ALL, remembered=("training",), stepwise=True)
+    scheduler: Scheduler | None = argument(None, agree=ALL, remembered=("training",), stepwise=True)
+    keep_states: int | str = argument(1, agree=ALL, stepwise=True)
+    batches: Callable[[int], Any] | None = argument(None, agree=ALL, stepwise=True)
     checkpoint_seconds: float = argument(30, agree=ALL)
     timeout: float | None = argument(None, agree=ALL)
     # Of `search.optimize`.
@@ -186,8 +188,8 @@ class Options:
         Raises:
           ValueError: where one of them is given.
         """
-        defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        given = [name for name in STEPWISE_ONLY if getattr(self, name) != defaults[name]]
+        stepwise = [field for field in dataclasses.fields(self) if field.metadata["stepwise"]]
+        given = [field.name for field in stepwise if getattr(self, field.name) != field.default]
         if given:
             raise ValueError(
                 f"{', '.join(given)} must be left out where train is a function, which runs as a "
