@@ -50,6 +50,11 @@ __all__ = [
     "torch",
 ]
 
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 _Rate = ox.ScalarOrSchedule
 _Transformation = ox.GradientTransformationExtraArgs
 

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 __all__ = ["from_optuna", "optimize", "to_optuna", "to_params", "to_point"]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def optimize(
     train: Train | Training,
     study: Study,

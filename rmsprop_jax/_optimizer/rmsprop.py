@@ -13,11 +13,13 @@ import optax
 from jax.typing import ArrayLike
 
 from rmsprop_jax._optimizer import precision, validation
+from rmsprop_jax._optimizer.foreign_names import explains_foreign_names
 from rmsprop_jax._optimizer.state import Averages, ScaleByRmsState, averaging
 
 __all__ = ["ScaleByRmsState", "rmsprop", "scale_by_rms"]
 
 
+@explains_foreign_names
 def scale_by_rms(
     decay: ArrayLike = 0.9,
     eps: ArrayLike = 1e-8,
@@ -76,6 +78,7 @@ def scale_by_rms(
     return precision.in_full_precision(averaging(averages), short_nu=averages.is_short)
 
 
+@explains_foreign_names
 def rmsprop(
     learning_rate: optax.ScalarOrSchedule = 1e-3,
     decay: ArrayLike = 0.9,

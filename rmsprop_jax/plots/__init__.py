@@ -7,3 +7,7 @@ from rmsprop_jax.plots.sweeps import curves, heatmap, lineage, sensitivity
 __all__ = [
     "COLORS", "contour", "curves", "effective_step", "heatmap", "lineage", "sensitivity",
 ]  # fmt: skip
+
+
+def __dir__() -> list[str]:
+    return __all__

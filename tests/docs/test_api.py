@@ -53,6 +53,11 @@ def test_the_api_pages_have_every_public_name_once_and_no_other():
     assert sorted(shown) == sorted(PUBLIC)
 
 
+def test_completion_offers_public_names_only():
+    for room in ROOMS:
+        assert dir(room) == sorted(room.__all__)
+
+
 def test_the_api_index_says_of_each_name_what_its_docstring_says_first():
     docs = {name: inspect.getdoc(value) for name, value in PUBLIC.items()}
     for room in ROOMS:

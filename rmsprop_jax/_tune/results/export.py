@@ -1,6 +1,5 @@
-"""A result as tables: a pandas DataFrame, an xarray Dataset, and the HTML of a notebook."""
+"""A result as tables: a pandas DataFrame and an xarray Dataset."""
 
-import html
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -116,10 +115,3 @@ def _column(values: Sequence[Any]) -> np.ndarray:
     if all(x is None or is_number(x) for x in values) and any(x is not None for x in values):
         return np.array([np.nan if x is None else x for x in values])
     return np.array([x if isinstance(x, str) else label(x) for x in values])
-
-
-def to_html(heading: str, rows: Sequence[Sequence[str]]) -> str:
-    """Return a heading and a table of these cells, all as text."""
-    cells = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
-    table = "".join(f"<tr>{row}</tr>" for row in cells)
-    return f"<p>{html.escape(heading)}</p><table>{table}</table>"

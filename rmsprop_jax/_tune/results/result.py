@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from rmsprop_jax._tune.experiment_spec import ExperimentSpec
-from rmsprop_jax._tune.results.export import to_dataframe, to_html, to_xarray
+from rmsprop_jax._tune.results.export import to_dataframe, to_xarray
 from rmsprop_jax._tune.results.lineage import Change, Stretch, histories, path
 from rmsprop_jax._tune.results.retrain import Retrainer
 from rmsprop_jax._tune.results.rows import (
@@ -38,7 +38,7 @@ from rmsprop_jax._tune.results.statistics import (
     ranked,
     sensitivity,
 )
-from rmsprop_jax._tune.space.points import hyperparameters
+from rmsprop_jax._tune.space.points import html_table, hyperparameters
 from rmsprop_jax._tune.space.seeds import key_of
 from rmsprop_jax._tune.space.values import label
 from rmsprop_jax._tune.storage.kept_states import KeptStates
@@ -613,7 +613,7 @@ class SweepResult:
             interval = "one seed" if math.isnan(low) else f"{low:.4g} … {high:.4g}"
             values = [label(record.point.get(name, ABSENT)) for name in names]
             rows.append([str(i), *values, f"{record.objective:.4g}", interval])
-        return to_html(repr(self), rows)
+        return html_table(repr(self), rows)
 
     def to_dataframe(self) -> "pandas.DataFrame":
         """Return a pandas DataFrame with a row for each trial.

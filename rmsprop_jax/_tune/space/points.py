@@ -1,6 +1,7 @@
 """The points of a sweep: `Points`, `grid`, `static`."""
 
 import functools
+import html
 import itertools
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from rmsprop_jax._tune.space.values import Value, identity, is_key, is_number
+from rmsprop_jax._tune.space.values import Value, identity, is_key, is_number, label
 
 if TYPE_CHECKING:
     import pandas
@@ -21,6 +22,7 @@ FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 MOST_BITS = 10_000  # of an integer: Python prints no more than 4,300 digits
 MOST_LEVELS = 100  # of nested containers: comparing and storing them recurses
 LARGEST = float(np.finfo(np.float32).max)
+MOST_SHOWN = 10  # rows in a notebook
 
 
 class static(tuple[Value, ...]):  # noqa: N801 (reads as a function where it is called)
@@ -175,6 +177,14 @@ class Points(Sequence[dict[str, Value]]):
 
     def __repr__(self) -> str:
         return f"Points({len(self)} × {', '.join(self.names)})"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: a summary, and the first points."""
+        cell = lambda point, name: label(point[name]) if name in point else "–"
+        rows = [[cell(point, name) for name in self.names] for point in self._points[:MOST_SHOWN]]
+        more = len(self) - MOST_SHOWN
+        heading = f"{self!r}{f', the first {MOST_SHOWN}' if more > 0 else ''}"
+        return html_table(heading, [list(self.names), *rows])
 
     def filter(self, keep: Callable[[dict[str, Value]], bool]) -> "Points":
         """Return the points for which `keep(point)` is true.
@@ -352,6 +362,13 @@ def dataframe(columns: Mapping[str, Sequence[Value] | np.ndarray]) -> "pandas.Da
             'pandas must be installed for to_dataframe. Run: pip install "rmsprop_jax[data]"'
         ) from error
     return pd.DataFrame(columns)
+
+
+def html_table(heading: str, rows: Sequence[Sequence[str]]) -> str:
+    """Return a heading and a table of these cells, all as text."""
+    cells = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
+    table = "".join(f"<tr>{row}</tr>" for row in cells)
+    return f"<p>{html.escape(heading)}</p><table>{table}</table>"
 
 
 def plain(name: str, value: Value, is_static: bool) -> Value:

@@ -69,6 +69,10 @@ class Training:
                 )
         self.init, self.step, self.evaluate = init, step, evaluate
 
+    def __repr__(self) -> str:
+        functions = [x for x in (self.init, self.step, self.evaluate) if x is not None]
+        return f"Training({', '.join(getattr(x, '__qualname__', repr(x)) for x in functions)})"
+
     def run(
         self,
         hp: dict[str, Value],

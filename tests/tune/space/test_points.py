@@ -202,3 +202,14 @@ def test_an_integer_beyond_every_float_is_said_to_be_beyond_int32():
 def test_a_huge_seed_is_refused():
     with pytest.raises(ValueError, match=r"seeds must fit 64 bits.*16610 bits"):
         rj.sweep(lambda hp, key: {"loss": hp["x"]}, [{"x": 1.0}], seeds=[10**5000])
+
+
+def test_a_notebook_shows_the_first_points_as_text():
+    points = rj.grid(x=[1.0, 2.0], kind=["<b>", "c"]) + rj.grid(x=[1e-7])
+    text = points._repr_html_()
+    assert text.count("<tr>") == 1 + 5
+    assert "<td>&lt;b&gt;</td>" in text
+    assert "<td>1e-07</td><td>–</td>" in text
+    many = rj.grid(x=list(range(1000)))._repr_html_()
+    assert many.count("<tr>") == 1 + 10
+    assert "the first 10" in many

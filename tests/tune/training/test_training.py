@@ -649,3 +649,20 @@ def test_lanes_of_a_while_loop_may_differ():
     for batch_size in (1, 2):
         result = rj.sweep(training, X, steps=3, batch_size=batch_size, progress=False)
         assert result.objective.tolist() == [1.0, 2.0]
+
+
+def test_a_training_prints_its_functions():
+    def init(hp, key):
+        return hp["x"]
+
+    class Step:
+        def __call__(self, hp, state, key):
+            return state, {"loss": state}
+
+        def __repr__(self):
+            return "a step"
+
+    where = "test_a_training_prints_its_functions.<locals>"
+    assert repr(rj.Training(init, Step())) == f"Training({where}.init, a step)"
+    last = rj.Training(init, Step(), lambda hp, state, key: {})
+    assert repr(last) == f"Training({where}.init, a step, {where}.<lambda>)"
