@@ -115,6 +115,10 @@ def leaves_of(stored: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     return [typed(stored[f"leaf {i}"], np.dtype(name)) for i, name in enumerate(dtypes)]
 
 
+class TracedStructureError(ValueError):
+    """The error of a state whose structure holds a traced value. Its cause is known."""
+
+
 def check_leaves(state: State, what: str) -> None:
     """Raise ValueError for a state with a leaf that is not an array, or a tracer in its structure.
 
@@ -135,10 +139,14 @@ def check_leaves(state: State, what: str) -> None:
         dtype = getattr(x, "dtype", None)
         refuse_dtype(f"{what} returned a state whose leaf {leaf}", dtype)
     if _has_tracer(jax.tree.structure(state)):
-        raise ValueError(
+        raise TracedStructureError(
             f"{what} returned a state whose structure must be free of traced values, but some "
-            "object in it holds one. The usual cause is an optimizer that closes over a number of "
-            f"hp, such as the tx of a Flax TrainState. {REMEDY}."
+            "object in it holds one. The usual cause is an optimizer that was made from a number "
+            "of hp, such as the tx of a Flax TrainState or of an nnx.Optimizer. Make the optimizer "
+            "once, outside init: tx = optax.inject_hyperparams(rj.rmsprop)(learning_rate=1e-3). "
+            'Then set its numbers in init: opt_state.hyperparams["learning_rate"] = '
+            'hp["learning_rate"]. Or keep (params, opt_state) only, and build the optimizer in '
+            "step, from hp."
         )
 
 

@@ -12,7 +12,13 @@ from jax.core import Tracer
 from rmsprop_jax._tune.space.points import RESERVED, Points
 from rmsprop_jax._tune.space.static_groups import StaticGroup, naming
 from rmsprop_jax._tune.space.values import PyTree, Value, is_number, refuse_dtype
-from rmsprop_jax._tune.training.state_spec import REMEDY, StateSpec, check_leaves, check_same
+from rmsprop_jax._tune.training.state_spec import (
+    REMEDY,
+    StateSpec,
+    TracedStructureError,
+    check_leaves,
+    check_same,
+)
 from rmsprop_jax._tune.training.trace_errors import explain
 from rmsprop_jax._tune.training.training import Train, Training, evaluation_key, strong
 
@@ -181,6 +187,8 @@ class _Tracer:
         recorded = lambda numbers: _Recorded(group.static | numbers, self._points.names, read)
         try:
             traced = self._traced(call, recorded, group.dtypes, inputs, self._abstract_args)
+        except TracedStructureError as error:
+            raise ValueError(str(error)) from None
         except Exception as error:
             trace_with = lambda names: self._with_numbers(call, inputs, names)
             numbers = _python_numbers(self._args)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from flax.training import train_state as train_state_module
 
 import rmsprop_jax as rj
@@ -468,6 +469,11 @@ def train_state(hp, key):
     )
 
 
+def nnx_state(hp, key):
+    model = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
+    return model, nnx.Optimizer(model, rj.rmsprop(hp["x"]), wrt=nnx.Param)
+
+
 TYPES = (jnp.tanh, "name", object(), np.array(["a"]), optax.sgd(0.1))
 REFUSED = {
     "another shape": (made(lambda hp, s, k: (s[:1], {"loss": hp["x"]})),
@@ -499,7 +505,11 @@ REFUSED = {
         lambda: rj.Training(
             train_state, lambda hp, s, k: (s.apply_gradients(grads=s.params), {"loss": hp["x"]})
         ),
-        r"init returned a state.*structure.*TrainState.*in step",
+        r"^init returned a state.*structure.*TrainState.*inject_hyperparams.*in step",
+    ),
+    "an nnx.Optimizer made from a number": (
+        lambda: rj.Training(nnx_state, lambda hp, s, k: (s, {"loss": hp["x"]})),
+        r"^init returned a state.*structure.*nnx.*inject_hyperparams.*in step",
     ),
     "unread": (lambda: rj.Training(lambda hp, k: 0, lambda hp, s, k: (s, {"loss": 1.0})),
                "never reads the axis 'x'"),
@@ -549,6 +559,50 @@ def test_what_the_refusal_of_a_train_state_advises_works():
 
     result = rj.sweep(rj.Training(init, step), X, steps=3, progress=False)
     assert not result.failed.any()
+
+
+@pytest.mark.parametrize("kind", ["TrainState", "nnx"])
+def test_an_injected_optimizer_made_outside_has_the_numbers_of_the_trial(kind):
+    """The first cure that the refusal names."""
+    tx, x = optax.inject_hyperparams(rj.rmsprop)(learning_rate=1e-3), jnp.ones((4, 2))
+
+    def init(hp, key):
+        if kind == "nnx":
+            model = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
+            state = model, nnx.Optimizer(model, tx, wrt=nnx.Param)
+            opt_state = state[1].opt_state
+        else:
+            state = train_state_module.TrainState.create(
+                apply_fn=jnp.dot, params={"w": jnp.ones((2, 1))}, tx=tx
+            )
+            opt_state = state.opt_state
+        opt_state.hyperparams["learning_rate"] = hp["x"]
+        return state
+
+    def step(hp, state, key):
+        if kind == "nnx":
+            model, optimizer = state
+            loss, grads = nnx.value_and_grad(lambda m: jnp.mean(m(x) ** 2))(model)
+            optimizer.update(model, grads)
+            return (model, optimizer), {"loss": loss}
+        error = lambda params: jnp.mean(state.apply_fn(x, params["w"]) ** 2)
+        loss, grads = jax.value_and_grad(error)(state.params)
+        return state.apply_gradients(grads=grads), {"loss": loss}
+
+    result = rj.sweep(rj.Training(init, step), rj.grid(x=[0.01, 0.1]), steps=3, progress=False)
+    for i, point in enumerate(result.points):
+        solver, params = rj.rmsprop(jnp.float32(point["x"])), jnp.ones((2, 1))
+        if kind == "nnx":
+            params = nnx.Linear(2, 1, rngs=nnx.Rngs(0)).kernel[...]
+        bias, losses = jnp.zeros(1), []
+        state = solver.init((params, bias))
+        for _ in range(3):
+            error = lambda p: jnp.mean((x @ p[0] + (p[1] if kind == "nnx" else 0)) ** 2)
+            loss, grads = jax.value_and_grad(error)((params, bias))
+            updates, state = solver.update(grads, state)
+            params, bias = optax.apply_updates((params, bias), updates)
+            losses.append(loss)
+        np.testing.assert_allclose(result.metrics["loss"][i], losses, rtol=1e-5)
 
 
 def test_a_train_state_whose_optimiser_is_of_no_trial_is_taken():
