@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from rmsprop_jax._tune.agreement import compared_arguments, described, refuse_disagreement
-from rmsprop_jax._tune.compile.batched_keys import fitting_batch_size
+from rmsprop_jax._tune.compile.batched_random_numbers import fitting_batch_size
 from rmsprop_jax._tune.compile.group_compiler import GroupCompiler, GroupPrograms, compile_ahead
 from rmsprop_jax._tune.compile.kernels import GroupKernels
 from rmsprop_jax._tune.experiment_checks import (
