@@ -21,7 +21,7 @@ from rmsprop_jax._tune.options import Options
 from rmsprop_jax._tune.results.result import SweepResult
 from rmsprop_jax._tune.run.batch import TrialBatch, rows_of
 from rmsprop_jax._tune.run.cluster import Cluster
-from rmsprop_jax._tune.run.continuous import ContinuousWaves
+from rmsprop_jax._tune.run.continuous_waves import ContinuousWaves
 from rmsprop_jax._tune.run.local_devices import Handle, LocalDevices
 from rmsprop_jax._tune.run.machine import Machine
 from rmsprop_jax._tune.search.arguments import (
