@@ -63,17 +63,17 @@ def sweep(training=None, points=POINTS, **options):
 
 def alone(training, point, seed, steps, args=(SCALE,), **options):
     """The trial by itself: one jitted scan, its numbers traced as a user would."""
-    structure = {k: v for k, v in point.items() if isinstance(v, bool | str) or v is None}
-    numbers = {k: jnp.float32(v) for k, v in point.items() if k not in structure}
-    run = jitted(training, tuple(structure.items()), steps)
+    static = {k: v for k, v in point.items() if isinstance(v, bool | str) or v is None}
+    numbers = {k: jnp.float32(v) for k, v in point.items() if k not in static}
+    run = jitted(training, tuple(static.items()), steps)
     return run(numbers, jax.random.key(seed), args, **options)
 
 
 @functools.cache
-def jitted(training, structure, steps):
+def jitted(training, static, steps):
     return jax.jit(
         lambda hp, key, args, **options: training.run(
-            dict(structure) | hp, key, *args, steps=steps, **options
+            dict(static) | hp, key, *args, steps=steps, **options
         )
     )
 

@@ -240,7 +240,7 @@ def evolved():
     return sweep(points=MEMBERS, scheduler=PBT, keep_states="all", **OPTIONS)
 
 
-def test_the_worst_copy_from_the_best_of_their_structure(evolved):
+def test_the_worst_copy_from_the_best_of_their_static_group(evolved):
     copies = 0
     for trial, lineage in enumerate(evolved.history):
         assert lineage[0] == (0, None, {"rate": MEMBERS[trial // 2]["rate"], "decay": 0.9})
@@ -258,7 +258,7 @@ def test_the_worst_copy_from_the_best_of_their_structure(evolved):
             assert donor // 2 == ranked[0]
             assert 1e-3 <= numbers["rate"] <= 1.0
             assert numbers["decay"] == 0.9
-    assert copies == 4 * 2 * 2  # boundaries × structures × seeds, one of six each
+    assert copies == 4 * 2 * 2  # rungs × static groups × seeds, one of six each
     assert set(evolved.status) == {"complete"}
 
 
@@ -534,7 +534,7 @@ NONSENSE = {
     "stopped donor": (rj.Decision(prune=[SAME], copy={0: (SAME, {})}), "two points that go on"),
     "itself": (rj.Decision(copy={0: (0, {})}), "gives and takes"),
     "a chain": (rj.Decision(copy={0: (SAME, {}), SAME: (0, {})}), "gives and takes"),
-    "structure": (rj.Decision(copy={0: (OTHER, {})}), "another static group"),
+    "static group": (rj.Decision(copy={0: (OTHER, {})}), "another static group"),
     "unknown number": (rj.Decision(copy={0: (SAME, {"lr": 1.0})}), r"some of \['rate', 'decay'\]"),
     "a flag": (rj.Decision(copy={0: (SAME, {"centered": True})}), "some of"),
     "no float": (rj.Decision(copy={0: (SAME, {"rate": "x"})}), "must be finite numbers"),
@@ -548,7 +548,7 @@ ONE_OF_EACH_KIND = [
     "all",
     "stopped donor",
     "a chain",
-    "structure",
+    "static group",
     "nan",
 ]
 

@@ -47,9 +47,9 @@ def make_train(steps=20, traces=None):
 
 def alone(train, point, seed, *args):
     """The trial by itself, its numbers traced as a user would."""
-    structure = {k: v for k, v in point.items() if isinstance(v, bool | str) or v is None}
-    numbers = {k: jnp.float32(v) for k, v in point.items() if k not in structure}
-    run = jax.jit(lambda hp, key, args: train(structure | hp, key, *args))
+    static = {k: v for k, v in point.items() if isinstance(v, bool | str) or v is None}
+    numbers = {k: jnp.float32(v) for k, v in point.items() if k not in static}
+    run = jax.jit(lambda hp, key, args: train(static | hp, key, *args))
     return run(numbers, jax.random.key(seed), args)
 
 
@@ -90,7 +90,7 @@ def compiles():
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
-def test_each_structure_compiles_once_and_a_second_call_nothing():
+def test_each_static_group_compiles_once_and_a_second_call_nothing():
     traces = collections.Counter()
     points = rj.grid(
         learning_rate=[1e-3, 1e-2], decay=[0.9, 0.99], centered=rj.static([False, True])
@@ -100,7 +100,7 @@ def test_each_structure_compiles_once_and_a_second_call_nothing():
     train = make_train(steps=4, traces=traces)
     with compiles() as compiled:
         first = rj.sweep(train, points, seeds=2, progress=False)
-    assert len(compiled) == 2  # two structures, 4 points and 2 seeds each
+    assert len(compiled) == 2  # two static groups, 4 points and 2 seeds each
     assert traces == {False: 1, True: 1}
     with compiles() as compiled:
         second = rj.sweep(train, points, seeds=2, progress=False)
@@ -279,7 +279,7 @@ def test_dataframe_has_a_row_a_trial_in_order():
     assert (frame["objective"] == frame["loss"]).all()
 
 
-def test_none_in_an_axis_is_structure_of_its_own():
+def test_none_in_an_axis_is_a_static_group_of_its_own():
     def train(hp, key):
         solver = rj.rmsprop(1e-2, momentum=hp["momentum"])
         state = solver.init(jnp.ones(2))
@@ -769,7 +769,7 @@ def test_ctrl_c_says_that_the_process_may_live_on():
         rj.sweep(LOSS, ONE, objective=objective, progress=False)
 
 
-def test_many_structures_compile_side_by_side(monkeypatch):
+def test_many_static_groups_compile_side_by_side(monkeypatch):
     """In threads, ahead of their turn; each is compiled once and all numbers are right."""
     threads = set()
     compile_ = program.CompiledKernel.compile

@@ -33,7 +33,7 @@ from rmsprop_jax._tune.search.arguments import (
     some_points,
 )
 from rmsprop_jax._tune.search.space import (
-    MOST_STRUCTURES,
+    MOST_STATIC_GROUPS,
     axes_of,
     check_storable,
     examples,
@@ -98,7 +98,7 @@ def optimize(
             "its own, all on one study with a database. Pass devices=jax.local_devices()."
         )
     every = examples(axes)
-    count = MOST_STRUCTURES if options.catch else 1
+    count = MOST_STATIC_GROUPS if options.catch else 1
     name = f"search by {type(study.sampler).__name__}, {type(study.pruner).__name__}"
     points = every or some_points(axes, count)
     experiment = Experiment.prepare(

@@ -36,7 +36,7 @@ from rmsprop_jax._tune.space.values import Value, encode, identity, is_key, is_n
 Param: TypeAlias = Any  # a parameter's value in a study, of any type that Optuna's storage holds
 Space: TypeAlias = Mapping[str, Distribution | BaseDistribution]
 
-MOST_STRUCTURES = 32  # static groups that are traced before anything runs
+MOST_STATIC_GROUPS = 32  # static groups that are traced before anything runs
 ONE_MINUS = "1 - "
 LONGEST_LABEL = 40
 
@@ -126,7 +126,7 @@ def _of_ours(name: str, distribution: Distribution, is_static: bool) -> Axis:
         return _of_choices(name, distribution.values, is_static)
     if isinstance(distribution, Integers):
         low, high = distribution.low, distribution.high
-        is_short = distribution.count <= MOST_STRUCTURES
+        is_short = distribution.count <= MOST_STATIC_GROUPS
         static_examples = list(range(low, high + 1)) if is_short else None
         examples = static_examples if is_static else [low]
         return _of_numbers(name, IntDistribution(low, high), is_static, examples)
@@ -335,7 +335,7 @@ def to_point(params: Mapping[str, Param], space: Space) -> dict[str, Value]:
 def examples(axes: Mapping[str, Axis]) -> Points | None:
     """Return one point of each static group; None if there are too many to trace in advance."""
     values = [axis.examples for axis in axes.values() if axis.examples is not None]
-    if len(values) < len(axes) or math.prod(map(len, values)) > MOST_STRUCTURES:
+    if len(values) < len(axes) or math.prod(map(len, values)) > MOST_STATIC_GROUPS:
         return None
     rows = [dict(zip(axes, row, strict=True)) for row in itertools.product(*values)]
     return Points.of(rows, static_names(axes))

@@ -248,15 +248,15 @@ def extended(
         )
     if set(before["seeds"]) - set(asked["seeds"]):
         refuse("other seeds (seeds may be added)", before["seeds"], asked["seeds"])
-    for structure in before["programs"].keys() & asked["programs"].keys():
+    for group in before["programs"].keys() & asked["programs"].keys():
         for name, what in (
             ("programs", "another train (its code, data that it closes over, or what np.random or "
                 "the clock gave while it was traced)"),
             ("constants", "other data that train closes over"),
         ):  # fmt: skip
-            then, now = before[name][structure], asked[name][structure]
+            then, now = before[name][group], asked[name][group]
             if then != now:
-                refuse(f"{what}, for {structure}", then[:12], now[:12])
+                refuse(f"{what}, for {group}", then[:12], now[:12])
     same = keys == known and before["seeds"] == asked["seeds"]
     if before["training"] and before["training"]["scheduler"] and not same:
         refuse(

@@ -167,7 +167,7 @@ def test_a_search_refuses_them_before_it_asks(make):
     assert len(search()) == 2
 
 
-def test_a_search_refuses_them_in_a_structure_that_it_meets_on_the_way():
+def test_a_search_refuses_them_in_a_static_group_that_it_meets_on_the_way():
     """A space of too many static values is not traced whole before the first is asked."""
     width = rj.static(rj.integers(2, 10_000))
     impl = lambda hp: "threefry2x32" if hp["width"] == 2 else "rbg"

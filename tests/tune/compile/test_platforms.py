@@ -120,7 +120,7 @@ def test_what_is_made_ahead_is_what_a_sweep_runs(monkeypatch):
     noted = lambda key, lowered: keys.append(key) or compile_(key, lowered)
     monkeypatch.setattr(program, "_compiled", noted)
     args, options = (trainings.SCALE,), {"steps": 30, "evaluate_every": 7}
-    points, here = trainings.POINTS[::2], DescribedDevices(jax.devices())  # of one structure
+    points, here = trainings.POINTS[::2], DescribedDevices(jax.devices())  # of one static group
     for compiler in compilers(trainings.noisy(), points, here, args=args, **options):
         compiler.make(compiler.size).compile()
     made = set(keys)

@@ -394,7 +394,7 @@ def test_a_dataset_is_written_and_read(tmp_path):
     assert read.attrs["objective_mode"] == "min"
 
 
-# Structures that train for different numbers of steps.
+# Static groups that train for different numbers of steps.
 
 
 def uneven(hp, key):

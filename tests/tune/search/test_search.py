@@ -258,7 +258,7 @@ def of_values(study, space=VALUES, **options):
     return rj.search.optimize(value_of, study, space, **given | options)
 
 
-def test_a_function_runs_whole_each_structure_compiled_once():
+def test_a_function_runs_whole_each_static_group_compiled_once():
     compiled = []
 
     def listen(event, seconds, fun_name="", **_):
@@ -440,8 +440,8 @@ def test_reports_of_rounds_and_waiting_trials():
 
 
 @pytest.mark.parametrize("form", ["function", "training"])
-def test_structures_that_fill_no_round_share_the_devices(form):
-    """One trial of each of two structures on two devices: each has a device of its own."""
+def test_static_groups_that_fill_no_wave_share_the_devices(form):
+    """One trial of each of two static groups on two devices: each has a device of its own."""
     slope = lambda hp: hp["rate"] * (2.0 if hp["wide"] else 1.0)
     step = lambda hp, x, key: (x + slope(hp), {"loss": x, "device": device()})
     train, options = lambda hp, key: {"loss": slope(hp), "device": device()}, {}
@@ -907,7 +907,7 @@ def test_an_asked_value_that_cannot_be_is_named_and_its_trial_fails():
     assert len(caught.value.result) == 1
 
 
-def test_more_structures_than_are_looked_at_before():
+def test_more_static_groups_than_are_traced_in_advance():
     def train(hp, key):
         return {"loss": jnp.ones(hp["size"]).sum() + hp["x"]}
 
@@ -927,7 +927,7 @@ def test_more_structures_than_are_looked_at_before():
     assert not [t for t in study.trials if t.state == TrialState.RUNNING]
 
 
-def test_structures_of_other_lengths():
+def test_static_groups_of_other_lengths():
     def train(hp, key):
         return {"loss": jnp.arange(8.0 if hp["long"] else 5.0) * hp["x"]}
 

@@ -27,7 +27,7 @@ def test_points_are_immutable_and_behave_as_a_sequence():
     assert len(points.filter(lambda p: False)) == 0
 
 
-def test_only_the_non_numbers_of_a_mixed_axis_are_structure():
+def test_only_the_non_numbers_of_a_mixed_axis_are_static():
     points = rj.grid(momentum=[None, 0.9], flag=[True], n=rj.static([3]))
     assert [points.is_traced("momentum", v) for v in (None, 0.9)] == [False, True]
     assert not points.is_traced("flag", True)

@@ -192,7 +192,7 @@ def check_what_ran(ran, before, after, kind):
     assert len(starts) <= 1  # none of them is past a boundary that another has not come to
     for trial, steps in lost.items():
         assert max(steps) < after.get(trial, 0) + killed.SEGMENT
-    if kind == "steps":  # one round after another, of one structure
+    if kind == "steps":  # one round after another, of one static group
         assert len({killed.MEMBERS[point]["centered"] for point, _ in lost}) <= 1
 
 
@@ -254,7 +254,7 @@ def test_equal_points_are_kept_apart(tmp_path):
     same(rj.SweepResult.load(tmp_path), run(None, X + X))
 
 
-def test_a_new_structure_may_be_added(tmp_path):
+def test_a_new_static_group_may_be_added(tmp_path):
     f = lambda hp, key: {"loss": hp["x"] * (2 if hp["flag"] else 1)}
     one, both = rj.grid(x=[1.0, 2.0], flag=[False]), rj.grid(x=[1.0, 2.0], flag=[False, True])
     run(tmp_path, one, f)

@@ -147,7 +147,7 @@ def test_what_train_raises_by_itself_stays_what_it_is(error):
     assert caught.value is error
 
 
-def test_a_jitted_train_with_structure_is_told_to_give_the_function():
+def test_a_jitted_train_with_static_hyperparameters_is_told_to_give_the_function():
     def train(hp, key):
         solver = rj.rmsprop(hp["x"], centered=hp["centered"])
         return {"loss": solver.update(1.0, solver.init(1.0))[0]}

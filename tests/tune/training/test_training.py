@@ -50,7 +50,7 @@ def assert_same(result, expected, steps=50):
     ("evaluate_every", "devices"), crossed([1, 7, 20, 50], [1, 2], plain=["7-2"])
 )
 def test_any_segments_are_bit_for_bit_the_whole_run(expected, evaluate_every, devices):
-    """Steps that do not divide; keys, None and empty arrays in the state; two structures."""
+    """Steps that do not divide; keys, None and empty arrays in the state; two static groups."""
     result = sweep(
         evaluate_every=evaluate_every,
         seeds=[3, 1],
@@ -95,14 +95,14 @@ def test_pieces_get_the_keys_that_are_promised():
     assert result.metrics["evaluate"][0].tolist() == [of(4), of(6)]
 
 
-def test_each_piece_of_a_structure_compiles_once():
+def test_each_program_of_a_static_group_compiles_once():
     """Whatever the boundaries; and a second call nothing."""
     training, options = noisy(), {"evaluate_every": 7, "seeds": 2}
     sweep(training, **options)  # the small programs around the rounds
     compiled.clear_cache()
     with compiles() as count:
         sweep(training, **options)
-    assert len(count) == 6  # two structures × init, segment, evaluate
+    assert len(count) == 6  # two static groups × init, segment, evaluate
     with compiles() as count:
         sweep(training, **options)
         sweep(training, scheduler=rj.SuccessiveHalving(min_steps=7), **options)
