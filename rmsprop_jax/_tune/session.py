@@ -268,7 +268,7 @@ class Session:
             experiment.objective,
             table.objectives(rows),
             retrainer=experiment.retrainer(spec.groups),
-            decided=self.decisions.decisions if self.decisions else [],
+            decisions=self.decisions.decisions if self.decisions else [],
             kept=kept,
         )
 

@@ -33,15 +33,15 @@ class Stretch(NamedTuple):
     """The values of its traced hyperparameters."""
 
 
-def histories(plan: ExperimentSpec, decided: Sequence[AppliedDecision]) -> list[list[Change]]:
+def histories(spec: ExperimentSpec, decisions: Sequence[AppliedDecision]) -> list[list[Change]]:
     """Return the changes of each trial, in order."""
-    seeds = len(plan.seeds)
+    seeds = len(spec.seeds)
     found = [
-        [Change(0, None, plan.points.traced(point))]
-        for point in range(len(plan.points))
+        [Change(0, None, spec.points.traced(point))]
+        for point in range(len(spec.points))
         for _ in range(seeds)
     ]
-    for decision in decided:
+    for decision in decisions:
         for point, (donor, numbers) in decision.copies.items():
             for seed in range(seeds):
                 change = Change(decision.step, donor * seeds + seed, numbers)

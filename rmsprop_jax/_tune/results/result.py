@@ -119,35 +119,35 @@ class SweepResult:
 
     def __init__(
         self,
-        plan: ExperimentSpec,
+        spec: ExperimentSpec,
         trials: TrialData,
-        aim: ObjectiveSpec,
-        objective: np.ndarray | None = None,
+        objective: ObjectiveSpec,
+        values: np.ndarray | None = None,
         *,
         retrainer: Retrainer | None = None,
-        decided: Sequence[AppliedDecision] = (),
+        decisions: Sequence[AppliedDecision] = (),
         kept: KeptStates | None = None,
     ):
-        rows = all_rows(plan, trials)
-        self._plan, self._trials, self._retrainer, self._kept = plan, rows, retrainer, kept
-        self._decided, self._noted = tuple(decided), aim.noted
+        rows = all_rows(spec, trials)
+        self._spec, self._trials, self._retrainer, self._kept = spec, rows, retrainer, kept
+        self._decisions, self._noted = tuple(decisions), objective.noted
         self._last_numbers: dict[int, dict[str, float]] = {}
-        for decision in decided:
+        for decision in decisions:
             self._last_numbers |= {i: numbers for i, (_, numbers) in decision.copies.items()}
-        self.points, self.seeds, self.mode = plan.points, plan.seeds, aim.mode
-        self.objective_name, self._several = aim.name, isinstance(aim.objective, tuple)
-        self.point_index, self.seed_index = np.divmod(rows.number, len(plan.seeds))
+        self.points, self.seeds, self.mode = spec.points, spec.seeds, objective.mode
+        self.objective_name, self._several = objective.name, isinstance(objective.objective, tuple)
+        self.point_index, self.seed_index = np.divmod(rows.number, len(spec.seeds))
         self.metrics, self.steps_completed = rows.metrics, rows.steps_completed
         self.newest = rows.metrics | rows.newest
-        self.rungs = tuple(plan.schedule.rungs)
-        self.steps = dict(plan.recorded_steps)
-        if objective is None:
-            self.objective = objectives(plan, rows, aim)
+        self.rungs = tuple(spec.schedule.rungs)
+        self.steps = dict(spec.recorded_steps)
+        if values is None:
+            self.objective = objectives(spec, rows, objective)
         else:
             self.objective = np.full(len(rows.number), np.nan)
-            self.objective[trials.number] = objective
+            self.objective[trials.number] = values
             self.objective[rows.steps_completed == 0] = np.nan
-        self._last_steps = last_steps(plan, rows, decided)
+        self._last_steps = last_steps(spec, rows, decisions)
         self.status = statuses(rows, self.objective, self._last_steps)
         self.failed, self.feasible = self.status == "failed", rows.feasible
         self.compile_seconds, self.run_seconds = map(float, rows.seconds)
@@ -172,7 +172,7 @@ class SweepResult:
         NaN that `train` returned is valid.
         """
         if self._valid is None:
-            self._valid = measured(self._plan, self._trials)
+            self._valid = measured(self._spec, self._trials)
         return self._valid
 
     @property
@@ -184,7 +184,7 @@ class SweepResult:
         scheduler that copies adds more.
         """
         if self._history is None:
-            self._history = histories(self._plan, self._decided)
+            self._history = histories(self._spec, self._decisions)
         return self._history
 
     @property
@@ -231,7 +231,7 @@ class SweepResult:
           ValueError: for a folder that is damaged or is not a sweep's, an objective that the
             metrics do not give, or a missing `objective`.
         """
-        plan, trials, noted, decided, files = load_folder(path)
+        spec, trials, noted, decisions, files = load_folder(path)
         if objective is None:
             ((kind, name),) = noted["objective"].items()
             if kind != "metric":
@@ -239,11 +239,11 @@ class SweepResult:
                 raise ValueError(
                     f"objective must be given for {path}: its last call used a function ({name}), "
                     "and a folder holds no functions. Pass load(path, objective=function), or one "
-                    f"of {sorted(plan.metrics[0])}."
+                    f"of {sorted(spec.metrics[0])}."
                 )
             objective = name
-        aim = checked_objective(objective, mode or noted["mode"], plan)
-        return cls(plan, trials, aim, decided=decided, kept=KeptStates(files=files))
+        checked = checked_objective(objective, mode or noted["mode"], spec)
+        return cls(spec, trials, checked, decisions=decisions, kept=KeptStates(files=files))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a folder that `load` reads and `sweep(path=...)` resumes.
@@ -261,15 +261,15 @@ class SweepResult:
         path = local_folder(path)
         if path.exists() and any(path.iterdir()):
             raise FileExistsError(f"path must be a new or empty folder, got {path}. Pass another.")
-        folder = FolderWriter(path, self._plan, self._noted)
+        folder = FolderWriter(path, self._spec, self._noted)
         try:
-            columns = {n: slice(None) for n in self.metrics if self._plan.has_steps(n)}
+            columns = {n: slice(None) for n in self.metrics if self._spec.has_steps(n)}
             begun = self.steps_completed > 0
             folder.write(self._trials if begun.all() else self._trials.take(begun), columns)
-            for decision in self._decided:
+            for decision in self._decisions:
                 folder.write_decision(decision.encode())
             if self._kept is not None:
-                group_of = self._plan.group_of()[self.point_index]
+                group_of = self._spec.group_of()[self.point_index]
                 save_states(self._kept, folder, group_of, self.steps_completed)
         finally:
             folder.close()
@@ -288,13 +288,13 @@ class SweepResult:
         Raises:
           ValueError: for an objective that the metrics do not give.
         """
-        aim = checked_objective(objective, mode or self.mode, self._plan)
+        checked = checked_objective(objective, mode or self.mode, self._spec)
         return SweepResult(
-            self._plan,
+            self._spec,
             self._trials,
-            aim,
+            checked,
             retrainer=self._retrainer,
-            decided=self._decided,
+            decisions=self._decisions,
             kept=self._kept,
         )
 
@@ -335,9 +335,9 @@ class SweepResult:
                 "pickled. Call sweep with the same path again, which runs nothing twice, and "
                 "retrain from what it returns."
             )
-        point, end = self._index_of(record), self._plan.schedule.end
+        point, end = self._index_of(record), self._spec.schedule.end
         way = lambda: self._path(point, end)
-        return retrainer.run(self._plan, point, way, seed, args, batches)
+        return retrainer.run(self._spec, point, way, seed, args, batches)
 
     def _index_of(self, record: PointResult | dict[str, Any]) -> int:
         """Return the index of a point; ValueError for a point that is not in the sweep."""
@@ -413,7 +413,7 @@ class SweepResult:
         if seed not in self.seeds:
             raise ValueError(f"seed must be one of the sweep's, {list(self.seeds)}, got {seed}.")
         trial = point * len(self.seeds) + self.seeds.index(seed)
-        group, name = int(self._plan.group_of()[point]), f"{self.points[point]}, seed {seed}"
+        group, name = int(self._spec.group_of()[point]), f"{self.points[point]}, seed {seed}"
         return kept_state(self._kept, trial, group, name, like)
 
     def point_now(self, row: int) -> dict[str, Any]:

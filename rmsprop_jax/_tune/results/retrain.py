@@ -60,7 +60,7 @@ class Retrainer:
 
     def run(
         self,
-        plan: ExperimentSpec,
+        spec: ExperimentSpec,
         point: int,
         way: Callable[[], Sequence[Stretch]],
         seed: int | None,
@@ -70,7 +70,7 @@ class Retrainer:
         """Train a point again.
 
         Args:
-          plan: what the sweep was asked to do.
+          spec: the experiment of the sweep.
           point: the index of the point.
           way: returns the stretches that lead to the last step of a `Training`.
           seed: the seed of the key; None for the first of the sweep's.
@@ -81,11 +81,11 @@ class Retrainer:
           The metrics of a function; the last state of a `Training`, which is a user's pytree, and
           the metrics of every step.
         """
-        group = int(plan.group_of()[point])
+        group = int(spec.group_of()[point])
         with self.settings():
-            (seed,) = plan.seeds[:1] if seed is None else checked_seeds((seed,))
+            (seed,) = spec.seeds[:1] if seed is None else checked_seeds((seed,))
             if not isinstance(self._train, Training):  # it runs as a whole
-                numbers = self._arrays(group, plan.points.traced(point))
+                numbers = self._arrays(group, spec.points.traced(point))
                 return self.run_whole(group, numbers, seed, args)
             parts = [(x.start, x.stop, self._arrays(group, x.numbers)) for x in way()]
             return self.run_steps(group, parts, seed, args, batches)

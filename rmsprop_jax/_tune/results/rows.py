@@ -12,11 +12,11 @@ from rmsprop_jax._tune.trials.objective import ObjectiveSpec, recorded_counts
 STATUSES = UNFINISHED, FAILED, PRUNED, COMPLETE = "unfinished", "failed", "pruned", "complete"
 
 
-def all_rows(plan: ExperimentSpec, trials: TrialData) -> TrialData:
-    """Return a row for each trial of the plan, in order.
+def all_rows(spec: ExperimentSpec, trials: TrialData) -> TrialData:
+    """Return a row for each trial of an experiment, in order.
 
     Args:
-      plan: what the sweep was asked to do.
+      spec: the experiment of the sweep.
       trials: trials that have begun, in any order, and perhaps others.
 
     Returns:
@@ -24,8 +24,8 @@ def all_rows(plan: ExperimentSpec, trials: TrialData) -> TrialData:
       `trials` if these are all trials in order.
     """
     number = trials.number
-    if len(number) < plan.trials:
-        rows = empty_trials(plan, plan.trials)._replace(seconds=trials.seconds)
+    if len(number) < spec.trials:
+        rows = empty_trials(spec, spec.trials)._replace(seconds=trials.seconds)
         for name, values in trials.metrics.items():
             rows.metrics[name][number] = values
         for name, values in trials.newest.items():
@@ -34,30 +34,30 @@ def all_rows(plan: ExperimentSpec, trials: TrialData) -> TrialData:
         rows.steps_asked[number] = trials.steps_asked
         rows.pruned[number], rows.feasible[number] = trials.pruned, trials.feasible
         return rows
-    in_order = bool((number == np.arange(plan.trials)).all())
+    in_order = bool((number == np.arange(spec.trials)).all())
     return trials if in_order else trials.take(np.argsort(number))
 
 
-def objectives(plan: ExperimentSpec, rows: TrialData, aim: ObjectiveSpec) -> np.ndarray:
+def objectives(spec: ExperimentSpec, rows: TrialData, objective: ObjectiveSpec) -> np.ndarray:
     """Return the objective of each trial at the last step that it has run; NaN for a trial that has
     not begun."""
     begun = rows.steps_completed > 0
     if begun.all():
-        return aim.values(plan, rows)
+        return objective.values(spec, rows)
     values = np.full(len(begun), np.nan)
     for part in rows.parts(np.flatnonzero(begun)):
-        values[part] = aim.values(plan, rows.take(part))
+        values[part] = objective.values(spec, rows.take(part))
     return values
 
 
 def last_steps(
-    plan: ExperimentSpec, rows: TrialData, decided: Sequence[AppliedDecision]
+    spec: ExperimentSpec, rows: TrialData, decisions: Sequence[AppliedDecision]
 ) -> np.ndarray:
     """Return the step at which each trial ends: the last, or the step at which it was pruned."""
-    ends = np.full(plan.trials, plan.schedule.end)
+    ends = np.full(spec.trials, spec.schedule.end)
     ends = np.where(rows.pruned > 0, rows.steps_completed, ends)
-    for decision in decided:  # a pruned trial whose file is missing runs to that step again
-        ends[plan.trials_of(list(decision.pruned))] = decision.step
+    for decision in decisions:  # a pruned trial whose file is missing runs to that step again
+        ends[spec.trials_of(list(decision.pruned))] = decision.step
     return ends
 
 
@@ -77,13 +77,13 @@ def statuses(rows: TrialData, objective: np.ndarray, ends: np.ndarray) -> np.nda
     return np.select([under_way, is_failed, is_pruned], [UNFINISHED, FAILED, PRUNED], COMPLETE)
 
 
-def measured(plan: ExperimentSpec, rows: TrialData) -> dict[str, np.ndarray]:
+def measured(spec: ExperimentSpec, rows: TrialData) -> dict[str, np.ndarray]:
     """Return for each metric a bool array of its shape: True for a measured value.
 
     The arrays are read-only. An array that is True everywhere takes no memory.
     """
     begun, found = rows.steps_completed > 0, {}
-    counts = recorded_counts(plan, rows)
+    counts = recorded_counts(spec, rows)
     for name, values in rows.metrics.items():
         if name in counts:
             count = np.where(begun, counts[name], 0)[:, None]

@@ -109,7 +109,7 @@ def checked_objective(objective: Any, mode: Any, spec: ExperimentSpec) -> Object
     """Return the objective, tried on zeros; ValueError if these metrics do not give it."""
     if mode not in ("min", "max"):
         raise ValueError(f'mode must be "min" or "max", got {mode!r}.')
-    aim, names = ObjectiveSpec(objective, mode), list(spec.metrics[0])
+    checked, names = ObjectiveSpec(objective, mode), list(spec.metrics[0])
     shapes = {name: spec.shape(name) for name in names}
     has = ", ".join(f"{name} {list(shape) or 'scalar'}" for name, shape in shapes.items())
     if isinstance(objective, str):
@@ -118,7 +118,7 @@ def checked_objective(objective: Any, mode: Any, spec: ExperimentSpec) -> Object
                 f"the objective is {objective!r}, but train returned {sorted(names)}: pass "
                 "objective=... one of these, or a function of the metrics."
             )
-        return aim
+        return checked
     if not callable(objective):
         raise ValueError(
             f"objective must be a metric's name or a function, got {type(objective).__name__}."
@@ -130,15 +130,15 @@ def checked_objective(objective: Any, mode: Any, spec: ExperimentSpec) -> Object
             value = objective(zeros)
     except (KeyError, TypeError, AttributeError, IndexError, NameError) as error:
         raise ValueError(
-            f"the objective {aim.name!r} raised {error!r} when tried on zeros; the metrics are "
+            f"the objective {checked.name!r} raised {error!r} when tried on zeros; the metrics are "
             f"NumPy arrays: {has}."
         ) from error
     except Exception as error:  # a division by zero, say: zeros are not what it is meant for
         if "read-only" in str(error):
             raise ValueError(
-                f"the objective {aim.name!r} must not write into the metrics, which are the "
+                f"the objective {checked.name!r} must not write into the metrics, which are the "
                 f"result's own arrays; it raised {error!r}. Copy them first: x = x.copy()."
             ) from error
-        return aim
-    as_float(value, aim.name)
-    return aim
+        return checked
+    as_float(value, checked.name)
+    return checked
