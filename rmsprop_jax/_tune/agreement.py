@@ -1,4 +1,4 @@
-"""What all processes of a cluster must pass alike, compared before anything runs."""
+"""Compare the arguments that all processes of a cluster must pass alike, before anything runs."""
 
 import dataclasses
 import hashlib
@@ -24,11 +24,11 @@ def compared_arguments() -> list[str]:
 
 
 def refuse_disagreement(cluster: Cluster, given: Mapping[str, Any], has_callback: bool) -> None:
-    """Compare what the processes were given; the same ValueError on all where it differs.
+    """Raise the same ValueError on all processes if their arguments differ.
 
     Args:
-      cluster: whose processes make the call.
-      given: for each argument on which all must agree what decides it, as JSON.
+      cluster: the processes that make the call.
+      given: for each compared argument the JSON that stands for it, from `Experiment.decisive`.
       has_callback: whether this process has a callback.
     """
     compared = compared_arguments()
@@ -38,23 +38,23 @@ def refuse_disagreement(cluster: Cluster, given: Mapping[str, Any], has_callback
     for i, (one_has_callback, other) in enumerate(each):
         if one_has_callback and not leader_has_callback:
             raise ValueError(
-                f"callback was given on process {i} and not on process 0, which is the only one "
-                "that calls it. Pass the same callback in every process, or only on process 0."
+                "callback must be passed on process 0, which alone calls it, got a callback on "
+                f"process {i} only. Pass the same callback in every process, or only on process 0."
             )
         if unlike := [name for name in compared if first[name] != other[name]]:
             raise ValueError(
                 f"{_listed(unlike)} must be the same on every process, got "
                 + "; ".join(_difference(name, first[name], other[name], i) for name in unlike)
-                + ". Make the same call in every process, or sweep apart with "
+                + ". Make the same call in every process, or sweep separately with "
                 "devices=jax.local_devices()."
             )
 
 
 def described(value: Any) -> Any:
-    """Return a value as JSON, alike in two processes for values that are alike.
+    """Return JSON that is equal in two processes for equal values.
 
     Functions and classes count by their qualified names, dataclasses by their fields, and objects
-    of other kinds by what they print, where this is no address.
+    of other kinds by their text, or by their type if the text has an address.
     """
     kind = type(value).__qualname__
     if value is None or isinstance(value, bool | int | str):

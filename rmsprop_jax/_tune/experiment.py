@@ -1,4 +1,4 @@
-"""What is asked: an `Experiment`, the one front half of `sweep`, `search.optimize`, and AOT."""
+"""The request of a call: an `Experiment`, with which `sweep`, `search.optimize`, and AOT begin."""
 
 import contextlib
 import dataclasses
@@ -51,7 +51,7 @@ class Compiled(NamedTuple):
 
 
 class Examples(NamedTuple):
-    """Example points of a search, which asks for its points later."""
+    """Example points of a search, whose points come later from its study."""
 
     points: Points
     is_complete: bool
@@ -61,17 +61,19 @@ class Examples(NamedTuple):
 
 
 class Experiment:
-    """The trials that a call asks for: points in static groups, traced, with what they measure.
+    """The trials of a call: points in static groups, traced functions, metrics, and a schedule.
 
-    `prepare` makes it. A search adds groups while it runs (`group_for`).
+    Make it with `prepare`. A search adds static groups while it runs (`group_for`).
 
     Attributes:
-      spec: what a folder holds of the experiment.
-      traces: for each static group its traced functions.
-      objectives: what ranks trials; several for a study with several directions.
-      data: reads `batches`; None without them.
-      batch_size: of a `vmap`, or "auto".
-      keep_states: of how many of the best points final states are kept, or "all".
+      options: the arguments of the call.
+      cluster: the processes and devices that run the trials.
+      spec: the part of the experiment that a folder holds.
+      traces: the traced functions of each static group.
+      objectives: the objectives; more than one for a study with several directions.
+      data: the reader of `batches`; None without `batches`.
+      batch_size: the number of trials that share a `vmap`, or "auto".
+      keep_states: the number of best points whose final states are kept, or "all".
     """
 
     def __init__(
@@ -102,16 +104,16 @@ class Experiment:
     def prepare(
         cls, options: Options, cluster: Cluster, caller: str, examples: Examples | None = None
     ) -> "Experiment":
-        """Trace every static group, and check what the trials return and read.
+        """Trace every static group, and check the metrics and hyperparameters of the trials.
 
         Args:
           options: the arguments of the call, with `train` and `points`.
           cluster: the processes and devices that run the trials.
           caller: the name of the function that a user called, for errors.
-          examples: the points of a search that are known now, in place of `options.points`.
+          examples: the example points of a search, which replace `options.points`.
 
         Raises:
-          ValueError: for what no sweep can run.
+          ValueError: for functions, points, or metrics that a sweep cannot run.
         """
         points, data = examples.points if examples else options.points, None
         is_sample = examples is not None and not examples.is_complete
@@ -160,10 +162,13 @@ class Experiment:
         return made
 
     def fit_batch_size(self, groups: Sequence[int]) -> None:
-        """Set the batch size to 1 where an automatic one would change random numbers.
+        """Set an automatic batch size to 1 if a larger one would change random numbers.
+
+        Args:
+          groups: the numbers of the static groups to check.
 
         Raises:
-          ValueError: where the batch size that was asked for would.
+          ValueError: if an explicit batch size would change random numbers.
         """
         kernels = [self.kernels(group) for group in groups]
         self.batch_size = fitting_batch_size(
@@ -221,16 +226,16 @@ class Experiment:
         return spec, used
 
     def retrainer(self, groups: Sequence[StaticGroup]) -> Retrainer:
-        """Return what trains a trial of these groups once more."""
+        """Return the object that trains a trial of these groups again."""
         return Retrainer(self.options.train, groups, self.cluster.mesh.local_devices[0])
 
     # Static groups.
 
     def group_for(self, point: Mapping[str, Any]) -> int:
-        """Return the number of a point's static group, which is traced where it is new.
+        """Return the number of a point's static group. A new group is traced.
 
         Raises:
-          Exception: what the group's tracing raised, each time.
+          Exception: the error of the group's tracing, again for each of its points.
         """
         points = Points.of([point], self._static)
         (group,) = group_points(points)
@@ -238,7 +243,7 @@ class Experiment:
         if key not in self._groups:
             try:
                 self._groups[key] = self._add_group(group, points)
-            except Exception as error:  # raised again for the next point, if it is caught
+            except Exception as error:  # raised again for each point of the group
                 self._groups[key] = error
         found = self._groups[key]
         if isinstance(found, Exception):
@@ -246,13 +251,14 @@ class Experiment:
         return found
 
     def _add_group(self, group: StaticGroup, points: Points) -> int:
+        """Trace a new static group, and return its number."""
         traces = self._trace(group, points)
         metrics, first = self.spec.schedule.series(traces), self.spec.metrics[0]
-        if metrics != first:  # the first trials' arrays are there already
+        if metrics != first:  # the arrays of the first trials exist already
             raise ValueError(
-                f"the metrics of {group.static} are {_listed(metrics)}, those of "
-                f"{self.spec.groups[0].static} {_listed(first)}: return the same names, shapes "
-                "and dtypes for all."
+                "metrics must have the same names, shapes, and dtypes in all static groups of a "
+                f"search, got {_listed(metrics)} with {group.static} and {_listed(first)} with "
+                f"{self.spec.groups[0].static}. Return the same metrics for all."
             )
         self.traces.append(traces)
         self.spec.groups.append(group._replace(points=[]))
@@ -267,12 +273,12 @@ class Experiment:
         return GroupKernels(self.traces[group], self.spec, group, data)
 
     def compiler(self, group: int, trials: int, most: int | None = None) -> GroupCompiler:
-        """Return what compiles a static group.
+        """Return the compiler of a static group.
 
         Args:
           group: the number of the static group.
-          trials: the number of trials of this group.
-          most: the largest batch size that "auto" may choose; None for no limit.
+          trials: the number of trials of this group that may share a call.
+          most: a limit of the batch size; None for no limit.
         """
         if self._placed_args is None:
             self._placed_args = self.cluster.place(self.options.args)
@@ -280,11 +286,11 @@ class Experiment:
         return GroupCompiler(kernels, args, self.cluster, self.batch_size, trials, most)
 
     def compile(self, trials: dict[int, int], most: int | None = None) -> Generator[Compiled]:
-        """Yield static groups as they are ready, in order; later ones compile in threads meanwhile.
+        """Yield compiled static groups in order. Later ones compile in threads meanwhile.
 
         Args:
           trials: the number of trials that are left to run, by static group.
-          most: the largest batch size that "auto" may choose; None for no limit.
+          most: a limit of the batch size; None for no limit.
         """
         compilers = [self.compiler(group, count, most) for group, count in trials.items()]
         with contextlib.closing(compile_ahead(compilers, self.cluster.machine.clock)) as ahead:
@@ -294,16 +300,16 @@ class Experiment:
     # Several processes.
 
     def refuse_disagreement(self) -> None:
-        """Refuse a call that the processes of a cluster do not make alike."""
+        """Raise ValueError if the processes of a cluster pass different arguments."""
         if self.cluster.count == 1:
             return
         has_callback = self.options.callback is not None
         refuse_disagreement(self.cluster, self.decisive(), has_callback)
 
     def decisive(self) -> dict[str, Any]:
-        """Return for each argument on which processes must agree what decides it, as JSON.
+        """Return the JSON that stands for each argument on which processes must agree.
 
-        That is the argument's value, where nothing else is said here.
+        For an argument without a rule below, it is the value itself.
         """
         options, spec, hashed = self.options, self.spec, self.spec.fingerprint
         training, objective = spec.schedule.encode() or {}, self.objective
@@ -330,7 +336,7 @@ class Experiment:
         }
 
     def note_idle_cores(self) -> None:
-        """Say how to use all cores, where the call named no devices and shows a bar."""
+        """Print how to use all cores, if the call passes no devices and shows a progress bar."""
         options = self.options
         if options.progress and self.cluster.is_leader and options.devices is None:
             note_idle_cores(self.cluster)
@@ -343,7 +349,21 @@ def _traced(
     catch: tuple[type[Exception], ...],
     is_sample: bool,
 ) -> tuple[list[tuple[StaticGroup, Traces]], dict[Hashable, int | Exception]]:
-    """Trace the groups, or of a sample the first that can be; and what others raised."""
+    """Trace static groups.
+
+    Args:
+      groups: the static groups.
+      points: their points.
+      trace: the function that traces a group.
+      catch: the exceptions that do not end the call.
+      is_sample: whether to stop after the first group that can be traced.
+
+    Returns:
+      The groups that were traced, and the caught exceptions by the keys of their groups.
+
+    Raises:
+      Exception: the first caught exception, if no group can be traced.
+    """
     traced: list[tuple[StaticGroup, Traces]] = []
     failures: dict[Hashable, int | Exception] = {}
     for group in groups:
@@ -359,15 +379,15 @@ def _traced(
 
 
 def _settings_of(options: Options) -> dict[str, Any] | None:
-    """Return what tells the scheduler from others; warn where a folder cannot compare it."""
+    """Return the scheduler's settings; warn if a folder cannot compare all of them."""
     if (scheduler := options.scheduler) is None:
         return None
     settings, is_all = settings_of(scheduler)
     if options.path is not None and not is_all:
         warn_caller(
             f"the settings of the scheduler {scheduler!r} cannot be compared, so that a later call "
-            "with this path may go on with other settings, unnoticed: make it a dataclass of "
-            "numbers and strings, or give it a method fingerprint() -> str."
+            "with this path may resume with other settings, without an error. Make the scheduler a "
+            "dataclass of numbers and strings, or give it a method fingerprint() -> str."
         )
     return settings
 

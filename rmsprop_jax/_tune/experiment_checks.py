@@ -1,4 +1,4 @@
-"""What an experiment refuses, warns of, and notes before anything runs."""
+"""The errors, warnings, and notes of an experiment before anything runs."""
 
 import os
 import sys
@@ -19,23 +19,24 @@ from rmsprop_jax._tune.training.trace import Metrics, Traces
 from rmsprop_jax._tune.trials.objective import Objective
 from rmsprop_jax._tune.warn import warn_caller
 
-LONG_PROGRAM = 20_000  # equations: a Python loop was unrolled, and compiles for minutes
+LONG_PROGRAM = 20_000  # equations: probably an unrolled Python loop, which compiles for minutes
 
 
 def check_reads(traces: Sequence[Traces], points: Points) -> None:
-    """Refuse an axis that no static group reads."""
+    """Raise ValueError for an axis that no static group reads."""
     read = set().union(*(names for one in traces for names in one.reads.values()))
     if unread := [name for name in points.names if name not in read]:
         raise ValueError(
-            f"train never reads the axis {', '.join(map(repr, unread))}: it would repeat the same "
-            "trials. Read it from hp, or leave it out."
+            f"train must read every axis of the points, but never reads the axis "
+            f"{', '.join(map(repr, unread))}, which would repeat the same trials. Read it from hp, "
+            "or leave it out."
         )
 
 
 def check_same_metrics(
     groups: Sequence[StaticGroup], traces: Sequence[Traces], points: Points
 ) -> None:
-    """Refuse static groups that return other metrics than the first."""
+    """Raise ValueError for static groups whose metrics differ from the first group's."""
     first = traces[0].metrics | traces[0].evaluations
     for group, one in zip(groups, traces, strict=True):
         mine = one.metrics | one.evaluations
@@ -50,10 +51,10 @@ def check_same_metrics(
             padded = alike and has_nan(both[0].dtype)
             if said[0] != said[1] and not padded:
                 raise ValueError(
-                    f"metric {name!r} differs between static groups: {said[0]} with "
-                    f"{groups[0].static}, {said[1]} with {group.static}. Return the same "
-                    "names, ranks and dtypes for all, and integers of the same length (floats may "
-                    "differ in length: NaN follows the last)."
+                    f"metric {name!r} must be the same in all static groups, got {said[0]} with "
+                    f"{groups[0].static} and {said[1]} with {group.static}. Return the same names, "
+                    "ranks, and dtypes for all, and integers of the same length. (Floats may "
+                    "differ in length, because NaN follows the last value.)"
                 )
 
 
@@ -64,7 +65,18 @@ def checked_record_every(
     schedule: Schedule,
     evaluations: Metrics,
 ) -> dict[str, int]:
-    """Return for each series that is recorded in part, that only each k-th value is."""
+    """Return k for each series of which only every k-th value is recorded.
+
+    Args:
+      record_every: k for all, or for each of some series.
+      metrics: all metrics of a trial in each static group.
+      objective: the objective, or several.
+      schedule: the schedule of the trials.
+      evaluations: the abstract metrics of `evaluate`, which are always recorded.
+
+    Raises:
+      ValueError: for a name that is not a series, or a k that is not an int of at least 1.
+    """
     lengths = {
         name: max(one[name].shape[0] for one in metrics)
         for name, metric in metrics[0].items()
@@ -73,22 +85,22 @@ def checked_record_every(
     if isinstance(record_every, Mapping):
         if unknown := set(record_every) - set(lengths):
             raise ValueError(
-                f"record_every names {sorted(unknown)}, but the metrics with one value a step are "
-                f"{sorted(lengths)}."
+                "record_every must name metrics with one value per step, which are "
+                f"{sorted(lengths)}, got {sorted(unknown)}. Leave other names out."
             )
         each = {name: count(f"record_every[{name!r}]", x) for name, x in record_every.items()}
         return {name: k for name, k in each.items() if k > 1}
     every = count("record_every", record_every)
     if every == 1 or not lengths:
         return {}
-    # Another 1-D metric may be no series of steps: parameters, or evaluations within `train`.
+    # A 1-D metric of another length may not be a series of steps, but parameters or evaluations.
     steps = lengths.get(objective) if isinstance(objective, str) else None
     steps = steps or max(lengths.values())
     return {name: every for name, length in lengths.items() if length == steps}
 
 
 def checked_keep_states(keep: int | str, points: int) -> int | str:
-    """Return of how many of the best points final states are kept; ValueError for too many."""
+    """Return `keep_states` as an int or "all"; ValueError for more states than points."""
     if isinstance(keep, str):
         return keep
     if keep > points:
@@ -102,32 +114,35 @@ def checked_keep_states(keep: int | str, points: int) -> int | str:
 def check_population(
     scheduler: Scheduler | None, groups: Sequence[StaticGroup], traces: Sequence[Traces]
 ) -> None:
-    """Refuse a population that changes what `step` does not read, or has too few members."""
+    """Raise ValueError for a population that has too few members, or whose changes `step` would
+    not read."""
     if not isinstance(scheduler, PopulationBasedTraining):
         return
     for group, one in zip(groups, traces, strict=True):
         for name, distribution in scheduler.space.items():
             if name not in group.dtypes:
                 raise ValueError(
-                    f"population changes {name!r}, which is no number of the points: these have "
-                    f"{sorted(group.dtypes)}."
+                    "the space of PopulationBasedTraining must have traced hyperparameters of the "
+                    f"points, which are {sorted(group.dtypes)}, got {name!r}. Rename it, or leave "
+                    "it out of the space."
                 )
             if name not in one.reads["step"]:
                 raise ValueError(
-                    f"population changes {name!r}, but step never reads it, so that a change would "
-                    "do nothing: read it from hp in step, or leave it out of the space."
+                    "the space of PopulationBasedTraining must have hyperparameters that step "
+                    f"reads, got {name!r}, but step never reads it. Read it from hp in step, or "
+                    "leave it out of the space."
                 )
             drawn = map(distribution.quantile, np.linspace(0.0, 1.0, 64, endpoint=False).tolist())
             if group.dtypes[name].kind == "i" and not all(float(x).is_integer() for x in drawn):
                 raise ValueError(
-                    f"{name!r} must be an axis of floats, because population draws numbers from "
-                    f"{distribution} that are not whole, got an axis of ints. Write its values "
-                    f"as floats, such as {name}=[0.0]."
+                    f"{name!r} must be an axis of floats, because PopulationBasedTraining draws "
+                    f"numbers from {distribution} that are not whole, got an axis of ints. Write "
+                    f"its values as floats, such as {name}=[0.0]."
                 )
         if len(group.points) < 4:
             raise ValueError(
-                f"a population needs at least 4 points of each static group, {group.static} has "
-                f"{len(group.points)}."
+                "PopulationBasedTraining must have at least 4 points of each static group, got "
+                f"{len(group.points)} with {group.static}. Add points, or leave the group out."
             )
 
 
@@ -135,24 +150,24 @@ def warn_of_traces(traces: Sequence[Traces], seeds: tuple[int, ...]) -> None:
     """Warn of a key that is never read, and of programs that compile for minutes.
 
     Args:
-      traces: of all static groups.
-      seeds: of the sweep.
+      traces: the traced functions of each static group.
+      seeds: the seeds of the sweep.
     """
     if len(seeds) > 1 and not any(one.reads_key for one in traces):
         warn_caller(
             f"train never reads its key, so its {len(seeds)} seeds are {len(seeds)} times the same "
-            "trial, with a standard deviation of 0: use the key, or leave seeds out."
+            "trial, with a standard deviation of 0. Use the key, or leave seeds out."
         )
     if (longest := max(one.equations for one in traces)) > LONG_PROGRAM:
         warn_caller(
-            f"train is a program of {longest:,} equations, and may compile for minutes: a Python "
-            "loop over steps or batches was unrolled. jax.lax.scan or jax.lax.fori_loop has its "
-            "body once, and a Training takes it step by step."
+            f"train is a program of {longest:,} equations, and may compile for minutes. A Python "
+            "loop over steps or batches was probably unrolled. Use jax.lax.scan or "
+            "jax.lax.fori_loop, whose body compiles once, or a Training, which runs in steps."
         )
 
 
 def note_idle_cores(cluster: Cluster) -> None:
-    """Say how to use all cores, where one CPU device uses a part of them."""
+    """Print how to use all cores, if the only device is a CPU with several cores."""
     devices = cluster.mesh.devices.tolist()
     here = [device for device in devices if device.process_index == jax.process_index()]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -1,4 +1,4 @@
-"""What an experiment was asked to do: the part of it that a folder holds."""
+"""The part of an experiment that a folder holds."""
 
 import dataclasses
 import functools
@@ -15,16 +15,18 @@ from rmsprop_jax._tune.training.trace import Metrics
 
 @dataclasses.dataclass(frozen=True)
 class ExperimentSpec:
-    """Points, seeds, and what each trial measures.
+    """The points and seeds of an experiment, and the metrics and schedule of its trials.
 
     Args:
       points: the points to try.
       seeds: the seeds of each point.
-      record_every: k for the series of which only each k-th value and the last are recorded.
+      record_every: for each series that is recorded in part, k: every k-th value and the last are
+        recorded.
       groups: the points in static groups. The list grows during a search.
       metrics: the metrics of a trial in each static group, with equal names, dtypes, and ranks.
-      fingerprint: the hashes that must stay the same for a folder to resume.
-      schedule: the steps at which a trial stops.
+      fingerprint: the hashed part of the entries that must be equal for a folder to resume.
+        `storage.manifest.extended` has the whole rule.
+      schedule: the steps at which the segments of a trial end.
     """
 
     points: Points
@@ -67,7 +69,7 @@ class ExperimentSpec:
         return int(np.searchsorted(self.recorded_steps[metric], reached, side="right"))
 
     def shape(self, metric: str) -> tuple[int, ...]:
-        """Return the shape of what is recorded of one trial's metric."""
+        """Return the shape of the recorded values of one trial's metric."""
         return (len(self.recorded_steps[metric]),) if self.has_steps(metric) else ()
 
     def group_of(self) -> np.ndarray:
@@ -78,6 +80,6 @@ class ExperimentSpec:
         return found
 
     def trials_of(self, points: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Return the trials of these points: places among points × seeds."""
+        """Return the numbers of the trials of these points, places among points × seeds."""
         seeds = len(self.seeds)
         return (np.asarray(points, int)[:, None] * seeds + np.arange(seeds)).reshape(-1)

@@ -1,4 +1,4 @@
-"""What is known while a sweep runs: a `Session`, opened and closed in one place."""
+"""The progress of a call while it runs: a `Session`, opened and closed in one place."""
 
 import contextlib
 import os
@@ -23,17 +23,17 @@ from rmsprop_jax._tune.trials.final_states import FinalStates
 from rmsprop_jax._tune.trials.progress import ProgressBar, report_of
 from rmsprop_jax._tune.trials.table import TrialTable
 
-MEMORY_SHARE = 0.8  # of the host's free memory, for states
-WAVES_BESIDE = 6  # their slots are partly empty at first, and one is on its way to the host
+MEMORY_SHARE = 0.8  # of the host's free memory that states may take
+WAVES_BESIDE = 6  # waves to allow for: empty slots take memory, and one wave is copied to the host
 
 
 class Session:
     """The trial table, checkpoints, final states, decisions, progress bar, and folder of a call.
 
-    `open` makes it.
+    Make it with `open`.
 
     Attributes:
-      experiment: the experiment that the call asks for.
+      experiment: the experiment of the call.
       table: the progress and the metrics of each trial.
       checkpoints: the states of trials under way, on disk.
       final_states: the states of ended trials that are kept.
@@ -73,12 +73,15 @@ class Session:
     @classmethod
     @contextlib.contextmanager
     def open(cls, experiment: Experiment, start: float) -> "Generator[Session]":
-        """Open the session of a call.
+        """Open the session of a call, or resume from its folder.
 
-        Nothing is written or deleted before the last check has passed.
+        The order is: read the folder, mark the trials that decisions on disk pruned, rewind the
+        other unfinished trials to their newest checkpoint, set the hyperparameters of copies, and
+        check memory and disk. Nothing is written or deleted before the last check has passed.
+        `storage/writer.py` lists the gaps between two files in which a kill may have come.
 
         Args:
-          experiment: the experiment that the call asks for.
+          experiment: the experiment of the call.
           start: the time at which the call began, by the clock of the machine.
 
         Raises:
@@ -100,30 +103,33 @@ class Session:
     # The steps of opening.
 
     def _mark_pruned(self) -> None:
-        """End the trials that known decisions pruned."""
+        """End the trials that the folder's decisions pruned."""
         for decision in self.decisions.decisions if self.decisions else ():
             self.table.prune(decision)
 
     def _apply_copies(self) -> None:
-        """Set the hyperparameters of known copies, by the step after the rewind."""
+        """Set the copied hyperparameters of trials that resume at or after the copy's rung."""
         if self.decisions is not None:
             self.table.apply_copies(self.decisions.decisions)
 
     def _check_room(self) -> None:
-        """Check memory and disk, and warn of final states that were dropped."""
+        """Check memory and disk, and warn of final states that an earlier call dropped."""
         if not self.experiment.state_specs or not len(self.table):
             return
         all_at_once = self.decisions is not None or self.experiment.data is not None
         under_way = len(self.table) if all_at_once else self.experiment.cluster.mesh.size
-        self.check_room(under_way, "a path, for them to lie in")
+        self.check_room(under_way, "path=..., which keeps final states on disk")
         self.final_states.warn_of_dropped()
 
     def check_room(self, under_way: int, remedy: str) -> None:
-        """Refuse states that will not fit the memory, or the disk.
+        """Refuse states that will not fit the memory or the disk.
 
         Args:
-          under_way: the number of trials that are under way at once.
-          remedy: the argument that helps, besides keep_states, if memory is short.
+          under_way: the number of trials that run at once.
+          remedy: another argument than keep_states that helps if memory is short.
+
+        Raises:
+          ValueError: for states that do not fit.
         """
         path, keep = self.experiment.options.path, self.final_states.keep_states
         largest = max(spec.bytes for spec in self.experiment.state_specs)
@@ -133,32 +139,32 @@ class Session:
         free = self.experiment.cluster.machine.host_memory()
         if free is not None and memory > MEMORY_SHARE * free:
             raise ValueError(
-                f"the states of {under_way} trials under way and {0 if path else kept} kept need "
-                f"{memory / 1e9:.3g} GB, and {free / 1e9:.3g} GB of memory are free (a container's "
-                f"limit counts): give a smaller keep_states, or {remedy}."
+                f"states must fit the memory, of which {free / 1e9:.3g} GB are free (a container's "
+                f"limit counts), but {under_way} running trials and {0 if path else kept} kept "
+                f"states need {memory / 1e9:.3g} GB. Pass a smaller keep_states, or {remedy}."
             )
         if path is None:
             return
-        there = os.path.abspath(path)
-        while not os.path.exists(there):
-            there = os.path.dirname(there)
-        free, need = shutil.disk_usage(there).free, (2 * under_way + kept) * largest
+        folder = os.path.abspath(path)
+        while not os.path.exists(folder):
+            folder = os.path.dirname(folder)
+        free, need = shutil.disk_usage(folder).free, (2 * under_way + kept) * largest
         if need > free:
             raise ValueError(
-                f"the states of {under_way} trials under way (twice) and {kept} kept need "
-                f"{need / 1e9:.3g} GB on disk, and {free / 1e9:.3g} GB are free at {there}: give a "
-                "smaller keep_states, or another path."
+                f"states must fit the disk of {folder}, of which {free / 1e9:.3g} GB are free, but "
+                f"{under_way} running trials (with two checkpoints each) and {kept} kept states "
+                f"need {need / 1e9:.3g} GB. Pass a smaller keep_states, or another path."
             )
 
     def states_bytes(self, under_way: int, kept: int) -> int:
-        """Return the bytes of states that the host and the devices hold at most.
+        """Return the most bytes of states that the host and the devices hold at once.
 
-        At a rung states go through the host, and allocators keep what they had for a while: a
-        scheduler's are counted twice.
+        Under a scheduler, states count twice: at a rung they go through the host, and allocators
+        keep freed memory for a while.
 
         Args:
-          under_way: the number of trials that are under way at once.
-          kept: the number of final states that are kept in memory.
+          under_way: the number of trials that run at once.
+          kept: the number of final states in memory.
         """
         largest = max(spec.bytes for spec in self.experiment.state_specs)
         cluster = self.experiment.cluster
@@ -167,13 +173,13 @@ class Session:
         return (copies * under_way + kept) * largest + WAVES_BESIDE * wave
 
     def _told_final_files(self) -> FinalFiles:
-        """Return where final states are on disk, or will be, on every process."""
+        """Return the files of final states, those to come included, on every process."""
         folder, seeds = self._folder, self.experiment.spec.seeds
         known = [str(folder.path), folder.places.tolist(), folder.sweep] if folder else None
         path, places, sweep = self.experiment.cluster.tell("files of kept states", known)
         return FinalFiles(Path(path), np.array(places, int), seeds, sweep)
 
-    # While it runs.
+    # The steps of running.
 
     def record(
         self,
@@ -181,15 +187,16 @@ class Session:
         compile_seconds: float = 0.0,
         judge: Callable[[np.ndarray], None] | None = None,
     ) -> None:
-        """Enter what a segment measured, evaluate the objective, show and report the trials.
+        """Enter the metrics of a segment, evaluate the objective, and call the callback.
 
         Args:
           result: the metrics of the segment.
           compile_seconds: the seconds that the segment waited for its program.
-          judge: the function that evaluates the objective of trials; by default the table's.
+          judge: the function that evaluates the objective of trials; by default
+            `TrialTable.judge`.
         """
         self.table.enter(result, compile_seconds)
-        if not self.experiment.state_specs:  # else states are written with the metrics
+        if not self.experiment.state_specs:  # a `Training` writes metrics with its checkpoints
             self.table.commit(result.batch.trials)
         (judge or self.table.judge)(result.batch.trials)
         self.show()
@@ -198,25 +205,27 @@ class Session:
             callback(report_of(self.table, result.batch.trials))
 
     def show(self) -> None:
-        """Show in the bar where the trials are."""
+        """Show the progress of the trials in the bar."""
         if self._progress is not None:
             self._progress.show()
 
     @property
     def is_time_up(self) -> bool:
-        """Whether the call has run for its `timeout`; all processes agree."""
+        """Whether the call has run for its `timeout`. All processes get the leader's answer."""
         if self._deadline is None:
             return False
         is_up = self.experiment.cluster.machine.clock() >= self._deadline
         return self.experiment.cluster.tell("whether the time is up", is_up)
 
     def finish(self, trials: np.ndarray, fetch: Callable[[], HostStates]) -> None:
-        """End trials that have run all their steps: keep final states, drop those that are no
-        longer among the best, write the metrics, delete checkpoints.
+        """End trials that have run all their steps.
+
+        Keep their final states, drop final states that are no longer among the best, write the
+        metrics, and delete checkpoints, in this order (see `storage/writer.py`).
 
         Args:
           trials: trials of one static group.
-          fetch: returns their final states; not called if none of them is kept.
+          fetch: a function that returns their final states. It is not called if none is kept.
         """
         wanted = self.final_states.may_be_best(trials)
         if wanted.any():
@@ -233,7 +242,10 @@ class Session:
             self.experiment.cluster.on_leader(write)
 
     def tidy(self) -> None:
-        """Bring the folder of a call that ended well in order, though nothing may have run."""
+        """Delete stale checkpoints, and write the objective to the manifest, if a call ended well.
+
+        A call that had nothing to run has done neither before.
+        """
 
         def tidy() -> None:
             self.checkpoints.delete_stale()
@@ -246,19 +258,20 @@ class Session:
 
     def result(self) -> SweepResult:
         """Return the result so far. An objective that raises counts as NaN."""
-        with contextlib.suppress(Exception, KeyboardInterrupt):  # Ctrl-C came in between
-            self.table.judge_what_is_left()  # here, since other processes may have left
+        # Ctrl-C may come before the objective of the last segment is evaluated.
+        with contextlib.suppress(Exception, KeyboardInterrupt):
+            self.table.judge_what_is_left()  # in this process, because others may have left
         experiment, table, kept = self.experiment, self.table, None
         spec, groups = experiment.result_spec(table.points, table.groups)
         if experiment.state_specs:
             specs = [experiment.state_specs[i] for i in groups]
             kept = KeptStates(dict(self.final_states.in_memory), specs, self._final_files)
         begun = np.flatnonzero(table.data.steps_completed > 0)
-        # All is a view, no copy.
+        # A slice makes views of the arrays, not copies.
         rows: Any = slice(None) if len(begun) == len(table.data.number) else begun
         data = table.data.take(rows)
         for name, steps in experiment.spec.recorded_steps.items():
-            # A search may know static groups that no point has in the end.
+            # A search may have traced static groups that none of its points is in.
             is_recorded = np.isin(steps, spec.recorded_steps[name])
             if not is_recorded.all():
                 data.metrics[name] = data.metrics[name][:, is_recorded]
@@ -276,7 +289,7 @@ class Session:
 def _read_folder(
     experiment: Experiment, stack: contextlib.ExitStack
 ) -> tuple[FolderWriter | None, TrialData]:
-    """Open the folder, for the leader to write, and read what it has, for all processes."""
+    """Return the leader's writer of the folder, and the folder's trials on every process."""
     path, cluster, spec = experiment.options.path, experiment.cluster, experiment.spec
     if path is None:
         return None, empty_trials(spec, 0)

@@ -106,9 +106,9 @@ def test_one_killed_ends_the_other_and_the_folder_resumes(problem, victim, tmp_p
 @pytest.mark.slow
 def test_what_stops_the_first_process_stops_all(tmp_path):
     first, second = words(start("refused", tmp_path))
-    assert "no sweep's folder" in first
+    assert "no manifest.json" in first
     assert "process 0 left sweep with ValueError" in second
-    assert "no sweep's folder" in second
+    assert "no manifest.json" in second
 
 
 @pytest.fixture(scope="module")

@@ -453,10 +453,10 @@ def test_a_lost_or_damaged_decision_is_not_decided_anew(tmp_path, full):
     for step, file in {10: first, 30: second}.items():
         text = file.read_text()
         file.write_text(text[:40])
-        with pytest.raises(ValueError, match=rf"{file.name} is damaged.*put a copy of it back"):
+        with pytest.raises(ValueError, match=rf"{file.name} must .*damaged.*Put a copy"):
             go()
         file.unlink()
-        with pytest.raises(ValueError, match=rf"after step {step} is missing.*put a copy"):
+        with pytest.raises(ValueError, match=rf"after step {step}.*missing.*Put a copy"):
             go()
         file.write_text(text)
     assert go().steps_completed.tolist() == np.repeat(survivors(full, [10, 30], 3), 2).tolist()
@@ -474,7 +474,7 @@ def test_points_and_seeds_cannot_join_a_folder_with_a_scheduler(tmp_path):
         run(scheduler=rj.SuccessiveHalving(2, 10))
     with pytest.raises(ValueError, match="another scheduler"):
         run(scheduler=None)
-    with pytest.raises(ValueError, match=r"other steps.*What was stopped cannot go on"):
+    with pytest.raises(ValueError, match=r"other steps.*Pruned trials cannot resume"):
         run(steps=100)
 
 
@@ -521,24 +521,27 @@ def answer(what):
 OTHER = next(i for i, p in enumerate(POINTS) if p["centered"] != POINTS[0]["centered"])
 SAME = next(i for i, p in enumerate(POINTS) if i and p["centered"] == POINTS[0]["centered"])
 NONSENSE = {
-    "no decision": ("stop", "'stop', which must be a Decision"),
-    "a number": (3, "must be a Decision"),
-    "no list": (rj.Decision(prune="all"), "must be a list of points"),
-    "unknown point": (rj.Decision(prune=[99]), r"prune with \[99\]"),
-    "negative": (rj.Decision(prune=[-1]), r"prune with \[-1\]"),
-    "no number": (rj.Decision(prune=["a"]), r"prune with \['a'\]"),
-    "all": (rj.Decision(prune=list(range(12))), "that all points are pruned"),
-    "no dict": (rj.Decision(copy=[1]), "must be a dict"),
-    "no pair": (rj.Decision(copy={0: 1}), r"must be \(donor, numbers\)"),
-    "unknown donor": (rj.Decision(copy={0: (99, {})}), "must be two points that go on"),
-    "stopped donor": (rj.Decision(prune=[SAME], copy={0: (SAME, {})}), "two points that go on"),
+    "no decision": ("stop", r"a Decision or None, got 'stop'.*Return Decision\("),
+    "a number": (3, "a Decision or None, got 3"),
+    "no list": (rj.Decision(prune="all"), "prune that is a list of points, got prune='all'"),
+    "unknown point": (rj.Decision(prune=[99]), r"still run, got \[99\]"),
+    "negative": (rj.Decision(prune=[-1]), r"still run, got \[-1\]"),
+    "no number": (rj.Decision(prune=["a"]), r"still run, got \['a'\]"),
+    "all": (rj.Decision(prune=list(range(12))), "leaves at least one point"),
+    "no dict": (rj.Decision(copy=[1]), "copy that is a dict"),
+    "no pair": (
+        rj.Decision(copy={0: 1}),
+        r"\(donor, numbers\) for each point in copy, got 1 for 0",
+    ),
+    "unknown donor": (rj.Decision(copy={0: (99, {})}), "points that continue"),
+    "stopped donor": (rj.Decision(prune=[SAME], copy={0: (SAME, {})}), "points that continue"),
     "itself": (rj.Decision(copy={0: (0, {})}), "gives and takes"),
     "a chain": (rj.Decision(copy={0: (SAME, {}), SAME: (0, {})}), "gives and takes"),
     "static group": (rj.Decision(copy={0: (OTHER, {})}), "another static group"),
     "unknown number": (rj.Decision(copy={0: (SAME, {"lr": 1.0})}), r"some of \['rate', 'decay'\]"),
     "a flag": (rj.Decision(copy={0: (SAME, {"centered": True})}), "some of"),
-    "no float": (rj.Decision(copy={0: (SAME, {"rate": "x"})}), "must be finite numbers"),
-    "nan": (rj.Decision(copy={0: (SAME, {"rate": float("nan")})}), "must be finite numbers"),
+    "no float": (rj.Decision(copy={0: (SAME, {"rate": "x"})}), "finite numbers, got"),
+    "nan": (rj.Decision(copy={0: (SAME, {"rate": float("nan")})}), "finite numbers, got"),
 }
 
 
@@ -596,11 +599,11 @@ BAD = {
             rj.grid(x=[1.0, 2.0, 3.0, 4.0], y=[1.0]), steps=10, progress=False,
             scheduler=rj.PopulationBasedTraining({"x": rj.uniform(0, 1)}),
         ),
-        "'x', but step never reads it",
+        "space of .*'x', but step never reads it",
     ),
     "unknown": (
         lambda: sweep(scheduler=rj.PopulationBasedTraining({"lr": rj.uniform(0, 1)})),
-        r"'lr', which is no number of the points",
+        r"space of .*got 'lr'\. Rename it",
     ),
     "few": (lambda: sweep(points=POINTS[:6], scheduler=PBT), "at least 4 points of each"),
 }  # fmt: skip
@@ -692,7 +695,7 @@ def test_an_answer_that_is_not_whole_is_refused_on_an_axis_of_ints(answer):
             return rj.Decision(copy={1: (0, {"wd": answer})})
 
     training = rj.Training(lambda hp, key: 1.0, lambda hp, s, key: (s * hp["wd"], {"loss": s}))
-    with pytest.raises(ValueError, match=r"'wd' has ints.*must be whole.*as floats"):
+    with pytest.raises(ValueError, match=r"whole numbers.*'wd'.*ints.*as floats, such as wd="):
         rj.sweep(training, rj.grid(wd=[1, 2]), steps=4, scheduler=Own(), progress=False)
 
 

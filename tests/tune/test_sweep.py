@@ -371,7 +371,7 @@ REFUSED = {
         lambda hp, k: {"loss": jnp.ones(hp["n"], int)},
         {"n": rj.static([2, 3])},
         {},
-        "'loss' differs",
+        "'loss' must be the same",
     ),
     "traced shape": (
         lambda hp, k: {"loss": jnp.zeros(hp["n"]).sum() + hp["x"]},
@@ -414,9 +414,9 @@ ONE = rj.grid(x=[1.0, 2.0])
 
 BAD_OBJECTIVES = {
     "typo": (lambda m: m["los"], r"raised KeyError\('los'\).*end scalar, loss \[3\]"),
-    "none": (lambda m: None, "returned None, wanted one number"),
-    "array": (lambda m: m["loss"], r"returned an array of shape \(3,\), wanted one number"),
-    "text": (lambda m: "low", "returned 'low', wanted one number"),
+    "none": (lambda m: None, "must return one number, got None"),
+    "array": (lambda m: m["loss"], r"one number, got an array of shape \(3,\)"),
+    "text": (lambda m: "low", "must return one number, got 'low'"),
     "method": (lambda m: m["loss"].last(), "raised AttributeError"),
     "index": (lambda m: m["loss"][7], "raised IndexError"),
     "arguments": (lambda m, n: 0.0, "raised TypeError"),
@@ -598,7 +598,7 @@ def test_every_keeps_what_is_no_series_of_steps_whole():
     assert by_name.steps["long"].tolist() == [50, 100]
     by_length = rj.sweep(train, ONE, objective="end", record_every=50, progress=False)
     assert shapes(by_length) == whole | {"loss": (50,), "long": (2,)}
-    with pytest.raises(ValueError, match=r"every names \['end'\]"):
+    with pytest.raises(ValueError, match=r"record_every must name .*got \['end'\]"):
         rj.sweep(train, ONE, record_every={"end": 2}, progress=False)
     with pytest.raises(ValueError, match=r"every\['loss'\] must be an int of at least 1"):
         rj.sweep(train, ONE, record_every={"loss": 0}, progress=False)

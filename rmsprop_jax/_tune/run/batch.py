@@ -1,4 +1,4 @@
-"""Trials of one static group that run side by side: a `TrialBatch`, and where its states are."""
+"""Trials of one static group that run in one wave: a `TrialBatch`, and the place of its states."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ HostStates: TypeAlias = list[np.ndarray]
 
 
 class NotStarted(NamedTuple):
-    """No state yet: `init` makes it, or the trials are of a function."""
+    """No states yet: `init` makes them. Trials of a function have none."""
 
 
 class OnDevice(NamedTuple):
-    """States on the devices, as a wave left them."""
+    """States on the devices, as a wave returned them."""
 
     leaves: list[jax.Array]
 
@@ -37,7 +37,7 @@ TrialStates: TypeAlias = NotStarted | OnDevice | OnHost | OnDisk
 
 @dataclasses.dataclass
 class TrialBatch:
-    """Some trials that run side by side.
+    """Some trials that run in one wave.
 
     Args:
       group: the number of the static group.
@@ -63,17 +63,17 @@ class TrialBatch:
 
 
 class SegmentResult(NamedTuple):
-    """What a segment of a batch measured, on the host."""
+    """The metrics of a segment of a batch, on the host."""
 
     batch: TrialBatch
     start: np.ndarray
-    """int array: the steps that each trial had run before."""
+    """int array: the steps that each trial had run before the segment."""
     stop: np.ndarray
-    """int array: the steps that each trial has run now."""
+    """int array: the steps that each trial has run after the segment."""
     metrics: dict[str, np.ndarray]
-    """Of `train`, or of `step`: each of shape (trials,) or (trials, values of a segment)."""
+    """The metrics of `train` or `step`, each of shape (trials,) or (trials, segment values)."""
     evaluations: dict[str, np.ndarray]
-    """Of `evaluate`: each of shape (trials,)."""
+    """The metrics of `evaluate`, each of shape (trials,)."""
 
 
 def rows_of(states: HostStates, rows: Sequence[int] | np.ndarray) -> HostStates:

@@ -28,10 +28,10 @@ from rmsprop_jax._tune.run.machine import MEMORY_SHARE, Device, Machine
 from rmsprop_jax._tune.space.values import Json, PyTree
 
 T = TypeVar("T")
-GRACE = 3.0  # seconds for what has begun, after another process has left
+GRACE = 3.0  # seconds for a meeting that began to end, after another process has left
 LATE = 0.5  # seconds that the leader's answer may need to arrive
 POLL = 0.5  # seconds between two checks whether another process has left
-PATIENCE = 60.0  # seconds for which a process that left still takes part in what has begun
+PATIENCE = 60.0  # seconds for which a process that left still takes part in a meeting that began
 
 LONGEST_ERROR = 2_000  # characters of an exception that the other processes quote
 
@@ -121,7 +121,7 @@ class Cluster:
         for i in range(jax.process_count()):
             if (text := left.get(f"{LEFT}{self._call}/{i}")) is not None:
                 return (
-                    f"process {i} left {self._name} with {text}\nIts own traceback shows where. "
+                    f"process {i} left {self._name} with {text}\nIts own traceback shows the line. "
                     "Make the same call in every process again."
                 )
         for i in range(jax.process_count()):
@@ -139,14 +139,14 @@ class Cluster:
     def meet(
         self, where: str, value: Json = None, then: Callable[[], T] | None = None
     ) -> list[Json] | T:
-        """Wait until every process is here.
+        """Wait until every process has reached this place in the program.
 
         Args:
           where: the place in the program, the same text in each process.
           value: the value that this process tells all others, anything that JSON holds.
-          then: a function to call in each process after all are here. It runs in a thread of its
-            own, without JAX's thread-local settings. Either all processes call it or none does,
-            whatever signal arrives meanwhile.
+          then: a function to call in each process after all have reached this place. It runs in a
+            separate thread, without JAX's thread-local settings. Either all processes call it or
+            none does, whatever signal arrives meanwhile.
 
         Returns:
           The result of `then`. Without `then`, the list of every process's value.
@@ -267,7 +267,7 @@ class Cluster:
     def on_leader(self, call: Callable[[], T]) -> T | None:
         """Call a function on the leader only, and return its result there.
 
-        If it raises, the leader leaves the call, and the other processes learn it.
+        If it raises, the leader leaves the call, and the other processes raise, too.
         """
         return call() if self.is_leader else None
 
@@ -331,7 +331,7 @@ class Cluster:
 
 
 class DescribedDevices(Cluster):
-    """Devices that are described, but not there. Programs are compiled for them, and never run.
+    """Devices that are described, but do not exist. Programs are compiled for them, and never run.
 
     Args:
       devices: for example, those of `jax.experimental.topologies.get_topology_desc`.
@@ -358,7 +358,7 @@ def _replication(
 ) -> jax.stages.Compiled:
     """Return the compiled program of `Cluster._whole`.
 
-    It is compiled ahead, because a thread may run it under any JAX settings.
+    It is compiled AOT, because a thread may run it under any JAX settings.
     """
     run = lambda x: x.sum(0, dtype=x.dtype) if is_sum else x
     whole = jax.jit(run, out_shardings=NamedSharding(mesh, PartitionSpec()))
@@ -367,7 +367,7 @@ def _replication(
 
 @atexit.register
 def _report_exit() -> None:
-    """Tell the other processes that this one ends: they may wait for it in a call to come."""
+    """Tell the other processes that this one ends, because they may wait for it in a later call."""
     if coordination.is_connected():
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # process 0 has ended already
             coordination.write(f"{LEFT}ended/{jax.process_index()}", "")

@@ -1,5 +1,7 @@
-"""Trials of one static group that run side by side, each at a step of its own: any may leave, any
-may come."""
+"""Waves of one static group in which trials are at different steps, may leave, and may begin.
+
+`search.runner.ContinuousRunner` uses them.
+"""
 
 from collections.abc import Collection, Iterator
 
@@ -19,8 +21,8 @@ class ContinuousWaves:
       group: the number of the static group.
 
     Attributes:
-      batches: the waves: one batch on each device, so that there are several, of which one runs
-        while the host looks at what another measured.
+      batches: the waves, each of one batch per device. One wave runs while the host reads the
+        metrics of another.
     """
 
     def __init__(self, backend: LocalDevices, schedule: Schedule, group: int):
@@ -43,12 +45,12 @@ class ContinuousWaves:
     def exchange(self, leaving: Collection[int], coming: np.ndarray, first: int) -> None:
         """Let trials leave, and others begin.
 
-        A wave that either concerns is formed anew: the states of trials that stay go through the
-        host. Other waves keep theirs on the devices.
+        A wave that loses or gets a trial is formed again: the states of the trials that stay go
+        through the host. The states of other waves stay on the devices.
 
         Args:
-          leaving: trials that run in these waves.
-          coming: trials that begin.
+          leaving: the trials that leave these waves.
+          coming: the trials that begin.
           first: the number of the device with the first trial of a new wave.
         """
         kept: list[TrialBatch] = []
@@ -75,7 +77,10 @@ class ContinuousWaves:
         self.batches += formed
 
     def _may_share(self, steps_completed: np.ndarray) -> bool:
-        """Return whether trials at these steps may share a `vmap`: they run equally many steps."""
+        """Return whether trials at these steps may share a wave.
+
+        Trials that share a `vmap` must run the same number of steps.
+        """
         lengths = self.next_stops(steps_completed) - steps_completed
         return self._backend.layout(self._group).batch_size == 1 or len(np.unique(lengths)) == 1
 

@@ -23,19 +23,25 @@ class BatchReader:
     """The batches of `batches(t)`, segment by segment, on the devices.
 
     Args:
-      source: from a step, counted from 1, to a batch, a pytree of arrays.
-      cluster: on whose devices they are placed.
-      first: the step that is asked for first, to know the shapes.
+      source: a function from a step, counted from 1, to a batch, a pytree of arrays.
+      cluster: the processes and devices that get the batches.
+      first: the step whose batch is requested at once, for its shapes.
 
     Attributes:
-      abstract: the first batch, abstract.
-      shapes: of its arrays and their dtypes, in words.
-      checksum: of its contents.
+      abstract: the first batch, with abstract arrays.
+      shapes: the path, dtype, and shape of each of its arrays, as text.
+      checksum: the checksum of its arrays.
+
+    Raises:
+      ValueError: for a source that is not a function, or a batch that is not a pytree of arrays.
     """
 
     def __init__(self, source: Source, cluster: Cluster, first: int):
         if not callable(source):
-            raise ValueError(f"batches must be a function from a step to a batch, got {source!r}.")
+            raise ValueError(
+                f"batches must be a function from a step to a batch, got {source!r}. Pass, for "
+                "example, batches=lambda t: data[t]."
+            )
         self._source, self._cluster = source, cluster
         self._first: tuple[int, Any, list[Any]] | None = None
         self._asked = {first: self._checked(first, source(first))}
@@ -44,12 +50,15 @@ class BatchReader:
         leaves = jax.tree.leaves_with_path(self.abstract)
         self.shapes = [f"{jax.tree_util.keystr(k)}{x.dtype}{list(x.shape)}" for k, x in leaves]
         self.checksum = checksum(self._asked[first])
+        # A Future as a box for a result or an exception. It is filled on this thread (`prepare`).
         self._next: tuple[tuple[int, int], concurrent.futures.Future[Any]] | None = None
         self._placed: tuple[tuple[int, int], Any] | None = None
 
     def segment(self, schedule: Schedule, start: int) -> Any:
-        """Return the batches of the segment that begins after step `start`, on the devices, each
-        leaf with a leading axis as long as the longest segment."""
+        """Return the batches of the segment that begins after step `start`, on the devices.
+
+        Each leaf has a leading axis over the steps, as long as the longest segment.
+        """
         stop = schedule.next_stop(start)
         if self._placed is None or self._placed[0] != (start, stop):
             if self._next is not None and self._next[0] == (start, stop):
@@ -63,8 +72,8 @@ class BatchReader:
     def prepare(self, schedule: Schedule, start: int) -> None:
         """Request the batches of the segment that begins after step `start`.
 
-        Call this while the devices run the segment before. An error is raised when that segment is
-        needed, so that the segment under way is recorded first.
+        Call this while the devices run the segment before. An exception of the caller's function
+        is raised by `segment`, so that the segment under way is recorded first.
         """
         if start >= schedule.end:
             return
@@ -77,6 +86,7 @@ class BatchReader:
                 self._next[1].set_exception(error)
 
     def _stacked(self, schedule: Schedule, start: int) -> Any:
+        """Return the batches of a segment on the host; the last one fills up a short segment."""
         each = []
         for t in range(start + 1, schedule.next_stop(start) + 1):
             batch = self._asked.pop(t, None)
@@ -86,20 +96,26 @@ class BatchReader:
         return jax.tree.map(fill, *each)
 
     def _checked(self, t: int, batch: Any) -> Any:
-        """Return the batch as NumPy arrays; ValueError if its form differs from the first batch."""
+        """Return a batch as NumPy arrays; ValueError if its form differs from the first batch."""
         try:
             arrays = jax.tree.map(np.array, batch)  # a copy
         except (TypeError, ValueError) as error:
-            raise ValueError(f"batches({t}) is no pytree of arrays: {error}.") from error
+            raise ValueError(
+                f"batches({t}) must be a pytree of arrays, but NumPy raised: {error}. Return, for "
+                'example, {"x": x, "y": y}.'
+            ) from error
         if not jax.tree.leaves(arrays) or any(x.dtype == object for x in jax.tree.leaves(arrays)):
-            raise ValueError(f"batches({t}) must be a pytree of arrays, got {batch!r}.")
+            raise ValueError(
+                f"batches({t}) must be a pytree of arrays, got {batch!r}. Return, for example, "
+                '{"x": x, "y": y}.'
+            )
         for x in jax.tree.leaves(arrays):
             refuse_dtype(f"an array of batches({t})", x.dtype)
         kinds = [(x.shape, str(x.dtype)) for x in jax.tree.leaves(arrays)]
         self._first = self._first or (t, jax.tree.structure(arrays), kinds)
         if self._first[1:] != (jax.tree.structure(arrays), kinds):
             raise ValueError(
-                f"batches({t}) has another structure, shape or dtype than batches({self._first[0]})"
-                f": {kinds} instead of {self._first[2]}. All batches must be alike."
+                f"batches({t}) must have the structure, shapes, and dtypes of "
+                f"batches({self._first[0]}), {self._first[2]}, got {kinds}. Make all batches alike."
             )
         return arrays

@@ -25,12 +25,12 @@ from rmsprop_jax._tune.run.cluster import Cluster
 from rmsprop_jax._tune.session import Session
 from rmsprop_jax._tune.training.state_spec import StateSpec
 
-FIRST_WAVES = 4  # of one batch on each device, before waves grow; the first is slower
-TIMED_WAVES = 10  # after which none grows any more
+FIRST_WAVES = 4  # waves of one batch on each device, before waves grow; the first is slower
+TIMED_WAVES = 10  # waves that are timed; later ones do not grow
 
 
 class Handle(NamedTuple):
-    """A segment on the devices, not waited for."""
+    """A segment that runs on the devices."""
 
     batch: TrialBatch
     start: np.ndarray
@@ -40,11 +40,14 @@ class Handle(NamedTuple):
 
 
 class WaveSize:
-    """How many batches on each device share a wave: more while waves are short.
+    """The number of batches per device in a wave, which grows while waves are short.
 
     Args:
       layout: the layout of the waves.
       cluster: the processes, of which the leader decides.
+
+    Attributes:
+      batches: the number of batches per device.
     """
 
     def __init__(self, layout: DeviceLayout, cluster: Cluster):
@@ -57,7 +60,7 @@ class WaveSize:
         self._last = self._cluster.machine.clock()
 
     def measure(self, trials: int) -> None:
-        """Note that a wave of so many trials ended, and begin to time the next one."""
+        """Record that a wave of this many trials ended, and begin to time the next wave."""
         now = self._cluster.machine.clock()
         seconds, self._last = now - self._last, now
         batches = max(1, int(self._layout.batches_of(trials)[0]))
@@ -78,7 +81,7 @@ class CompiledGroup(NamedTuple):
 
 
 class LocalDevices:
-    """The devices of this call, as a backend: where batches of trials run.
+    """The devices of this call, as the backend that runs batches of trials.
 
     Args:
       experiment: the experiment that the call asks for.
@@ -93,10 +96,10 @@ class LocalDevices:
     # Static groups.
 
     def compile(self, most: int | None = None) -> Generator[tuple[int, np.ndarray, float]]:
-        """Yield each group that has trials to run, as it is ready.
+        """Yield each static group that has trials to run, once it is compiled.
 
         Args:
-          most: the largest batch size that "auto" may choose; None for no limit.
+          most: a limit of the batch size; None for no limit.
 
         Yields:
           The number of the group, its trials that have not ended, and the seconds of the wait.
@@ -125,7 +128,7 @@ class LocalDevices:
     def form(
         self, group: int, trials: np.ndarray, steps_completed: np.ndarray, first: int = 0
     ) -> Iterator[TrialBatch]:
-        """Yield trials of a group in waves, those at one step together.
+        """Yield the trials of a static group in waves. The trials of a wave are at one step.
 
         Args:
           group: the number of the static group.
@@ -145,7 +148,8 @@ class LocalDevices:
     def dispatch(self, batch: TrialBatch, until: np.ndarray | int, data: Any = None) -> Handle:
         """Start a segment of a batch, and its evaluation.
 
-        Trials may stand at different steps; those that share a `vmap` must run equally many.
+        Trials may be at different steps. Those that share a `vmap` must run the same number of
+        steps.
 
         Args:
           batch: a batch that this backend formed.
@@ -165,11 +169,11 @@ class LocalDevices:
         return Handle(batch, start, stop, outputs, evaluations)
 
     def begin(self, batch: TrialBatch) -> None:
-        """Bring a batch to the devices, and make its states where it has none."""
+        """Put a batch on the devices, and make its states if it has none."""
         batch.states = OnDevice(self._on_devices(batch))
 
     def _on_devices(self, batch: TrialBatch) -> list[jax.Array]:
-        """Return the batch's states on the devices."""
+        """Return a batch's states on the devices."""
         if isinstance(batch.states, OnDevice):
             return batch.states.leaves
         programs, count, first = self._groups[batch.group].programs, len(batch.trials), batch.first
@@ -182,10 +186,10 @@ class LocalDevices:
         return programs.init.start([], Inputs(batch.placed), count, first)[0]
 
     def fetch(self, handle: Handle) -> SegmentResult:
-        """Wait for a segment, and bring what it measured to the host."""
+        """Wait for a segment, and copy its metrics to the host."""
         batch, start, stop, outputs, evaluations = handle
         programs, count, first = self._groups[batch.group].programs, len(batch.trials), batch.first
-        # One at a time, each then freed: together they may be large.
+        # Each metric is freed once it is copied, because together they may be large.
         metrics = {
             name: programs.segment.fetch(outputs.pop(name), count, first) for name in list(outputs)
         }

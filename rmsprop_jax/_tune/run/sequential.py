@@ -1,4 +1,4 @@
-"""Waves one after another, each to its end: for trials that nothing holds up."""
+"""Run waves one after another, each to its end: for sweeps without a scheduler or `batches`."""
 
 import collections
 import contextlib
@@ -16,10 +16,10 @@ from rmsprop_jax._tune.trials.checkpoints import BatchStates
 
 
 class SequentialRunner:
-    """Runs each wave to its end before the next one; the states stay on the devices.
+    """A runner that runs each wave to its end before the next. States stay on the devices.
 
     Args:
-      experiment: the experiment that the call asks for.
+      experiment: the experiment of the call.
       session: the session of the call.
       backend: the backend that runs batches; by default the devices of this call.
     """
@@ -33,7 +33,8 @@ class SequentialRunner:
         self._waited = 0.0  # seconds for the program of the segment under way
 
     def run(self) -> None:
-        """Run all trials. Where an automatic batch does not fit the memory, try half as many."""
+        """Run all trials. If the memory runs out with an automatic batch size, halve it and resume
+        from the checkpoints."""
         most = None
         while True:
             sizes: list[int] = []
@@ -52,7 +53,11 @@ class SequentialRunner:
             self._session.checkpoints.rewind()
 
     def _run_group(self, group: int, trials: np.ndarray) -> bool:
-        """Run the trials of a static group, or until the time is up; return whether it is."""
+        """Run the trials of a static group until they end or the time is up.
+
+        Returns:
+          Whether the time is up.
+        """
         self._backend.wave_size(group).restart()
         steps = self._session.table.data.steps_completed[trials]
         for batch in self._backend.form(group, trials, steps):
@@ -62,10 +67,15 @@ class SequentialRunner:
         return False
 
     def _run_wave(self, batch: TrialBatch) -> bool:
-        """Run a wave to its end, or until the time is up; return whether it is."""
+        """Run a wave until it ends or the time is up.
+
+        Returns:
+          Whether the time is up.
+        """
         schedule, checkpoints = self._experiment.spec.schedule, self._session.checkpoints
         while batch.step < schedule.end:
-            # The next segment waits for nothing: its states are on the devices already.
+            # The next segment is dispatched before this one is fetched: its states are on the
+            # devices.
             self._in_flight.append(self._backend.dispatch(batch, schedule.next_stop(batch.step)))
             if len(self._in_flight) == self._depth(batch):
                 self._fetch()
@@ -82,15 +92,16 @@ class SequentialRunner:
         return False
 
     def _depth(self, batch: TrialBatch) -> int:
-        """Return how many segments are in flight.
+        """Return the largest number of segments in flight.
 
-        A CPU's devices share their cores: another wave would only take them from this one.
+        The devices of a CPU share its cores: another wave of a function would slow this one down.
         """
         if _has_states(batch):
             return 2
         return 1 if self._experiment.cluster.mesh.devices.flat[0].platform == "cpu" else 2
 
     def _drain(self) -> None:
+        """Fetch and record all segments in flight."""
         while self._in_flight:
             self._fetch()
 

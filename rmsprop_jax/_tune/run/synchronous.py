@@ -1,4 +1,8 @@
-"""All trials come to an evaluation step before any passes it: for schedulers, and for `batches`."""
+"""Run all trials to an evaluation step before any passes it: for schedulers, and for `batches`.
+
+A rung is an evaluation step at which a scheduler decides. `SynchronousRunner._decide` has the order
+of the files and the effects of a decision.
+"""
 
 import contextlib
 import functools
@@ -17,10 +21,12 @@ from rmsprop_jax._tune.trials.decision_log import AppliedDecision
 
 
 class SynchronousRunner:
-    """Runs all trials from evaluation step to evaluation step; the devices hold all states.
+    """A runner that runs all trials from evaluation step to evaluation step.
+
+    The devices hold the states of all trials.
 
     Args:
-      experiment: the experiment that the call asks for.
+      experiment: the experiment of the call.
       session: the session of the call.
       backend: the backend that runs batches; by default the devices of this call.
     """
@@ -31,9 +37,9 @@ class SynchronousRunner:
         self._experiment, self._session = experiment, session
         self._backend = backend or LocalDevices(experiment, session)
         self._batches: dict[int, list[TrialBatch]] = {}
-        """By static group."""
+        """The batches of each static group."""
         self._arrived: set[int] = set()
-        """The trials that came to the present step in this call."""
+        """The trials that reached the present step in this call."""
 
     def run(self) -> None:
         """Run all trials."""
@@ -72,7 +78,7 @@ class SynchronousRunner:
             yield from batches
 
     def _advance(self, batch: TrialBatch, until: int, seconds: float = 0.0) -> None:
-        """Run a batch to an evaluation step, unless it was there before.
+        """Run a batch to an evaluation step. A batch that resumes at or after it does not run.
 
         Args:
           batch: a batch of trials.
@@ -91,17 +97,27 @@ class SynchronousRunner:
             self._arrived.update(batch.trials.tolist())
 
     def _after(self, step: int) -> bool:
-        """Do what follows once all trials have come to an evaluation step.
+        """Finish the trials at the last step; at an earlier one decide and write a checkpoint.
+
+        A checkpoint at a rung is written after the decision, never before it.
+        `TrialTable.apply_copies` relies on this: a trial that resumes *at* a rung has the copied
+        state, and gets the copied hyperparameters.
+
+        A checkpoint always follows a copy. Without it, a kill in the middle of the next checkpoint
+        could leave a donor past the rung, and the trial that must copy it again before the rung.
+
+        Args:
+          step: the evaluation step that all trials have reached.
 
         Returns:
-          Whether the time is up. A call that came no further than the one before goes on.
+          Whether the time is up. It is never up at a step that no trial reached in this call, so
+          that every call makes progress.
         """
         schedule, is_time_up = self._experiment.spec.schedule, False
         if step == schedule.end:
             for batch in self._all_batches():
                 self._session.finish(batch.trials, functools.partial(self._backend.states, batch))
         else:
-            # A copy is on disk before any trial goes on from it.
             has_copied = step in schedule.rungs and self._decide(step)
             is_time_up = bool(self._arrived) and self._session.is_time_up
             if has_copied or is_time_up or self._session.checkpoints.is_due():
@@ -110,7 +126,7 @@ class SynchronousRunner:
         return is_time_up
 
     def _checkpoint(self) -> None:
-        """Write the states of all trials under way, but those that did not move since."""
+        """Write the states of all trials under way, except those that are still on disk only."""
         self._session.checkpoints.write(
             [
                 BatchStates(
@@ -122,10 +138,22 @@ class SynchronousRunner:
         )
 
     def _decide(self, rung: int) -> bool:
-        """Ask the scheduler, or replay its decision, and follow it; return whether a trial copied.
+        """Ask the scheduler, or replay its decision, and follow it.
 
-        The order makes each step safe to repeat after a kill: what is decided on is on disk before
-        the decision, the states of pruned trials too, and the decision before any trial follows.
+        The order is: write the metrics, ask the scheduler, write the final states of pruned trials
+        (with `keep_states="all"` only), write the decision, prune and copy, form new waves. Each
+        step can be repeated after a kill, because it needs only files that are on disk:
+
+        - The scheduler sees only metrics that are on disk.
+        - Pruned trials never run again after the decision, so their final states are written
+          before it. Other values of `keep_states` keep complete trials only.
+        - No trial follows a decision that is not on disk.
+
+        Args:
+          rung: the evaluation step.
+
+        Returns:
+          Whether a trial copied another.
         """
         table, log = self._session.table, self._session.decisions
         assert log is not None
@@ -144,7 +172,7 @@ class SynchronousRunner:
         return bool(donors)
 
     def _keep_pruned(self, decision: AppliedDecision) -> None:
-        """Keep the states of pruned trials, which are not looked at again."""
+        """Keep the final states of pruned trials, with `keep_states="all"` only."""
         final_states = self._session.final_states
         pruned = self._experiment.spec.trials_of(list(decision.pruned))
         for batch in self._all_batches() if final_states.keeps_all else ():
@@ -156,10 +184,10 @@ class SynchronousRunner:
     def _form_anew(
         self, group: int, rung: int, pruned: np.ndarray, donors: Mapping[int, int]
     ) -> None:
-        """Form full waves of the trials of a group that go on from a rung.
+        """Form full waves of the trials of a static group that continue after a rung.
 
         The states go through the host, one old wave at a time, so that the memory holds little more
-        than all of them once.
+        than all states once.
 
         Args:
           group: the number of the static group.
@@ -172,9 +200,9 @@ class SynchronousRunner:
         sources = [donors.get(trial, trial) for trial in trials.tolist()]
         if missing := set(sources) - set(trials.tolist()):
             raise ValueError(
-                f"trials that start again take over, after step {rung}, the states of "
-                f"{len(missing)} others, which have gone on from there. Move all rounds and "
-                "states away, so that all trials start again, or give another path."
+                f"donors must be at step {rung} when trials copy their states, but {len(missing)} "
+                "of them have already run past it. Move all round-*.npz and states-*.npz away, so "
+                "that all trials start again, or pass another path."
             )
         go_on = trials[~np.isin(trials, pruned)]
         formed = list(self._backend.form(group, go_on, np.full(len(go_on), rung)))

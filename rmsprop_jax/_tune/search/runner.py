@@ -1,5 +1,14 @@
-"""`search.optimize`: the runner that feeds a study. It asks, runs a segment of every trial under
-way, reports, prunes, and tells."""
+"""`search.optimize`: the runner of a search. It asks a study for points, runs a segment of every
+trial under way, reports, prunes, and tells.
+
+A search differs from `sweep` in this:
+
+- Its points come from the study while it runs. `Experiment.group_for` adds new static groups.
+- The study replaces the scheduler, and its storage replaces the folder. A search has no `path`,
+  checkpoints, or `batches`, and runs in one process.
+- When a study trial ends, another takes its slots at once (`ContinuousWaves`). If the memory runs
+  out, the call ends: a search does not try a smaller batch.
+"""
 
 import collections
 import contextlib
@@ -50,18 +59,20 @@ from rmsprop_jax._tune.trials.data import PRUNED, PRUNED_AS_FAILED
 from rmsprop_jax._tune.trials.decision_log import AppliedDecision
 from rmsprop_jax._tune.trials.objective import ObjectiveSpec
 
-WAVES = 8  # where an accelerator's memory alone would bound how many trials are asked at once
+WAVES = 8  # if only the memory limits a call, it holds an eighth of the study trials at most
 
 
 class StudyTrial(NamedTuple):
-    """A trial of the study that is under way: a point with all its seeds."""
+    """A study trial under way: a point with all its seeds."""
 
     point: int
     """The number of its point."""
     trial: optuna.Trial
+    """Optuna's object of the study trial."""
     group: int
     """The number of its static group."""
     begun: float
+    """The time at which it was asked for, by the clock of the machine."""
 
 
 def optimize(
@@ -77,7 +88,9 @@ def optimize(
       **arguments: fields of `Options`.
     """
     if not isinstance(study, optuna.Study):
-        raise ValueError(f"study must be an Optuna study, got {study!r}: optuna.create_study().")
+        raise ValueError(
+            f"study must be an Optuna study, got {study!r}. Pass optuna.create_study()."
+        )
     axes = axes_of(space)
     if not is_in_memory(study):
         check_storable(space)
@@ -94,8 +107,9 @@ def optimize(
     start = cluster.machine.clock()
     if cluster.count > 1:
         raise ValueError(
-            "devices must be of one process, got devices of several: each process runs a search of "
-            "its own, all on one study with a database. Pass devices=jax.local_devices()."
+            "devices must be of one process, got devices of several. Pass "
+            "devices=jax.local_devices(), and let each process run its own search, all on one "
+            "study with a database."
         )
     every = examples(axes)
     count = MOST_STATIC_GROUPS if options.catch else 1
@@ -122,10 +136,10 @@ def optimize(
 
 
 class ContinuousRunner:
-    """Keeps as many study trials under way as there may be: one that ends makes room at once.
+    """A runner that asks for a new study trial whenever one ends, up to `max_concurrent_trials`.
 
     Args:
-      experiment: the experiment that the call asks for.
+      experiment: the experiment of the call.
       session: the session of the call.
       client: the study.
       attributes: the functions that compute further user attributes of each study trial.
@@ -150,13 +164,13 @@ class ContinuousRunner:
         self._compiled: dict[int, Exception | None] = {}
         self._waves: dict[int, ContinuousWaves] = {}
         self._running: dict[int, StudyTrial] = {}
-        self._causes: dict[int, str] = {}  # what an objective or an attribute raised
+        self._causes: dict[int, str] = {}  # errors of objectives and attributes, by point
         self._waited = 0.0  # seconds for programs that no segment has recorded yet
         if self._max_concurrent is not None:
             self._check_room(self._max_concurrent)
 
     def run(self) -> None:
-        """Run until all are asked and told, or a callback stops the study."""
+        """Run until all study trials are asked and told, or a callback stops the study."""
         self._ask()
         while self._running:
             self._ask(leaving=self._segment())
@@ -164,7 +178,11 @@ class ContinuousRunner:
     # Ask.
 
     def _ask(self, leaving: Collection[int] = ()) -> None:
-        """Ask for as many study trials as may run, in place of the points that leave."""
+        """Ask for as many study trials as may run, and let them replace the points that leave.
+
+        Args:
+          leaving: the points whose study trials ended.
+        """
         coming: list[StudyTrial] = []
         while self._asked < self._experiment.options.n_trials and not self._client.is_stopped:
             if self._asked and self._session.is_time_up:
@@ -181,8 +199,11 @@ class ContinuousRunner:
         self._exchange(leaving, coming)
 
     def _ask_one(self) -> StudyTrial | None:
-        """Return a new study trial; None where it failed as it was asked, traced, or compiled, and
-        this is caught."""
+        """Return a new study trial, or None after a caught error.
+
+        The error may come from the study trial's values, or from tracing or compiling its static
+        group. The study trial is then told as failed.
+        """
         begun = self._clock()
         trial = self._client.ask()
         self._asked += 1
@@ -205,20 +226,20 @@ class ContinuousRunner:
         return self._running[number]
 
     def _compile(self, group: int) -> None:
-        """Compile a static group, unless it is; raise what that raised before."""
+        """Compile a static group at its first study trial; raise its error again at others."""
         if group not in self._compiled:
             start, self._compiled[group] = self._clock(), None
             try:
                 compiler = self._experiment.compiler(group, self._most_trials())
                 self._backend.add(compiler.kernels, compiler.compile())
-            except Exception as error:  # for the next of its trials, where it is caught
+            except Exception as error:  # raised below, and again for each of its study trials
                 self._compiled[group] = error
             self._waited += self._clock() - start
         if (error := self._compiled[group]) is not None:
             raise error
 
     def _most_trials(self) -> int:
-        """Return how many trials may share a call."""
+        """Return the number of trials that may share a call, which limits the batch size."""
         cluster, batch_size = self._experiment.cluster, self._experiment.batch_size
         if batch_size == "auto" and cluster.free_memory() is None:
             batch_size = 1
@@ -229,15 +250,22 @@ class ContinuousRunner:
         return min(trials, count) * self._seeds
 
     def _check_room(self, max_concurrent: int) -> None:
+        """Check that the states of this many study trials fit the memory."""
         if self._experiment.state_specs:
             under_way = min(max_concurrent, self._experiment.options.n_trials) * self._seeds
             self._session.check_room(under_way, "a smaller max_concurrent_trials")
 
     def _exchange(self, leaving: Collection[int], coming: Sequence[StudyTrial]) -> None:
-        """Let points leave the waves, and others begin."""
+        """Let points leave the waves, and new study trials begin.
+
+        Args:
+          leaving: the points whose study trials ended.
+          coming: the new study trials.
+        """
         spec, devices = self._experiment.spec, self._experiment.cluster.mesh.size
         gone = spec.trials_of(list(leaving)).tolist()
-        loose = 0  # slots in waves that are not full: the next wave begins on the next device
+        # Trials in waves that are not full: the next such wave begins on the next free device.
+        loose = 0
         for group in dict.fromkeys([*self._waves, *(one.group for one in coming)]):
             if group not in self._waves:
                 self._waves[group] = ContinuousWaves(self._backend, spec.schedule, group)
@@ -249,7 +277,7 @@ class ContinuousRunner:
     # Run a segment.
 
     def _segment(self) -> list[int]:
-        """Run a segment of all that is under way; return the points that end with it."""
+        """Run a segment of every study trial under way; return the points that end with it."""
         ended: list[int] = []
         for point in self._arriving():
             if not self._decide(self._running[point]):
@@ -263,7 +291,7 @@ class ContinuousRunner:
         return ended
 
     def _arriving(self) -> Iterator[int]:
-        """Dispatch every wave, two at a time; yield each point once all its seeds arrived."""
+        """Dispatch every wave, with two in flight; yield each point after its last seed."""
         in_flight: collections.deque[Handle] = collections.deque()
         missing = dict.fromkeys(self._running, self._seeds)
         batches = [batch for waves in self._waves.values() for batch in waves.batches]
@@ -276,6 +304,12 @@ class ContinuousRunner:
             yield from self._arrived(in_flight.popleft(), missing)
 
     def _arrived(self, handle: Handle, missing: dict[int, int]) -> Iterator[int]:
+        """Fetch and record a wave; yield the points without missing seeds.
+
+        Args:
+          handle: the wave.
+          missing: the number of seeds that did not arrive yet, by point, which this reduces.
+        """
         result = self._backend.fetch(handle)
         waited, self._waited = self._waited, 0.0
         self._session.record(result, waited, self._judge)
@@ -285,7 +319,7 @@ class ContinuousRunner:
                 yield point
 
     def _judge(self, trials: np.ndarray) -> None:
-        """Evaluate the objective. Where it raises what is caught, each study trial on its own."""
+        """Evaluate the objective. After a caught error, evaluate each study trial separately."""
         table, points = self._session.table, trials // self._seeds
         try:
             table.judge(trials)
@@ -297,7 +331,7 @@ class ContinuousRunner:
                     self._set_failed(self._running[point], error)
 
     def _set_failed(self, study_trial: StudyTrial, error: Exception) -> None:
-        """Set the objective to NaN: what is computed from the metrics raised."""
+        """Set a study trial's objective to NaN after an error of the objective or an attribute."""
         self._session.table.set_failed(self._trials_of(study_trial))
         self._causes[study_trial.point] = cause_of(error)
         _note_failure(study_trial.trial, error)
@@ -308,8 +342,11 @@ class ContinuousRunner:
     # Report, prune, tell.
 
     def _decide(self, study_trial: StudyTrial) -> bool:
-        """Report a study trial and ask the pruner, or tell how it ended; return whether it goes
-        on."""
+        """Report a study trial and ask the pruner, or tell the study how it ended.
+
+        Returns:
+          Whether the study trial continues.
+        """
         table, trials = self._session.table, self._trials_of(study_trial)
         values, step = table.objectives(trials), int(table.data.steps_completed[trials[0]])
         is_finite, is_over = bool(np.isfinite(values).all()), bool(table.complete[trials[0]])
@@ -330,7 +367,12 @@ class ContinuousRunner:
         return False
 
     def _end(self, batch: TrialBatch, rows: np.ndarray) -> None:
-        """Keep the final states of the trials of a batch that ended, if they are to be kept."""
+        """Keep the final states of ended trials, as `keep_states` says.
+
+        Args:
+          batch: the batch of the trials.
+          rows: the places of the ended trials in the batch.
+        """
         fetch = lambda rows: rows_of(self._backend.states(batch), rows)
         is_complete = self._session.table.complete[batch.trials[rows]]
         complete, pruned = rows[is_complete], rows[~is_complete]
@@ -340,8 +382,15 @@ class ContinuousRunner:
             self._session.final_states.keep(batch.trials[pruned], fetch(pruned))
 
     def _tell(self, study_trial: StudyTrial, values: np.ndarray, is_over: bool) -> None:
-        """Tell how a study trial ended, with its attributes, which the sampler's constraints may
-        read."""
+        """Tell the study how a study trial ended.
+
+        Its user attributes are set before, because the sampler's constraints may read them.
+
+        Args:
+          study_trial: the study trial.
+          values: the objective of each seed.
+          is_over: whether it has run all steps.
+        """
         table, trials = self._session.table, self._trials_of(study_trial)
         data, spec = table.data.take(trials), self._experiment.spec
         groups = table.groups
@@ -368,16 +417,16 @@ class ContinuousRunner:
         self._client.call_back(told)
 
     def give_up(self, error: BaseException) -> None:
-        """Tell what is finished, and that the rest has failed, and why."""
+        """Tell the finished study trials, and all others as failed, with the error as the cause."""
         self._client.hurry()
         table = self._session.table
         for study_trial in self._running.values():
             trials = self._trials_of(study_trial)
             values = table.objectives(trials)
             if table.complete[trials].all() and np.isfinite(values).all():
-                with contextlib.suppress(Exception):  # there is an error already
+                with contextlib.suppress(Exception):  # `error` is raised in any case
                     self._tell(study_trial, values, True)
-            self._client.fail(study_trial.trial, cause_of(error))  # what is not told
+            self._client.fail(study_trial.trial, cause_of(error))  # nothing if it was told
 
 
 def _note_failure(trial: optuna.Trial, error: Exception) -> None:

@@ -1,4 +1,4 @@
-"""A space of hyperparameters: translated between ours, Optuna's, and what `train` gets."""
+"""A space of hyperparameters, translated between our form, Optuna's, and the `hp` of `train`."""
 
 import hashlib
 import itertools
@@ -36,7 +36,7 @@ from rmsprop_jax._tune.space.values import Value, encode, identity, is_key, is_n
 Param: TypeAlias = Any  # a parameter's value in a study, of any type that Optuna's storage holds
 Space: TypeAlias = Mapping[str, Distribution | BaseDistribution]
 
-MOST_STATIC_GROUPS = 32  # static groups that are traced before anything runs
+MOST_STATIC_GROUPS = 32  # the most static groups that are traced before anything runs
 ONE_MINUS = "1 - "
 LONGEST_LABEL = 40
 
@@ -349,7 +349,7 @@ def static_names(axes: Mapping[str, Axis]) -> list[str]:
 class Distributions(dict[str, BaseDistribution]):
     """Optuna's distributions of a space, which remember the space.
 
-    Optuna's distributions alone lose the choices behind labels, and what is static.
+    Optuna's distributions alone lose the choices behind labels, and the static names.
 
     Args:
       space: a dict from names to distributions, ours or Optuna's.
@@ -412,6 +412,6 @@ def _ours(name: str, distribution: BaseDistribution) -> Distribution:
             return choice([low + i * step for i in range(count)])
         return choice([low]) if low == high else up_to(low, high, is_log=distribution.log)
     raise ValueError(
-        f"{name!r} must be a distribution that exists here, too, got {distribution!r}. Pass a "
+        f"{name!r} must be a distribution that this package has, too, got {distribution!r}. Pass a "
         "FloatDistribution, an IntDistribution without log, or a CategoricalDistribution."
     )

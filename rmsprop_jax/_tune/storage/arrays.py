@@ -42,7 +42,7 @@ class Header(NamedTuple):
 
 
 class FileError(Exception):
-    """The error for a file with wrong content. `damaged` adds the file's name and the remedy."""
+    """The error for a file with wrong content. `damaged` adds the file's name and the fix."""
 
 
 class FormatError(ValueError):
@@ -122,7 +122,7 @@ def _check_sum(file: IO[bytes]) -> None:
 
 
 def _header(head: Json, path: Path, sweep: str | None) -> Header:
-    """Return the header of a file; FileError if it is not of this file and sweep."""
+    """Return the header of a file; FileError if it names another file or sweep."""
     _check_format(head, path)
     if head["file"] != path.name:
         raise FileError(f"it was written as {head['file']}")
@@ -260,11 +260,11 @@ def open_arrays(path: Path, sweep: str | None = None) -> Generator[Arrays]:
 
 @contextlib.contextmanager
 def damaged(path: Path, remedy: str) -> Generator[None]:
-    """Turn each exception of reading a file into a ValueError with the file and a remedy.
+    """Turn each exception of reading a file into a ValueError with the file and a fix.
 
     Args:
       path: the file.
-      remedy: what to do, a clause without its period.
+      remedy: the fix, in full sentences.
 
     Raises:
       ValueError: for all exceptions but MemoryError and FormatError.
@@ -275,4 +275,7 @@ def damaged(path: Path, remedy: str) -> Generator[None]:
         raise
     except Exception as error:
         why = str(error) if isinstance(error, FileError) else repr(error)
-        raise ValueError(f"{path} is damaged ({why}). Nothing was changed; {remedy}.") from error
+        raise ValueError(
+            f"{path} must be as the sweep wrote it, but is damaged ({why}). Nothing was changed. "
+            f"{remedy}"
+        ) from error

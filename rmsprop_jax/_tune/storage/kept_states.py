@@ -1,4 +1,4 @@
-"""The final states that a result gives: in memory, or each in a file of its own."""
+"""The final states that a result returns: in memory, or one per file of the sweep's folder."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -14,13 +14,13 @@ from rmsprop_jax._tune.training.state_spec import StateForm, StateSpec, leaves_o
 
 @dataclasses.dataclass(frozen=True)
 class FinalFiles:
-    """Where the final states of a sweep are on disk.
+    """The files of a sweep's final states.
 
     Args:
-      folder: of the sweep.
-      places: for each point its place in the manifest.
-      seeds: of the sweep.
-      sweep: the sweep's id.
+      folder: the folder of the sweep.
+      places: int array, shape (points,): the place of each point in the manifest.
+      seeds: the seeds of the sweep.
+      sweep: the id of the sweep.
     """
 
     folder: Path
@@ -29,12 +29,12 @@ class FinalFiles:
     sweep: str
 
     def file(self, trial: int) -> Path:
-        """Return the file of a trial's final state, whether it is there or not."""
+        """Return the path of a trial's final state. The file may not exist."""
         point, seed = divmod(trial, len(self.seeds))
         return self.folder / final_file(int(self.places[point]), self.seeds[seed])
 
     def trials(self) -> list[int]:
-        """Return the trials whose final state is there."""
+        """Return the trials whose final state is on disk."""
         if not self.folder.is_dir():
             return []
         found = map(place_and_seed, Listing(self.folder).names("final"))
@@ -51,9 +51,11 @@ class KeptState(NamedTuple):
     """A trial's final state."""
 
     leaves: list[np.ndarray]
+    """The leaves, as plain arrays."""
     form: StateForm
+    """The part of its structure that a file holds."""
     spec: StateSpec | None
-    """Its structure, where that is known."""
+    """Its structure, if it is known."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,10 +63,11 @@ class KeptStates:
     """The final states that a sweep kept.
 
     Args:
-      memory: for each trial its leaves.
-      specs: for each static group its state.
-      files: where states are on disk.
-      forms: for each static group what is known of its state where `specs` are not there.
+      memory: the leaves of each trial's state in memory.
+      specs: the structure of the state of each static group; empty for a loaded result.
+      files: the files of states on disk; None without a folder.
+      forms: for each static group the part of the structure that can be pickled; used without
+        `specs`.
     """
 
     memory: Mapping[int, list[np.ndarray]] = dataclasses.field(default_factory=dict)
@@ -73,22 +76,27 @@ class KeptStates:
     forms: Sequence[StateForm] = ()
 
     def without_structure(self) -> "KeptStates":
-        """Return the same, as it can be pickled: a structure may hold functions."""
+        """Return the same states for a pickle, without `specs`, which may hold functions."""
         forms = [spec.form for spec in self.specs] or self.forms
         return KeptStates(self.memory, (), self.files, forms)
 
     def trials(self) -> list[int]:
-        """Return the trials with a state."""
+        """Return the trials whose state was kept."""
         return sorted({*self.memory, *(self.files.trials() if self.files else ())})
 
     def get(self, trial: int, group: int) -> KeptState | None:
-        """Return the state of a trial of a static group; None where it was not kept."""
+        """Return the state of a trial; None if it was not kept.
+
+        Args:
+          trial: the number of the trial.
+          group: the number of its static group.
+        """
         spec = self.specs[group] if self.specs else None
         if trial in self.memory:
             leaves = [x.copy() for x in self.memory[trial]]
             form = spec.form if spec else self.forms[group]
         elif self.files is not None and (file := self.files.file(trial)).exists():
-            remedy = "result.retrain trains it again"
+            remedy = "Train the trial again with result.retrain."
             with damaged(file, remedy), open_arrays(file, self.files.sweep) as stored:
                 form = StateForm(stored["impls"].tolist(), str(stored["tree"]))
                 leaves = [x[0] for x in leaves_of(stored)]

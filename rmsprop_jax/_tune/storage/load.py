@@ -1,4 +1,4 @@
-"""A folder as `SweepResult.load` reads it."""
+"""Read a folder for `SweepResult.load`."""
 
 import os
 from pathlib import Path
@@ -16,31 +16,37 @@ from rmsprop_jax._tune.trials.decision_log import AppliedDecision
 
 
 class LoadedFolder(NamedTuple):
-    """What a folder holds."""
+    """The contents of a folder."""
 
     spec: ExperimentSpec
+    """The experiment of the folder's last call."""
     data: TrialData
-    """Of the trials that have begun."""
+    """The trials that have begun."""
     objective: dict[str, Any]
-    """The objective and the mode of the last call that ended well."""
+    """The objective and the mode in the manifest, as `ObjectiveSpec.noted` returns them."""
     decisions: list[AppliedDecision]
+    """The decisions of the scheduler, in order."""
     final_files: FinalFiles
+    """The files of final states."""
 
 
 def load_folder(path: str | os.PathLike[str]) -> LoadedFolder:
-    """Return what a folder holds.
+    """Return the contents of a folder.
 
     Raises:
-      ValueError: for a folder that is damaged or no sweep's.
+      ValueError: for a folder that is damaged, or that is not a sweep's.
     """
     folder = local_folder(path)
     if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder: give the path of a sweep.")
+        raise ValueError(
+            f"path must be a sweep's folder, got {folder}, which is not a folder. Pass the path of "
+            "a sweep."
+        )
     listing = Listing(folder)
     if not (folder / MANIFEST).exists():
         raise ValueError(
-            f"{folder} has no {MANIFEST}: it is no sweep's folder, or no trial of it has been "
-            "written yet."
+            f"path must be a sweep's folder, got {folder}, which has no {MANIFEST}. Pass the path "
+            "of a sweep. If a sweep has just begun, wait until it has saved a trial."
         )
     stored = Folder(folder, listing)
     spec = stored.spec

@@ -12,19 +12,20 @@ from rmsprop_jax._tune.storage.folder import LOCK
 
 
 class LockedFolder:
-    """A folder that this object alone writes, until it is closed.
+    """A folder that only this object writes, until it is closed.
 
     Args:
-      path: made where it is not there.
+      path: the folder. It is made if it does not exist.
 
     Raises:
-      RuntimeError: where another process writes it.
-      OSError: where it cannot be written.
+      RuntimeError: if another sweep writes the folder.
+      OSError: if the folder cannot be written.
     """
 
     def __init__(self, path: Path):
         self.path = path
-        with _explained(f"the sweep's folder {path} cannot be written"):
+        problem = f"path must be a folder that can be written, but {path} cannot be written"
+        with _explained(problem, "Pass another path."):
             self._made = _missing_folders(path)
             path.mkdir(parents=True, exist_ok=True)
             if not (path / LOCK).exists():
@@ -34,17 +35,18 @@ class LockedFolder:
                 self._lock.acquire()
             except filelock.Timeout:
                 raise RuntimeError(
-                    f"another sweep, of this process or another, is writing {path}: wait for it, "
-                    "stop it, or give another path. If none does, a machine that broke down may "
-                    f"have left its lock behind: delete {path / LOCK}."
+                    f"path must have one writer, got {path}, but another sweep is writing it, in "
+                    "this process or another. Wait for that sweep, stop it, or pass another path. "
+                    "If no sweep runs, a machine that broke down may have left its lock: delete "
+                    f"{path / LOCK}."
                 ) from None
             self._inode = _inode(path / LOCK)
 
     def close(self, is_new_kept: bool) -> None:
-        """Let others write.
+        """Release the folder.
 
         Args:
-          is_new_kept: whether what this object made stays: the folders and the lock.
+          is_new_kept: whether to keep the folders and the lock file that this object made.
         """
         made = [] if is_new_kept else self._made
         with contextlib.suppress(OSError):
@@ -57,30 +59,35 @@ class LockedFolder:
                     folder.rmdir()
 
     def remove(self, name: str) -> None:
-        """Delete a file, if it is there."""
+        """Delete a file, if it exists."""
         (self.path / name).unlink(missing_ok=True)
 
     def write(self, name: str, write: Callable[[IO[bytes]], None]) -> None:
         """Write a file, whole or not at all.
 
+        The content goes to a temporary file, which is renamed once it is on disk. A kill leaves at
+        most the temporary file, which the next call that writes deletes.
+
         Args:
-          name: of the file.
-          write: writes the content into an open file.
+          name: the name of the file.
+          write: a function that writes the content into an open file.
 
         Raises:
-          RuntimeError: where the folder is no longer the one that was locked.
-          OSError: where it cannot be written.
+          RuntimeError: if the path no longer leads to the folder that was locked.
+          OSError: if the file cannot be written.
         """
         temporary = self.path / f".{name}.tmp"
         if _inode(self.path / LOCK) != self._inode:
             raise RuntimeError(
-                f"{self.path} was moved, deleted, or made anew while this sweep wrote it, and may "
-                "be another sweep's by now: nothing more is written there. Move it back and make "
-                "the same call again to go on, or give another path."
+                f"path must stay in place while a sweep writes it, but {self.path} was moved, "
+                "deleted, or replaced. This sweep writes nothing more, because the folder may be "
+                "another sweep's. Move the folder back and make the same call again, which "
+                "resumes, or pass another path."
             )
         with _explained(
-            f"{name} cannot be written to {self.path}; what was there is untouched, and the same "
-            "call goes on from it once this is mended"
+            f"{self.path} must stay writable, but {name} cannot be written",
+            "The files that were written before are unchanged. Remove the cause and make the same "
+            "call again, which resumes.",
         ):
             try:
                 with open(temporary, "w+b") as file:
@@ -101,13 +108,13 @@ class LockedFolder:
 
 
 def _missing_folders(path: Path) -> list[Path]:
-    """Return the folders of a path that are not there, from the outermost."""
+    """Return the folders of a path that do not exist, the outermost first."""
     missing = [path, *path.parents]
     return [folder for folder in missing if not folder.exists()][::-1]
 
 
 def _inode(path: Path) -> tuple[int, int] | None:
-    """Return which file is at a path; None for none."""
+    """Return the device and the inode of the file at a path; None if it does not exist."""
     try:
         found = path.stat()
     except OSError:
@@ -116,8 +123,10 @@ def _inode(path: Path) -> tuple[int, int] | None:
 
 
 @contextlib.contextmanager
-def _explained(what: str) -> Generator[None]:
+def _explained(problem: str, fix: str) -> Generator[None]:
+    """Add a problem and its fix to an OSError that leaves this context."""
     try:
         yield
     except OSError as error:
-        raise OSError(error.errno, f"{what}: {error.strerror or error}") from error
+        cause = error.strerror or error
+        raise OSError(error.errno, f"{problem}: {cause}. {fix}") from error

@@ -1,4 +1,4 @@
-"""What a folder's `manifest.json` says was asked for: written, read, checked, and extended."""
+"""A folder's `manifest.json`, which describes its experiment: written, read, checked, extended."""
 
 import collections
 import dataclasses
@@ -21,14 +21,14 @@ from rmsprop_jax._tune.training.fingerprint import Fingerprint
 from rmsprop_jax._tune.training.schedule import Stepwise, decoded_schedule
 from rmsprop_jax._tune.training.trace import Metrics
 
-# Parts that must be as they were for a folder to go on.
+# Entries that must be equal for a folder to resume. `extended` compares other entries by rules.
 SAME = {
     "record_every": "another record_every",
     "static": "other static names",
     "args": "other args",
     "metrics": "other metrics",
 }
-DEPTH = 300  # of lists and dicts in each other; a value takes two for each of its own
+DEPTH = 300  # nested lists and dicts of a manifest; each level of a value takes two
 LAST_STEP = 2**53
 
 
@@ -45,7 +45,7 @@ ENTRIES: dict[str, Callable[[ExperimentSpec], Any]] = {
     "programs": lambda s: _by_group(s, s.fingerprint.programs),
     "constants": lambda s: _by_group(s, s.fingerprint.constants),
 }
-"""How the entries of a manifest follow from an experiment, but for the objective and the mode."""
+"""For each entry of a manifest, except the objective and the mode, its value for an experiment."""
 
 
 def remembered_entries() -> list[str]:
@@ -55,7 +55,12 @@ def remembered_entries() -> list[str]:
 
 
 def manifest_of(spec: ExperimentSpec, objective: dict[str, Any]) -> dict[str, Any]:
-    """Return as JSON what an experiment asks for, and what ranks its trials."""
+    """Return the manifest of an experiment as JSON.
+
+    Args:
+      spec: the experiment.
+      objective: the entries "objective" and "mode", as `ObjectiveSpec.noted` returns them.
+    """
     entries = {
         n: objective[n] if n in objective else ENTRIES[n](spec) for n in remembered_entries()
     }
@@ -71,7 +76,7 @@ def _lengths(metrics: Metrics) -> dict[str, int]:
 
 
 def _group_name(group: StaticGroup) -> str:
-    """Return a name for a static group."""
+    """Return a text that names a static group in a manifest."""
     static = {name: encode(x, name) for name, x in group.static.items()}
     return json.dumps([static, sorted(group.dtypes)], sort_keys=True)
 
@@ -116,7 +121,7 @@ def _require(holds: bool, name: str, value: Any) -> None:
 
 
 def _check(manifest: dict[str, Any]) -> None:
-    """FileError for a field of another type, or a number out of its range."""
+    """Raise FileError for an entry of another type, or a number out of its range."""
     wanted = {*remembered_entries(), "jax", "files"}
     _require(isinstance(manifest, dict) and set(manifest) == wanted, "fields", list(manifest))
     _require(_depth(manifest) <= DEPTH, "depth", _depth(manifest))
@@ -182,7 +187,7 @@ def _depth(x: Any) -> int:
 
 
 def bytes_of(spec: ExperimentSpec, trials: int) -> int:
-    """Return the bytes of the metrics of so many trials, with the numbers of their steps."""
+    """Return the bytes of the metrics of this many trials, and of the steps of their series."""
     total = 0
     for name in spec.metrics[0]:
         columns = 1
@@ -201,11 +206,29 @@ def extended(
 ) -> tuple[dict[str, Any], list[int]]:
     """Return the manifest of a call joined to the manifest of its folder, and each point's place.
 
+    This is the rule by which a folder resumes. The call must agree with the folder on:
+
+    - the version of JAX;
+    - the hash of `args`, `record_every`, the static names, and the names, dtypes, and ranks of the
+      metrics;
+    - the dtypes of traced hyperparameters that both have;
+    - the programs, and the arrays that they close over, of each static group that both have;
+    - the kind of `train`, the scheduler, its rungs, `evaluate_every`, and the metrics of
+      `evaluate`.
+
+    The call may have more points and more seeds, but no fewer. It may have more steps, but no
+    fewer. With a scheduler the points, their order, the seeds, and the steps must be equal. The
+    objective, the mode, and all other arguments may differ.
+
+    `FolderWriter._check_rest` adds two rules that depend on the trials on disk. More steps need
+    the final state of each complete trial. A scheduler keeps its objective and mode until all
+    trials have ended.
+
     Args:
-      asked: the manifest of what is asked for.
-      before: that of the folder.
-      points: those of `asked`.
-      stored: those of `before`. They keep their places, and new points follow.
+      asked: the manifest of the call.
+      before: the manifest of the folder.
+      points: the points of the call.
+      stored: the points of the folder. They keep their places, and new points follow.
       path: the folder.
 
     Raises:
@@ -214,8 +237,9 @@ def extended(
 
     def refuse(what: str, then: Any, now: Any, remedy: str = ""):
         raise ValueError(
-            f"{path} holds a sweep with {what}: {then} there, {now} here. "
-            f"{remedy or 'Give another path, or call sweep as it was called.'}"
+            f"{path} must hold the same sweep to resume, but was written with {what}: {then} in "
+            f"the folder, {now} in this call. "
+            f"{remedy or 'Pass another path, or make the same call as before.'}"
         )
 
     if before["jax"] != asked["jax"]:
@@ -223,16 +247,17 @@ def extended(
             "another version of jax",
             before["jax"],
             asked["jax"],
-            "Its numbers could differ in the last digits: go on with that version, or give another "
-            "path; SweepResult.load reads the folder with any.",
+            "The numbers of another version may differ in the last digits. Install "
+            f"jax=={before['jax']}, or pass another path. SweepResult.load reads the folder with "
+            "any version.",
         )
     for name in before["dtypes"].keys() & asked["dtypes"].keys():
         if asked["dtypes"][name] != before["dtypes"][name]:
             refuse(f"{name!r} of another dtype", before["dtypes"][name], asked["dtypes"][name])
     if before["args"] is None:
         raise ValueError(
-            f"{path} was saved without a hash of its args, which were large, so that it cannot be "
-            "gone on with; SweepResult.load reads it. Give another path."
+            f"{path} must have a hash of its args to resume, but was saved without one, because "
+            "they were large. Pass another path. SweepResult.load reads this folder."
         )
     for name, what in SAME.items():
         if asked[name] != before[name]:
@@ -242,27 +267,27 @@ def extended(
     if missing := set(known) - set(keys):
         one = next(point for point, key in zip(stored, known, strict=True) if key in missing)
         refuse(
-            "points that are not among these (points may be added, not left out)",
-            f"{len(known)}, {one} for one",
-            f"{len(keys)}",
+            "points that this call leaves out (a call may only add points)",
+            f"{len(known)} points, such as {one},",
+            f"{len(keys)} points",
         )
     if set(before["seeds"]) - set(asked["seeds"]):
-        refuse("other seeds (seeds may be added)", before["seeds"], asked["seeds"])
+        refuse("other seeds (a call may only add seeds)", before["seeds"], asked["seeds"])
     for group in before["programs"].keys() & asked["programs"].keys():
         for name, what in (
             ("programs", "another train (its code, data that it closes over, or what np.random or "
-                "the clock gave while it was traced)"),
+                "the clock returned while it was traced)"),
             ("constants", "other data that train closes over"),
         ):  # fmt: skip
             then, now = before[name][group], asked[name][group]
             if then != now:
-                refuse(f"{what}, for {group}", then[:12], now[:12])
+                refuse(f"{what} in the static group {group}", then[:12], now[:12])
     same = keys == known and before["seeds"] == asked["seeds"]
     if before["training"] and before["training"]["scheduler"] and not same:
         refuse(
             "a scheduler, whose decisions are about its points and seeds",
             f"{len(known)} points × {len(before['seeds'])} seeds",
-            f"{len(keys)} × {len(asked['seeds'])}, or another order",
+            f"{len(keys)} points × {len(asked['seeds'])} seeds, or another order,",
         )
     new = set(keys) - set(known)
     added = [point for key, point in zip(keys, asked["points"], strict=True) if key in new]
@@ -274,7 +299,7 @@ def extended(
 
 
 def _check_training(asked: Any, before: Any, refuse: Callable[..., None]) -> None:
-    """Refuse a folder that was written with another schedule; more steps may be allowed."""
+    """Refuse a folder that was written with another schedule, except for more steps."""
     if (asked is None) != (before is None):
         kind = lambda stages: "a function" if stages is None else "a Training"
         refuse("another kind of training", kind(before), kind(asked))
@@ -288,9 +313,7 @@ def _check_training(asked: Any, before: Any, refuse: Callable[..., None]) -> Non
     ):
         if asked[name] != before[name]:
             more = asked["steps"] != before["steps"] and name == "evaluate_every"
-            remedy = (
-                f"To go on with more steps, give evaluate_every={before[name]}." if more else ""
-            )
+            remedy = f"To run more steps, pass evaluate_every={before[name]}." if more else ""
             refuse(what, before[name] or "none", asked[name] or "none", remedy)
     if asked["steps"] < before["steps"]:
         refuse("more steps", before["steps"], asked["steps"])
@@ -299,15 +322,20 @@ def _check_training(asked: Any, before: Any, refuse: Callable[..., None]) -> Non
             "a scheduler and other steps",
             before["steps"],
             asked["steps"],
-            "What was stopped cannot go on: sweep the best points anew, or go on with one by "
-            "training.run(..., state=result.state(record), start=...).",
+            "Pruned trials cannot resume. Sweep the best points again with another path, or run "
+            "one of them on: training.run(..., state=result.state(record), start=...).",
         )
     if asked["rungs"] != before["rungs"]:
         refuse("other rungs of its scheduler", before["rungs"], asked["rungs"])
 
 
 def _difference(before: Any, asked: Any) -> tuple[str, Any, Any]:
-    """Two schedulers: what differs, then and now."""
+    """Return the difference between two schedulers: its name, its value before, and its value now.
+
+    Args:
+      before: the settings of the folder's scheduler, or None.
+      asked: the settings of the call's scheduler, or None.
+    """
     fields = lambda one: one.get("fields") if one else None
     then, now = fields(before), fields(asked)
     if not then or not now or before["class"] != asked["class"]:
@@ -321,7 +349,7 @@ def _difference(before: Any, asked: Any) -> tuple[str, Any, Any]:
 
 
 def _keys(like: Points, points: Points) -> Iterator[Hashable]:
-    """Yield a key for each point, by the dtypes of `like`; keys of equal points are numbered."""
+    """Yield a key for each point, by the dtypes of `like`. Equal points get numbered keys."""
     seen: collections.Counter[Hashable] = collections.Counter()
     for key in map(like.key, points):
         yield key, seen[key]

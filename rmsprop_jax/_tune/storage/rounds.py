@@ -1,4 +1,4 @@
-"""What the `round-*.npz` of a folder measured: read, checked, and put together."""
+"""The metrics in the `round-*.npz` of a folder: read, checked, and joined into one table."""
 
 import collections
 
@@ -16,13 +16,14 @@ from rmsprop_jax._tune.trials.host_memory import free_bytes
 def read_rounds(
     folder: Folder, spec: ExperimentSpec, places: np.ndarray, every: bool
 ) -> tuple[TrialData, list[str]]:
-    """Return what is known of an experiment's trials, and the files that said so.
+    """Return the trials of an experiment that a folder holds, and the names of the files used.
 
     Args:
-      folder: open.
+      folder: the folder.
       spec: the experiment.
-      places: for each of its points the place in the manifest.
-      every: return a row for every trial, where the folder has any; else for those it has.
+      places: int array, shape (points,): the place of each point in the manifest.
+      every: whether to return a row for every trial of the experiment if the folder holds any;
+        otherwise only trials that the folder holds have a row.
     """
     reader = _RoundReader(spec, places)
     numbers = folder.each("round", ROUND, reader.find_trials)
@@ -34,14 +35,14 @@ def read_rounds(
 
 
 class _RoundReader:
-    """Puts the rounds of a folder together: a first pass finds the trials, a second their values.
+    """A reader of rounds in two passes: the first finds the trials, the second their values.
 
     Args:
       spec: the experiment.
-      places: for each of its points the place in the manifest.
+      places: int array, shape (points,): the place of each point in the manifest.
 
     Attributes:
-      data: what is known, once all is filled in.
+      data: the trials, complete after `fill_newest`.
     """
 
     data: TrialData
@@ -56,13 +57,14 @@ class _RoundReader:
         self._row_of: dict[int, int] = {}
 
     def _column(self, stored: Arrays, name: str, default: int) -> list[int]:
-        """Return numbers about the progress of a file's trials, or what they are without a file."""
+        """Return a column about the progress of a file's trials; the default for a function, whose
+        files have no such column."""
         if name in self._progress:
             return stored.column(name)
         return [default] * len(stored.column("point"))
 
     def find_trials(self, stored: Arrays) -> np.ndarray:
-        """Return the trials of a file, and note which steps it has of each."""
+        """Return the trials of a file, and note the steps that it has of each trial."""
         points, seeds = stored.column("point"), stored.column("seed")
         start, stop = self._column(stored, "start", 0), self._column(stored, "steps_completed", 1)
         if len({len(points), len(seeds), len(start), len(stop)}) > 1:
@@ -74,7 +76,7 @@ class _RoundReader:
         return np.array(number, int)
 
     def make_room(self, every: bool) -> None:
-        """Make the rows; FileError where the memory cannot hold them."""
+        """Make the rows; FileError if the memory cannot hold them."""
         self._completed = {trial: _without_gap(each) for trial, each in self._spans.items()}
         found = np.array(sorted(trial for trial, step in self._completed.items() if step), int)
         if every and len(found):
@@ -85,7 +87,7 @@ class _RoundReader:
         self.data.number[:] = found
 
     def fill(self, stored: Arrays, number: np.ndarray) -> None:
-        """Fill in what a file measured of these trials, up to where their files have no gap."""
+        """Fill in the values of a file for these trials, up to the first gap between files."""
         spec, data = self._spec, self.data
         groups = set(self._group_of[number // len(spec.seeds)].tolist())
         stops = self._column(stored, "steps_completed", 1)
@@ -119,7 +121,7 @@ class _RoundReader:
         data.seconds[:] += stored["seconds"]
 
     def fill_newest(self) -> None:
-        """Fill in the newest values where files have none: the last recorded values."""
+        """Fill in the last recorded values as the newest ones, if files have no newest values."""
         if "newest" in self._progress:
             return
         spec, groups = self._spec, self._group_of[self.data.number // len(self._spec.seeds)]
@@ -131,17 +133,19 @@ class _RoundReader:
 
 
 def _check_room(spec: ExperimentSpec, trials: int) -> None:
-    """Refuse metrics that the memory cannot hold: a number in the manifest may be wrong, or this
-    machine too small."""
+    """Raise FileError for metrics that the memory cannot hold. The manifest may have a wrong
+    number, or this machine too little memory."""
     free, need = free_bytes(), bytes_of(spec, trials)
     if free is not None and need > free:
         raise FileError(
-            f"what it names needs {need / 1e9:.3g} GB, and {free / 1e9:.3g} GB of memory are free"
+            f"its trials must fit the memory, of which {free / 1e9:.3g} GB are free, but their "
+            f"metrics need {need / 1e9:.3g} GB"
         )
 
 
 def _without_gap(spans: list[tuple[int, int]]) -> int:
-    """Return how far these spans of steps come from 0: a file between may have been moved away."""
+    """Return the last step that these spans reach from step 0 without a gap. You may have moved
+    a file away."""
     end = 0
     for start, stop in sorted(spans):
         end = max(end, stop) if start <= end else end
@@ -151,7 +155,10 @@ def _without_gap(spans: list[tuple[int, int]]) -> int:
 def _metric(
     stored: Arrays, name: str, spec: ExperimentSpec, groups: set[int], count: int
 ) -> tuple[np.ndarray | None, np.ndarray]:
-    """Return a metric, and which of the recorded steps it has; FileError where it is cut."""
+    """Return the columns and the values of a metric in a file; FileError for missing values.
+
+    The columns are indices of `spec.recorded_steps`, or None for a metric that is not a series.
+    """
     array, dtype = "metric " + name, spec.dtype(name)
     if not spec.has_steps(name):
         stored.check(array, dtype, (count,))
@@ -163,6 +170,7 @@ def _metric(
     if not spec.schedule.stored_progress:  # complete trials have all their steps
         each = (spec.count_recorded(group, name, spec.schedule.end) for group in groups)
         if not {int(recorded[n - 1]) for n in each} <= set(steps.tolist()):
-            raise FileError(f"{name} has not all its steps")
-    here = np.isin(steps, recorded)  # fewer steps had another last one
+            raise FileError(f"its metric {name!r} lacks some recorded steps")
+    # A call with fewer steps also recorded its own last step, which may be no recorded step now.
+    here = np.isin(steps, recorded)
     return np.searchsorted(recorded, steps[here]), x if here.all() else x[:, here]

@@ -1,7 +1,35 @@
-"""The one writer of a sweep's folder.
+"""The one writer of a sweep's folder, and the order in which a call writes.
 
-Nothing is written or deleted before the first file of a call: a call that is refused, or
-interrupted before that, leaves the folder as it was.
+Each file appears whole or not at all (`LockedFolder.write`). The manifest comes before the first
+other file of a call, and before the first deletion. A call that is refused, or interrupted before
+that, leaves the folder unchanged. After the manifest, the order is:
+
+- a wave of a function: its metrics;
+- a checkpoint: the metrics of all its trials, their states, then the deletion of older checkpoints;
+- a rung: the metrics of all trials, with `keep_states="all"` the final states of the pruned ones,
+  the decision, then a checkpoint if a trial copied another, the time is up, or one is due;
+- the end of a `Training`'s trials: final states of those that may be best, the deletion of final
+  states that are no longer among the best, the metrics, then the deletion of checkpoints.
+
+After a kill, `Session.open` reads the folder and ends the trials that decisions on disk pruned.
+`CheckpointManager.rewind` sets each other unfinished trial back to its newest checkpoint, or to
+step 0. The steps after this checkpoint run again, with the same values. A kill in a gap leaves:
+
+- After metrics and before states: the metrics are ahead of the newest checkpoint. The trial resumes
+  from this checkpoint.
+- Between two files of states: each file has one batch. Its trials resume from the new file, all
+  others from an older one, which is deleted last.
+- Before a deletion: an old checkpoint is left over. `checkpoints` takes the newest state of each
+  trial, and the next `CheckpointManager.delete_stale` deletes the old file.
+- After a final state and before metrics: `checkpoints` ignores a state that is ahead of its trial's
+  metrics. The trial resumes from its checkpoint and writes both again. In the other order, the
+  trial would have ended without its final state. If the deletion of a worse trial's final state
+  came before the kill, `FinalStates.warn_of_dropped` may warn of it.
+- After the metrics of a rung and before the decision: no checkpoint is at the rung, so that all
+  trials run to it again. The scheduler is asked again, and its answer is the same.
+- After a decision and before the checkpoint: pruned trials stay ended. The others run to the rung
+  again, and `SynchronousRunner._decide` replays the decision. A trial whose checkpoint is at the
+  rung already has its copied state, and `Session.open` sets its copied hyperparameters.
 """
 
 import os
@@ -44,26 +72,29 @@ class Checkpoint(NamedTuple):
     """A trial's newest state on disk."""
 
     step: int
+    """The steps that the trial had run."""
     file: str
+    """The name of the file."""
 
 
 class FolderWriter:
     """The one writer of a folder, until it is closed.
 
     Args:
-      path: a folder, made where it is not there.
-      spec: what is asked. A folder that holds a sweep must have been asked for the same, or for
-        fewer points and seeds.
-      objective: what ranks trials, noted for `load`: the objective, and the mode.
+      path: a folder. It is made if it does not exist.
+      spec: the experiment of the call. A folder of a sweep must agree with it (`extended`).
+      objective: the objective and the mode, for the manifest, as `ObjectiveSpec.noted` returns
+        them.
 
     Attributes:
-      stored: of all the trials, what the folder held when it was opened; no rows for a new one.
-      decisions: those of a scheduler, in order, as JSON.
+      stored: the contents of the folder when it was opened, one row for each trial of `spec`; no
+        rows for a folder without trials.
+      decisions: the decisions of a scheduler in the folder, in order, as JSON.
 
     Raises:
       ValueError: for a folder of another sweep, or a damaged one.
-      RuntimeError: where another process writes it.
-      OSError: where it cannot be written.
+      RuntimeError: if another sweep writes the folder.
+      OSError: if the folder cannot be written.
     """
 
     def __init__(
@@ -98,12 +129,14 @@ class FolderWriter:
             self._header = Header(folder.header.sweep, folder.header.owner + 1)
         elif found := listing.written():
             raise ValueError(
-                f"{self.path} has files ({found[0]}, say) but no {MANIFEST}, so it is no sweep's "
-                "folder: give another path, of a new folder or an empty one."
+                f"path must be a new folder, an empty one, or a sweep's, got {self.path}, which "
+                f"has files such as {found[0]} and no {MANIFEST}. Pass another path."
             )
         self.places = np.array(places, int)
         self._point_at = {place: i for i, place in enumerate(self.places.tolist())}
         self._seed_at = {seed: i for i, seed in enumerate(self._spec.seeds)}
+        # All final states by name, for deletion, also those of a call that lost the folder, which
+        # do not count. `_states_in` below has only files that count, because trials resume from it.
         finals = {name: self._trial_at(*place_and_seed(name)) for name in listing.names("final")}
         self._final_files = {trial: name for name, trial in finals.items()}
         if folder is not None:
@@ -121,13 +154,22 @@ class FolderWriter:
         return list(zip(trials, stored.column("step"), strict=True))
 
     def _trial_at(self, place: int, seed: int) -> int:
-        """Return a trial by its point's place and its seed; −1 for one that is not asked for."""
+        """Return a trial by its point's place and its seed; −1 if the call does not have it."""
         if place not in self._point_at or seed not in self._seed_at:
             return -1
         return self._point_at[place] * len(self._seed_at) + self._seed_at[seed]
 
     def _check_rest(self, asked: dict[str, Any], folder: Folder) -> None:
-        """Refuse a folder whose unfinished trials cannot go on as it is asked for."""
+        """Refuse a folder whose trials on disk cannot resume with this call's arguments.
+
+        Args:
+          asked: the manifest of the call.
+          folder: the folder.
+
+        Raises:
+          ValueError: for more steps without the final state of each complete trial, or another
+            objective or mode under a scheduler while trials are unfinished.
+        """
         before, data = folder.manifest, self.stored
         training = before["training"]
         if training is None:
@@ -138,9 +180,10 @@ class FolderWriter:
             missing = sum(trial not in self._final_files for trial in complete)
             if missing:
                 raise ValueError(
-                    f"{self.path} holds a sweep with fewer steps, and not the state of each "
-                    f"trial: {training['steps']} there, {asked['training']['steps']} here. "
-                    f'{missing} finished trials have none: give keep_states="all" from the start.'
+                    f"{self.path} must hold the final state of each complete trial to run "
+                    f"{asked['training']['steps']} steps instead of {training['steps']}, but "
+                    f'{missing} of them have none. Pass another path, and keep_states="all" from '
+                    "the first call on."
                 )
         pruned = [int(point) for one in self.decisions for point in one["prune"]]
         ended = (data.steps_completed >= training["steps"]) | (data.pruned > 0)
@@ -150,36 +193,36 @@ class FolderWriter:
             text = lambda one: " ".join(*one.items()) if isinstance(one, dict) else one
             then, now = (text(one[other[0]]) for one in (before, asked))
             raise ValueError(
-                f"{self.path} holds a sweep with a scheduler and another {other[0]}: {then} "
-                f"there, {now} here, and trials are left to run. Call sweep as it was called; "
-                "when it has ended, result.best(by=..., mode=...) ranks by any objective."
+                f"{other[0]} must stay the same while a scheduler has trials left to run, got "
+                f"{now}, but {self.path} was written with {then}. Make the same call as before. "
+                "When all trials have ended, result.best(by=..., mode=...) ranks by any objective."
             )
 
     @property
     def sweep(self) -> str:
-        """The sweep's id."""
+        """The id of the sweep."""
         return self._header.sweep
 
     def close(self) -> None:
-        """Let others write. Where nothing was written, remove what this call made."""
+        """Release the folder. If nothing was written, remove the folders that this call made."""
         self._folder.close(is_new_kept=self._has_begun)
 
     def note_objective(self) -> None:
-        """Note, once a call has ended well, what it ranked by: `load` ranks by the same."""
+        """Write the objective and the mode of a call that ended well, by which `load` ranks."""
         names = ("objective", "mode")
         before = self._before
         if before is not None and any(before[name] != self._manifest[name] for name in names):
             self._begin()
 
-    # What trials measured.
+    # Metrics.
 
     def write(self, data: TrialData, columns: Mapping[str, slice], start: int = 0) -> None:
-        """Write what some trials measured, whole or not at all.
+        """Write the metrics of some trials in one file, whole or not at all.
 
         Args:
-          data: of the trials.
-          columns: for each series, which of the recorded steps its values are of.
-          start: after which step they were measured.
+          data: the trials. A series has only the columns in `columns`.
+          columns: for each series the part of its recorded steps that `data` has.
+          start: the step after which the metrics begin.
         """
         arrays = {**self._places_of(data.number), "seconds": data.seconds}
         for name, x in data.metrics.items():
@@ -209,9 +252,14 @@ class FolderWriter:
     # Checkpoints.
 
     def checkpoints(self) -> dict[int, Checkpoint]:
-        """Return for each trial its newest state whose metrics are on disk, too.
+        """Return the newest state of each trial from which it can resume.
 
-        A final state is there before the metrics. Under a scheduler no trial goes on from one.
+        A state that is ahead of its trial's metrics does not count: a kill came between a final
+        state and its metrics, or a file of metrics was moved away.
+
+        A final state counts, so that a complete trial can run more steps. It does not count under
+        a scheduler. The final state of a pruned trial is written before the decision, and a trial
+        that resumed from it would not reach the rung again, at which the decision is missing.
         """
         data = self.stored
         steps = dict(zip(data.number.tolist(), data.steps_completed.tolist(), strict=True))
@@ -225,7 +273,7 @@ class FolderWriter:
         return found
 
     def checkpoint_files(self) -> set[str]:
-        """Return the files of checkpoints."""
+        """Return the names of all files of checkpoints in the folder."""
         return set(self._checkpoint_files)
 
     def write_states(
@@ -238,7 +286,12 @@ class FolderWriter:
         return name
 
     def read_states(self, files: list[tuple[int, str]], spec: StateSpec) -> list[np.ndarray]:
-        """Return the states of trials, each from its file, with a leading axis over the trials."""
+        """Return the states of trials, with a leading axis over the trials.
+
+        Args:
+          files: each trial, with the name of the file that has its state.
+          spec: the structure of the states.
+        """
         rows: dict[str, tuple[dict[int, int], list[np.ndarray]]] = {}
         for name in dict.fromkeys(name for _, name in files):
             file = self.path / name
@@ -318,7 +371,8 @@ class FolderWriter:
 
 
 def state_of(stored: Arrays, spec: StateSpec) -> list[np.ndarray]:
-    """Return the arrays of a file of states; FileError where they are not those of `spec`."""
+    """Return the arrays of a file of states; FileError if their shapes or dtypes differ from
+    those of `spec`."""
     arrays = leaves_of(stored)
     got = [(x.shape[1:], x.dtype) for x in arrays]
     if got != [(x.shape, x.dtype) for x in spec.data]:

@@ -1,4 +1,4 @@
-"""Checkpoints: the states of trials under way, on disk; when they are written and deleted."""
+"""Checkpoints: the states of trials under way, on disk."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -16,13 +16,23 @@ class BatchStates(NamedTuple):
     """The states of some trials of one static group, at one step."""
 
     trials: np.ndarray
+    """int array: the numbers of the trials."""
     step: int
+    """The steps that each trial has run."""
     fetch: Callable[[], HostStates]
-    """Brings the states to the host; called on every process."""
+    """A function that copies the states to the host. It is called on every process."""
 
 
 class CheckpointManager:
     """The checkpoints of a call. A trial resumes from its newest checkpoint.
+
+    These methods write a checkpoint (`write`):
+
+    - `SequentialRunner._run_wave`, of its wave, when a checkpoint is due or the time is up;
+    - `SynchronousRunner._after`, of all trials, also after a rung at which a trial copied another.
+
+    Checkpoints are deleted (`delete_stale`) after each `write`, at the end of trials by
+    `Session.finish`, and at the end of a call by `Session.tidy`.
 
     Args:
       table: the trial table.
@@ -60,7 +70,7 @@ class CheckpointManager:
         self._table.rewind(trials, np.array(steps, int))
 
     def load(self, trials: np.ndarray) -> HostStates:
-        """Return the states of these trials, which are of one static group and at one step."""
+        """Return the states of trials of one static group at one step, from their checkpoints."""
         spec = self._spec_of(trials)
 
         def read() -> HostStates:
@@ -77,14 +87,14 @@ class CheckpointManager:
         return self._state_specs[self._table.group_of(trials[0])]
 
     def is_due(self) -> bool:
-        """Return whether it is time for a checkpoint; all processes agree."""
+        """Return whether it is time for a checkpoint. All processes get the leader's answer."""
         if not self._has_folder:
             return False
         due = self._clock() - self._last >= self._seconds
         return self._cluster.tell("whether a checkpoint is due", bool(due))
 
     def write(self, batches: Sequence[BatchStates]) -> None:
-        """Write metrics, then states, of trials under way; then delete older checkpoints.
+        """Write the metrics and then the states of trials under way, and delete older checkpoints.
 
         The host holds the states of one batch at a time.
         """
@@ -100,15 +110,14 @@ class CheckpointManager:
         self._last = self._clock()
 
     def _write(self, batch: BatchStates, states: HostStates) -> None:
-        """Write one file, on the leader."""
+        """Write the states of one batch in one file, on the leader."""
         assert self._folder is not None
         form = self._spec_of(batch.trials).form
         name = self._folder.write_states(batch.trials, batch.step, states, form)
         self._newest |= dict.fromkeys(batch.trials.tolist(), Checkpoint(batch.step, name))
 
     def delete_stale(self) -> None:
-        """Delete, on the leader, checkpoints from which no trial goes on, with those that a kill
-        left behind."""
+        """Delete, on the leader, the files of checkpoints from which no trial would resume."""
         if self._folder is None or not self._state_specs:
             return
         written = self._table.written

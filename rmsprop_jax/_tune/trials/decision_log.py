@@ -1,4 +1,7 @@
-"""A scheduler's decisions: asked once, checked, written, told to every process, replayed."""
+"""A scheduler's decisions: asked for once, checked, written, sent to every process, replayed.
+
+The order at a rung is in `SynchronousRunner._decide`.
+"""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -15,15 +18,17 @@ from rmsprop_jax._tune.warn import warn_caller
 
 
 class AppliedDecision(NamedTuple):
-    """What follows from a decision."""
+    """The effects of a decision."""
 
     step: int
+    """The rung."""
     pruned: dict[int, int]
-    """For each point that ends at the step, why: `PRUNED` or `PRUNED_AS_FAILED`."""
+    """For each point that ends at the rung the reason: `PRUNED` or `PRUNED_AS_FAILED`."""
     copies: dict[int, tuple[int, dict[str, float]]]
-    """For each point that copies, which point, and all numbers with which it goes on."""
+    """For each point that copies, its donor, and all traced hyperparameters of the copy."""
     objective: list[list[float | str]]
-    """What the scheduler saw of each point and seed, for people to read; "nan" for none."""
+    """The objective of each point and seed that the scheduler saw, for people who read the file.
+    A number that is not finite is a text, such as "nan"."""
 
     def encode(self) -> dict[str, Any]:
         """Return the decision as JSON."""
@@ -36,25 +41,26 @@ class AppliedDecision(NamedTuple):
 
     @classmethod
     def decode(cls, stored: dict[str, Any]) -> "AppliedDecision":
+        """Return the decision that `encode` turned into this JSON."""
         pruned = {int(point): reason for point, reason in stored["prune"].items()}
         copies = {int(point): (copy[0], copy[1]) for point, copy in stored["copy"].items()}
         return cls(stored["step"], pruned, copies, stored["objective"])
 
 
 class DecisionLog:
-    """The decisions of a sweep's scheduler, earlier ones and new ones.
+    """The decisions of a sweep's scheduler: those of a folder, and those of this call.
 
     Args:
-      scheduler: decides.
+      scheduler: the scheduler.
       spec: the experiment.
       objective: the name of the objective.
       init_only: for each static group the hyperparameters that only `init` reads.
-      stored: the decisions that a folder has, as JSON, on the leader.
-      write: writes a decision, as JSON; None without a folder.
-      cluster: whose leader asks the scheduler.
+      stored: the decisions in the folder, as JSON, on the leader.
+      write: a function that writes a decision, as JSON; None without a folder.
+      cluster: the processes, of which the leader asks the scheduler.
 
     Attributes:
-      decisions: all so far, in order.
+      decisions: all decisions so far, in order.
     """
 
     def __init__(
@@ -74,7 +80,7 @@ class DecisionLog:
         self.decisions = list(map(AppliedDecision.decode, told))
 
     def find(self, step: int) -> AppliedDecision | None:
-        """Return an earlier decision."""
+        """Return the decision at a rung; None if the scheduler has not decided there yet."""
         return next((one for one in self.decisions if one.step == step), None)
 
     def ask(self, step: int, view: Callable[[], SchedulerView]) -> AppliedDecision:
@@ -82,7 +88,10 @@ class DecisionLog:
 
         Args:
           step: the rung.
-          view: returns what the scheduler sees; called on the leader.
+          view: a function that returns the scheduler's view. It is called on the leader.
+
+        Raises:
+          ValueError: for an answer that cannot be followed.
         """
 
         def ask() -> dict[str, Any]:
@@ -91,9 +100,9 @@ class DecisionLog:
                 self._has_warned = True
                 warn_caller(
                     f"the objective {self._objective!r} is not finite for any point after step "
-                    f"{step}, so that SuccessiveHalving prunes none there and "
-                    "PopulationBasedTraining copies none. If it becomes finite later, put the "
-                    "first rung where it is."
+                    f"{step}. At this rung, SuccessiveHalving prunes no point, and "
+                    "PopulationBasedTraining copies none. If the objective becomes finite later, "
+                    "pass a later first rung."
                 )
             answer = self._scheduler.decide(step, seen)
             return _Answer(self._scheduler, self._spec, self._init_only, step, seen).check(answer)
@@ -103,14 +112,14 @@ class DecisionLog:
         )
 
     def write(self, decision: AppliedDecision) -> None:
-        """Write a new decision, before any trial follows it."""
+        """Write a new decision. No trial follows it before."""
         write = self._write
         self._cluster.on_leader(lambda: write and write(decision.encode()))
         self.decisions.append(decision)
 
 
 class _Answer:
-    """The check of a scheduler's answer; ValueError for one that cannot be followed."""
+    """The check of a scheduler's answer at a rung."""
 
     def __init__(
         self,
@@ -124,8 +133,13 @@ class _Answer:
         self._step, self._view = step, view
 
     def _refuse(self, what: str) -> NoReturn:
+        """Raise ValueError for an answer.
+
+        Args:
+          what: the requirement after "must return", the answer, and the fix.
+        """
         raise ValueError(
-            f"the scheduler {self._scheduler!r} answered, at step {self._step}, {what}"
+            f"the scheduler {self._scheduler!r} must return, at step {self._step}, {what}"
         )
 
     def _is_active(self, point: Any) -> bool:
@@ -133,14 +147,17 @@ class _Answer:
         return is_int(point) and point in known and bool(self._view.active[point])
 
     def check(self, answer: Any) -> dict[str, Any]:
-        """Return what follows from the answer, as JSON."""
+        """Return the effects of the answer, as JSON; ValueError if it cannot be followed."""
         answer, view = Decision() if answer is None else answer, self._view
         if not isinstance(answer, Decision):
-            self._refuse(f"{answer!r}, which must be a Decision(prune=..., copy=...) or None.")
+            self._refuse(
+                f"a Decision or None, got {answer!r}. Return Decision(prune=[...], copy={{...}})."
+            )
         pruned = self._pruned(answer)
         if not isinstance(answer.copy, Mapping):
             self._refuse(
-                f"copy={answer.copy!r}, which must be a dict from points to (donor, numbers)."
+                f"a copy that is a dict, got copy={answer.copy!r}. Return "
+                "Decision(copy={point: (donor, numbers)})."
             )
         copies = {
             int(point): self._copy(point, copy, pruned, answer)
@@ -155,27 +172,48 @@ class _Answer:
     def _pruned(self, answer: Decision) -> set[int]:
         prune = answer.prune
         if not isinstance(prune, Sequence | np.ndarray) or isinstance(prune, str):
-            self._refuse(f"prune={prune!r}, which must be a list of points.")
+            self._refuse(
+                f"a prune that is a list of points, got prune={prune!r}. Return "
+                "Decision(prune=[0, 1])."
+            )
         if others := [x for x in prune if not self._is_active(x)]:
-            self._refuse(f"prune with {others}, which must be numbers of points that still run.")
+            self._refuse(
+                f"a prune of points that still run, got {others}. Choose among "
+                "np.flatnonzero(view.active)."
+            )
         if len(set(prune)) == self._view.active.sum():
-            self._refuse("that all points are pruned. At least one must go on.")
+            self._refuse(
+                f"a prune that leaves at least one point, got prune={prune!r}. Leave the best one "
+                "out, view.ranked()[0]."
+            )
         return {int(x) for x in prune}
 
     def _copy(
         self, point: Any, copy: Any, pruned: set[int], answer: Decision
     ) -> tuple[int, dict[str, float]]:
-        """Return the donor of a point, and all numbers with which the point goes on."""
+        """Return the donor of a point, and all traced hyperparameters of the copy."""
         if not isinstance(copy, tuple | list) or len(copy) != 2:
-            self._refuse(f"copy with {point!r}: {copy!r}, which must be (donor, numbers).")
+            self._refuse(
+                f"(donor, numbers) for each point in copy, got {copy!r} for {point!r}. Return "
+                "Decision(copy={point: (donor, {})})."
+            )
         donor, new = copy
         go_on = self._is_active(point) and self._is_active(donor)
         if not go_on or {point, donor} & pruned:
-            self._refuse(f"that {point!r} copies {donor!r}, which must be two points that go on.")
+            self._refuse(
+                f"copies between points that continue, got {point!r} as a copy of {donor!r}. "
+                "Choose both among np.flatnonzero(view.active), and neither in prune."
+            )
         if donor in answer.copy:
-            self._refuse(f"that {donor} gives and takes: a donor must not copy another.")
+            self._refuse(
+                f"donors that do not copy a point, got {donor}, which gives and takes. Leave it "
+                "out of copy."
+            )
         if self._view.group[point] != self._view.group[donor]:
-            self._refuse(f"that {point} copies {donor}, a point of another static group.")
+            self._refuse(
+                f"donors of the same static group, got {donor} for {point}, a point of another "
+                "static group. Choose a donor with view.group[donor] == view.group[point]."
+            )
         return int(donor), self._numbers(int(point), int(donor), new)
 
     def _numbers(self, point: int, donor: int, new: Any) -> dict[str, float]:
@@ -183,16 +221,17 @@ class _Answer:
         traced = list(points.traced(point))
         if not isinstance(new, Mapping) or set(new) - set(traced):
             self._refuse(
-                f"the numbers {new!r} for {point}, which must be a dict of some of {traced}."
+                f"numbers as a dict of some of {traced}, got {new!r} for {point}. Leave other "
+                "names out."
             )
         if bad := {n: x for n, x in new.items() if not is_real(x) or not math.isfinite(x)}:
-            self._refuse(f"{bad} for {point}, which must be finite numbers.")
+            self._refuse(f"finite numbers, got {bad} for {point}. Leave these names out of copy.")
         is_int_axis = lambda name: points.dtype(name).kind == "i"
         if bad := {n: x for n, x in new.items() if is_int_axis(n) and not float(x).is_integer()}:
             name, x = next(iter(bad.items()))
             self._refuse(
-                f"{bad} for {point}, but the axis {name!r} has ints, so that the numbers must be "
-                f"whole. Write its values as floats, such as {name}=[{float(x)}]."
+                f"whole numbers for the axis {name!r}, which has ints, got {bad} for {point}. "
+                f"Write the values of this axis as floats, such as {name}=[{float(x)}]."
             )
         of_donor = self._init_only[view.group[point]]
         present = lambda name: view.points[donor if name in of_donor else point][name]

@@ -1,4 +1,10 @@
-"""The final states of the best trials, in memory or on disk: which are kept, and which dropped."""
+"""The final states of the best trials, in memory or on disk: keep and drop them.
+
+The best points of this module are those that may be best when the sweep ends: the best complete
+points, and every point with a trial under way. `SweepResult.ranked` ranks the points as they are,
+and a point with an unfinished trial comes after all complete ones. The progress bar shows the best
+objective of a single trial (`ProgressBar.summary`).
+"""
 
 import numpy as np
 
@@ -17,13 +23,14 @@ class FinalStates:
     Args:
       table: the trial table.
       state_specs: the structure of the state of each static group; empty for functions.
-      keep: the number of best points whose states are kept, for all seeds; or "all".
+      keep: the number of best points whose states to keep, for all seeds; or "all".
       folder: the folder of the sweep, on the leader; None elsewhere, and without a folder.
       has_folder: whether the leader has a folder.
       cluster: the processes, of which the leader writes.
 
     Attributes:
-      in_memory: for each trial the leaves of its state, where there is no folder.
+      keep_states: the argument `keep`.
+      in_memory: for each trial the leaves of its state; empty with a folder.
     """
 
     def __init__(
@@ -45,13 +52,18 @@ class FinalStates:
         return self.keep_states == "all"
 
     def may_be_best(self, trials: np.ndarray) -> np.ndarray:
-        """Return which of these trials may be among the best in the end, a bool array."""
+        """Return, for each of these trials, whether its point may be among the best when the sweep
+        ends, a bool array."""
         if self.keeps_all or self.keep_states == 0:
             return np.full(len(trials), self.keeps_all)
         return np.isin(trials // self._seeds, list(self._best_points()))
 
     def _best_points(self) -> set[int]:
-        """Return the points that may be among the best: those that are, and those under way."""
+        """Return the points that may be among the best when the sweep ends.
+
+        These are the best `keep_states` points whose trials have all ended, at least one of them
+        complete with a finite objective, and all points with a trial under way.
+        """
         if self.keep_states == 0:
             return set()
         objectives = self._table.complete_objectives()
@@ -78,7 +90,7 @@ class FinalStates:
         self._cluster.on_leader(write)
 
     def drop(self) -> None:
-        """Drop states that can no longer be among the best."""
+        """Drop the states of points that can no longer be among the best."""
         if self.keeps_all:
             return
         best = self._best_points()
@@ -88,11 +100,12 @@ class FinalStates:
             self._folder.drop_final_states(lambda trial: trial // self._seeds not in best)
 
     def warn_of_dropped(self) -> None:
-        """Warn where an earlier call dropped states of trials that may now be among the best: this
-        one asks for more seeds or states, or another objective or mode.
+        """Warn if an earlier call dropped states of trials that may now be among the best.
 
-        After a kill between two files of a sweep's end this may warn of a trial whose better one is
-        not on disk yet.
+        This happens if a call asks for more seeds or states, or for another objective or mode.
+
+        It can also happen after a kill at the end of a trial, between the deletion of a worse
+        trial's final state and the metrics of the better trial. The better trial then runs again.
         """
         table, folder = self._table, self._folder
         if folder is None:
@@ -103,9 +116,9 @@ class FinalStates:
         if dropped := [trial for trial in wanted if trial not in kept]:
             point, seed = divmod(dropped[0], self._seeds)
             warn_caller(
-                f"keep_states={self.keep_states!r} may want the states of {len(dropped)} finished "
+                f"keep_states={self.keep_states!r} may need the states of {len(dropped)} finished "
                 "trials that an earlier call did not keep, such as that of "
-                f"{table.spec.points[point]} with seed {table.spec.seeds[seed]}: result.state will "
-                "raise for it. Train it again with result.retrain, or pass keep_states=0. To add "
-                'seeds later, pass keep_states="all" from the start.'
+                f"{table.spec.points[point]} with seed {table.spec.seeds[seed]}. result.state "
+                "raises for such a trial. Train it again with result.retrain, or pass "
+                'keep_states=0. To add seeds later, pass keep_states="all" from the first call on.'
             )

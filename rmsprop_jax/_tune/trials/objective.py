@@ -1,4 +1,4 @@
-"""What a sweep looks for: a metric, or a function of the metrics; which is better."""
+"""The objective of a sweep: a metric or a function of the metrics, and its direction."""
 
 import dataclasses
 import warnings
@@ -15,12 +15,15 @@ Objective: TypeAlias = str | Callable[[dict[str, np.ndarray]], Any]
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveSpec:
-    """The objective and its direction. Nothing of it is stored but a name: it is computed from the
-    metrics, whenever they are read."""
+    """The objective and its direction.
+
+    A folder stores only its name. The values are computed from the metrics when these are read.
+    """
 
     objective: Objective | tuple[Objective, ...]
-    """Several, of which none is best: the first counts, where all are finite."""
+    """The objective. Of a tuple, the first counts for a trial whose objectives are all finite."""
     mode: str
+    """"min" or "max": which objective is better."""
 
     @property
     def name(self) -> str:
@@ -34,8 +37,8 @@ class ObjectiveSpec:
 
     @property
     def noted(self) -> dict[str, Any]:
-        """What a folder notes: the objective, a metric by its name, a function by its qualified
-        name, and the mode."""
+        """The entries "objective" and "mode" of a manifest. A metric is stored by its name, and a
+        function by its qualified name."""
         if isinstance(self.objective, tuple):
             objective = {"several": self.name}
         elif isinstance(self.objective, str):
@@ -52,8 +55,8 @@ class ObjectiveSpec:
 
         Args:
           spec: the experiment.
-          data: of the trials.
-          groups: for each point its static group; by default those of `spec`.
+          data: the trials.
+          groups: int array: the static group of each point; by default that in `spec`.
         """
         if isinstance(self.objective, tuple):
             parts = [ObjectiveSpec(one, self.mode) for one in self.objective]
@@ -73,12 +76,12 @@ class ObjectiveSpec:
 def recorded_counts(
     spec: ExperimentSpec, data: TrialData, groups: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
-    """Return for each series how many values each trial has; what follows them is filled up.
+    """Return for each series the number of values that each trial has. The rest is padding.
 
     Args:
       spec: the experiment.
-      data: of the trials.
-      groups: for each point its static group; by default those of `spec`.
+      data: the trials.
+      groups: int array: the static group of each point; by default that in `spec`.
     """
     groups, counts = spec.group_of() if groups is None else groups, {}
     group = groups[data.number // len(spec.seeds)]
@@ -90,7 +93,7 @@ def recorded_counts(
 
 
 def read_only(x: np.ndarray) -> np.ndarray:
-    """Return a view that an objective cannot write into: the result holds the array itself."""
+    """Return a read-only view, because an objective gets arrays that the result holds."""
     view = x.view()
     view.flags.writeable = False
     return view
@@ -100,28 +103,32 @@ def as_float(value: Any, name: str) -> float:
     """Return the value of an objective as a float; ValueError if it is not a number."""
     array = np.asarray(value)
     if array.size != 1 or array.dtype.kind in "OUSc":
-        said = f"an array of shape {array.shape}" if array.ndim else repr(value)
-        raise ValueError(f"the objective {name!r} returned {said}, wanted one number.")
+        returned = f"an array of shape {array.shape}" if array.ndim else repr(value)
+        raise ValueError(
+            f"the objective {name!r} must return one number, got {returned}. Return a float, such "
+            "as metrics['loss'][-1]."
+        )
     return float(array.reshape(()))
 
 
 def checked_objective(objective: Any, mode: Any, spec: ExperimentSpec) -> ObjectiveSpec:
-    """Return the objective, tried on zeros; ValueError if these metrics do not give it."""
+    """Return the objective, tested on metrics of zeros; ValueError if these do not give it."""
     if mode not in ("min", "max"):
-        raise ValueError(f'mode must be "min" or "max", got {mode!r}.')
+        raise ValueError(f'mode must be "min" or "max", got {mode!r}. Pass mode="min".')
     checked, names = ObjectiveSpec(objective, mode), list(spec.metrics[0])
     shapes = {name: spec.shape(name) for name in names}
     has = ", ".join(f"{name} {list(shape) or 'scalar'}" for name, shape in shapes.items())
     if isinstance(objective, str):
         if objective not in names:
             raise ValueError(
-                f"the objective is {objective!r}, but train returned {sorted(names)}: pass "
-                "objective=... one of these, or a function of the metrics."
+                f"objective must be a metric's name or a function, got {objective!r}, but train "
+                f"returned {sorted(names)}. Pass objective={sorted(names)[0]!r}, for example."
             )
         return checked
     if not callable(objective):
         raise ValueError(
-            f"objective must be a metric's name or a function, got {type(objective).__name__}."
+            f"objective must be a metric's name or a function, got {type(objective).__name__}. "
+            f"Pass objective={sorted(names)[0]!r}, for example."
         )
     zeros = {name: read_only(np.zeros(x, spec.dtype(name))) for name, x in shapes.items()}
     try:
@@ -130,14 +137,14 @@ def checked_objective(objective: Any, mode: Any, spec: ExperimentSpec) -> Object
             value = objective(zeros)
     except (KeyError, TypeError, AttributeError, IndexError, NameError) as error:
         raise ValueError(
-            f"the objective {checked.name!r} raised {error!r} when tried on zeros; the metrics are "
-            f"NumPy arrays: {has}."
+            f"the objective {checked.name!r} must be a function of one trial's metrics, but "
+            f"raised {error!r} on metrics of zeros. Use these metrics, NumPy arrays: {has}."
         ) from error
-    except Exception as error:  # a division by zero, say: zeros are not what it is meant for
+    except Exception as error:  # such as a division by zero: real metrics may not be zero
         if "read-only" in str(error):
             raise ValueError(
                 f"the objective {checked.name!r} must not write into the metrics, which are the "
-                f"result's own arrays; it raised {error!r}. Copy them first: x = x.copy()."
+                f"result's own arrays, but raised {error!r}. Copy them first: x = x.copy()."
             ) from error
         return checked
     as_float(value, checked.name)

@@ -1,4 +1,4 @@
-"""What people see of a sweep while it runs: the progress bar, and the callback's report."""
+"""The progress of a sweep while it runs: the progress bar, and the report of a callback."""
 
 from typing import Any, NamedTuple
 
@@ -9,10 +9,10 @@ from rmsprop_jax._tune.trials.table import TrialTable
 
 
 class TrialReport(NamedTuple):
-    """One trial as it stands after a segment."""
+    """A trial's progress after a segment."""
 
     number: int
-    """The trial's place among points × seeds."""
+    """The number of the trial, its place among points × seeds."""
     point: dict[str, Any]
     """The trial's hyperparameters, as they are now."""
     seed: int
@@ -24,7 +24,7 @@ class TrialReport(NamedTuple):
 
 
 class Report(tuple[TrialReport, ...]):
-    """What a callback gets after each wave: the trials in it."""
+    """The argument of a callback after each wave: a report of each trial in it."""
 
     __slots__ = ()
 
@@ -54,8 +54,8 @@ class ProgressBar:
     """A bar of the steps that all trials have run, or of the trials of a function.
 
     Args:
-      table: of the trials.
-      is_shown: whether the bar is drawn.
+      table: the trial table.
+      is_shown: whether to draw the bar.
     """
 
     def __init__(self, table: TrialTable, is_shown: bool):
@@ -69,7 +69,7 @@ class ProgressBar:
         self._bar.set_postfix_str(self.summary(), refresh=False)
 
     def show(self) -> None:
-        """Move the bar to where the trials are."""
+        """Move the bar to the progress of the trials."""
         self._bar.total = self._table.steps_to_run
         self._bar.set_postfix_str(self.summary(), refresh=False)
         self._bar.update(int(self._table.data.steps_completed.sum()) - self._bar.n)
@@ -78,7 +78,11 @@ class ProgressBar:
         self._bar.close()
 
     def summary(self) -> str:
-        """Return how many trials are complete, pruned, and failed, and the best objective."""
+        """Return the numbers of complete, pruned, and failed trials, and the best objective.
+
+        The best is a single trial's objective at its present step, also of a trial that is under
+        way or pruned. `SweepResult.ranked` ranks points by their mean over complete seeds.
+        """
         table, objectives = self._table, self._table.objectives()
         is_finite = np.isfinite(objectives)
         failed = int((table.judged & ~is_finite).sum())

@@ -1,4 +1,4 @@
-"""The trial table: how far each trial came, what it measured, and what of that is on disk."""
+"""The trial table: the progress and the metrics of each trial, and how much is on disk."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -24,16 +24,18 @@ class TrialTable:
     Args:
       spec: the experiment.
       objective: the objective that ranks trials.
-      stored: the trials of a folder, which the table takes over; no rows without a folder.
+      stored: the trials of a folder, whose arrays the table uses; no rows without a folder.
       write: the function that writes trials to the folder; None without a folder.
-      start: the time at which the call began, by the machine's clock. The call traced until now.
+      start: the time at which the call began, by the machine's clock. The time until now counts
+        as compiling, because the call traced.
       cluster: the processes, of which the leader evaluates an objective that is a function.
-      capacity: the number of trials whose points come later (`extend`).
+      capacity: the number of trials of a search, whose points come later (`extend`); 0 for a
+        sweep.
 
     Attributes:
-      data: of all trials, in the order of the points, then the seeds.
-      points: the hyperparameters of each point, as they began.
-      numbers: for each traced hyperparameter the value of every trial, as it is now.
+      data: the rows of all trials, in the order of the points, then the seeds.
+      points: the hyperparameters of each point at step 0.
+      numbers: for each traced hyperparameter the current value of every trial.
     """
 
     def __init__(
@@ -62,7 +64,8 @@ class TrialTable:
         self._judged = np.zeros(count, np.int64)
         self._objective = np.full(count, np.nan)
         self._committed = self.data.steps_completed.copy()
-        # Where each trial ends. A file of a pruned one may have been moved away.
+        # The last step of each trial. `prune` sets it again from the decision, because a file of
+        # the trial's metrics may have been moved away.
         pruned = self.data.pruned > 0
         self._end = np.where(pruned, self.data.steps_completed, spec.schedule.end)
         self._clock = cluster.machine.clock
@@ -91,21 +94,21 @@ class TrialTable:
         """Return the number of trials whose points are known."""
         return len(self.points) * len(self.spec.seeds)
 
-    # Where trials stand.
+    # The progress of trials.
 
     @property
     def complete(self) -> np.ndarray:
-        """bool array: which trials ran to the end."""
+        """bool array: whether each trial has run all steps."""
         return self.data.steps_completed >= self.spec.schedule.end
 
     @property
     def ended(self) -> np.ndarray:
-        """bool array: which trials are complete or pruned."""
+        """bool array: whether each trial is complete or pruned."""
         return self.data.steps_completed >= self._end
 
     @property
     def written(self) -> np.ndarray:
-        """bool array: which trials have ended, and are on disk."""
+        """bool array: whether each trial has ended and all its metrics are on disk."""
         return self._committed >= self._end
 
     @property
@@ -128,27 +131,36 @@ class TrialTable:
         return int(self._group[trial // len(self.spec.seeds)])
 
     def point(self, trial: int) -> dict[str, Any]:
-        """Return a trial's hyperparameters, as they are now."""
+        """Return a trial's current hyperparameters."""
         point = self.points[trial // len(self.spec.seeds)]
         traced = self.spec.groups[self.group_of(trial)].dtypes
         return dict(point) | {name: self.numbers[name][trial].item() for name in traced}
 
     def inputs(self, trials: np.ndarray, group: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Return what a kernel reads of these trials of a group: the traced hyperparameters, and
-        the data of the keys."""
+        """Return a kernel's inputs for trials of one static group.
+
+        Returns:
+          The traced hyperparameters, in the dtypes of the group, and the data of the keys. Trials
+          with the same seed have the same key.
+        """
         dtypes = self.spec.groups[group].dtypes
         numbers = {name: self.numbers[name][trials].astype(d) for name, d in dtypes.items()}
         return numbers, self._key_data[trials % len(self.spec.seeds)]
 
     def rewind(self, trials: np.ndarray, steps: np.ndarray) -> None:
-        """Set trials back to their checkpoints, where these are older than the metrics."""
+        """Set trials back to the steps of their checkpoints.
+
+        Args:
+          trials: the numbers of the trials.
+          steps: the step of each trial's checkpoint; 0 for a trial without one.
+        """
         self.data.steps_completed[trials] = steps
         self._committed[trials] = np.minimum(self._committed[trials], steps)
 
-    # What trials measure.
+    # The metrics.
 
     def enter(self, result: SegmentResult, compile_seconds: float) -> None:
-        """Enter what a segment measured, and take the metrics out of the result."""
+        """Enter the metrics of a segment, and remove them from the result to free memory."""
         self._count_seconds(compile_seconds)
         trials, group = result.batch.trials, result.batch.group
         spans = spans_of(result.start, result.stop)
@@ -175,7 +187,7 @@ class TrialTable:
         self.data.steps_asked[trials] = self.spec.schedule.end
 
     def _columns(self, group: int, name: str, start: int, stop: int) -> slice:
-        """Return which recorded values of a series come in the steps (start, stop]."""
+        """Return the columns of a series that belong to the steps (start, stop]."""
         counts = (self.spec.count_recorded(group, name, step) for step in (start, stop))
         return slice(*counts)
 
@@ -188,7 +200,7 @@ class TrialTable:
         self._pending += seconds
 
     def commit(self, trials: np.ndarray) -> None:
-        """Write what is known of these trials and is not on disk yet."""
+        """Write the metrics of these trials that are not on disk yet."""
         if self._write is None:
             return
         now = self.data.steps_completed[trials]
@@ -211,7 +223,10 @@ class TrialTable:
     # The objective.
 
     def judge(self, trials: np.ndarray) -> None:
-        """Evaluate the objective of these trials at their present steps, once for all processes."""
+        """Evaluate the objective of these trials at their present steps.
+
+        The leader evaluates a function once, for all processes.
+        """
         if self._cluster.count == 1 or isinstance(self.objective.objective, str):
             self._evaluate(trials)
             return
@@ -221,13 +236,13 @@ class TrialTable:
         self._judged[trials] = self.data.steps_completed[trials]
 
     def judge_what_is_left(self) -> None:
-        """Evaluate the objective where it is older than the metrics, in this process alone."""
+        """Evaluate objectives that are older than the metrics, in this process alone."""
         steps = self.data.steps_completed
         self._evaluate(np.flatnonzero((steps > 0) & (self._judged != steps)))
 
     def _evaluate(self, trials: np.ndarray) -> None:
         data = self.data
-        if isinstance(self.objective.objective, str):  # the newest value counts: copy no series
+        if isinstance(self.objective.objective, str):  # only the newest value counts
             data = data._replace(metrics=data.metrics | data.newest)
         for part in data.parts(trials):
             values = self.objective.values(self.spec, data.take(part), self._group)
@@ -235,7 +250,7 @@ class TrialTable:
             self._judged[part] = data.steps_completed[part]
 
     def set_failed(self, trials: np.ndarray) -> None:
-        """Set the objective of these trials to NaN: it could not be computed."""
+        """Set the objective of these trials to NaN, because it could not be computed."""
         self._objective[trials], self._judged[trials] = np.nan, self.data.steps_completed[trials]
 
     def objectives(self, trials: np.ndarray | slice = slice(None)) -> np.ndarray:
@@ -244,22 +259,27 @@ class TrialTable:
 
     @property
     def judged(self) -> np.ndarray:
-        """bool array: which trials have an objective, be it NaN."""
+        """bool array: whether each trial's objective was evaluated. It may be NaN."""
         return self._judged > 0
 
     def view(self, step: int, arrived: set[int]) -> SchedulerView:
-        """Return all points as they stand after a step, for a scheduler.
+        """Return a scheduler's view of all points at a rung.
+
+        Args:
+          step: the rung.
+          arrived: the trials that reached the rung in this call.
 
         Raises:
-          ValueError: where trials of active points did not arrive there in this call.
+          ValueError: if a trial of an active point did not reach the rung in this call. Then an
+            earlier call decided at this rung, and its file is missing.
         """
         shape = len(self.spec.points), len(self.spec.seeds)
         active = (self.data.pruned == 0).reshape(shape).all(1)
         if not arrived.issuperset(self.spec.trials_of(np.flatnonzero(active)).tolist()):
             raise ValueError(
-                f"what the scheduler decided after step {step} is missing from the folder, and "
-                "cannot be decided again, since trials went on from it: put a copy of it back, or "
-                "give another path."
+                f"the folder must hold the scheduler's decision after step {step}, which trials "
+                "have already followed, but it is missing. Put a copy of "
+                f"decision-{step:012d}.json back, or pass another path."
             )
         objective = np.where(active[:, None], self._objective.reshape(shape), np.nan)
         objective = np.where(np.isfinite(objective), objective, np.nan)
@@ -267,16 +287,17 @@ class TrialTable:
         return SchedulerView(points, objective, active, self._group.copy(), self.objective.mode)
 
     def complete_objectives(self) -> np.ndarray:
-        """Return the objectives, float64 of shape (points, seeds): NaN where a trial is not
-        complete, or failed."""
+        """Return the objectives, float64 of shape (points, seeds); NaN for a trial that is not
+        complete, or that failed."""
         complete = self.complete & np.isfinite(self._objective)
         return np.where(complete, self._objective, np.nan).reshape(-1, len(self.spec.seeds))
 
     def feasible_points(self) -> np.ndarray:
-        """Return which points keep the constraints of a study's sampler, a bool array."""
+        """Return for each point whether it meets the constraints of a study's sampler, a bool
+        array."""
         return np.all(self.data.feasible.reshape(-1, len(self.spec.seeds)), axis=1)
 
-    # What a scheduler or a pruner decided.
+    # Decisions of a scheduler or a pruner.
 
     def prune(self, decision: AppliedDecision) -> np.ndarray:
         """End the points that a decision prunes, and return their trials."""
@@ -286,7 +307,11 @@ class TrialTable:
         return self.spec.trials_of(list(decision.pruned))
 
     def copy(self, decision: AppliedDecision, trials: Iterable[int]) -> dict[int, int]:
-        """Set the new hyperparameters of those of these trials that copy another.
+        """Set the new hyperparameters of trials that copy another.
+
+        Args:
+          decision: the decision.
+          trials: the trials to look at. Those that do not copy another do not change.
 
         Returns:
           For each trial that copies, the trial whose state it takes over.
@@ -302,14 +327,26 @@ class TrialTable:
         return donors
 
     def apply_copies(self, decisions: Sequence[AppliedDecision]) -> None:
-        """Set the hyperparameters of trials whose states are of after these decisions."""
+        """Set the copied hyperparameters of trials that resume at or after the copy's rung.
+
+        A checkpoint at a rung was written after the decision (`SynchronousRunner._after`), so that
+        it has the copied state.
+
+        Args:
+          decisions: the decisions in the folder, in order.
+        """
         for decision in decisions:
             past = np.flatnonzero(self.data.steps_completed >= decision.step)
             self.copy(decision, past.tolist())
 
 
 def spans_of(start: np.ndarray, stop: np.ndarray) -> list[tuple[int, int, np.ndarray]]:
-    """Return each span of steps that some trials ran, and which of them ran it."""
+    """Return each span of steps that some trials ran, with the rows of these trials.
+
+    Args:
+      start: int array: the step after which each trial's span begins.
+      stop: int array: the last step of each trial's span.
+    """
     found: dict[tuple[int, int], list[int]] = {}
     for i, span in enumerate(zip(start.tolist(), stop.tolist(), strict=True)):
         found.setdefault(span, []).append(i)

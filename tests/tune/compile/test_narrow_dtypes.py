@@ -159,7 +159,7 @@ def test_a_float_without_nan_is_not_filled_with_it():
     """It is filled with 0, as whole numbers are, and may not differ in length."""
     lengths = rj.grid(n=rj.static([2, 3]))
     train = lambda hp, key: {"loss": 1.0, "series": jnp.ones(hp["n"], jnp.float4_e2m1fn)}
-    with pytest.raises(ValueError, match="'series' differs between static groups"):
+    with pytest.raises(ValueError, match="'series' must be the same in all static groups"):
         rj.sweep(train, lengths, progress=False)
     few, options = training("float4_e2m1fn")
     result = sweep(few, scheduler=rj.SuccessiveHalving(2, 2), **options)

@@ -189,11 +189,11 @@ WRONG = {
     "shape": (lambda t: {"x": DATA[: 16 if t < 12 else 8], "t": np.int64(t)}, r"batches\(12\)"),
     "dtype": (
         lambda t: {"x": DATA[:16] if t < 12 else DATA[:16].astype(np.float64), "t": np.int64(t)},
-        r"batches\(12\) has another structure, shape or dtype than batches\(1\).*must be alike",
+        r"batches\(12\) must have the structure, .* dtypes of batches\(1\).*alike",
     ),
     "structure": (
         lambda t: batch(t) if t < 12 else {"x": DATA[:16]},
-        r"batches\(12\) has another structure",
+        r"batches\(12\) must have the structure",
     ),
     "nothing": (lambda t: batch(t) if t < 12 else None, r"batches\(12\) must be a pytree"),
 }

@@ -310,9 +310,9 @@ def test_seconds_add_up_over_the_calls(tmp_path):
 OTHERS = {
     "record_every": ({"record_every": 2}, "another record_every"),
     "args": ({"args": (jnp.float32(2.0),)}, "other args"),
-    "points": ({"points": X[:2]}, r"not among these .* \{'x': 3.0\} for one"),
+    "points": ({"points": X[:2]}, r"leaves out.*such as \{'x': 3\.0\}"),
     "seeds": ({"seeds": [1]}, "other seeds"),
-    "dtype": ({"points": rj.grid(x=[1, 2, 3])}, "'x' of another dtype: float32 there, int32 here"),
+    "dtype": ({"points": rj.grid(x=[1, 2, 3])}, "'x' of another dtype: float32 in .* int32 in"),
     "static": ({"points": rj.grid(x=rj.static([1.0, 2.0, 3.0]))}, "other static names"),
     "metrics": ({"f": lambda hp, key: {"loss": hp["x"]}}, "other metrics"),
     "train": ({"f": lambda hp, key: train(hp, key, 3.0)}, "another train"),
@@ -382,7 +382,7 @@ else:
 def test_another_version_of_jax_is_said_first(tmp_path, monkeypatch):
     run(tmp_path)
     monkeypatch.setattr(jax, "__version__", "99.1")
-    with pytest.raises(ValueError, match=r"another version of jax: \S+ there, 99\.1 here.*load"):
+    with pytest.raises(ValueError, match=r"another version of jax: \S+ in .* 99\.1 in .*load"):
         run(tmp_path, f=lambda hp, key: train(hp, key, 3.0))
     same(rj.SweepResult.load(tmp_path), run(None))
 
@@ -435,7 +435,7 @@ def test_a_damaged_round_is_refused_until_it_is_moved_away(damage, tmp_path):
         np.savez(file.with_suffix(""), **arrays | {"metric loss": arrays["metric loss"][:, :2]})
     before = contents(tmp_path)
     for read in (lambda: run(tmp_path), lambda: rj.SweepResult.load(tmp_path)):
-        with pytest.raises(ValueError, match=rf"{file.name} is damaged"):
+        with pytest.raises(ValueError, match=rf"{file.name} must .*damaged"):
             read()
     assert contents(tmp_path) == before
     file.rename(tmp_path.parent / f"{tmp_path.name}-away")
@@ -457,7 +457,7 @@ def test_a_damaged_round_is_found_before_anything_is_written(tmp_path):
     run(tmp_path, X[:1])
     next(tmp_path.glob("round-*")).write_bytes(b"")
     before = contents(tmp_path)
-    with pytest.raises(ValueError, match="is damaged"):
+    with pytest.raises(ValueError, match=r"must be as .*damaged"):
         run(tmp_path)  # with more points
     assert contents(tmp_path) == before
 
@@ -503,9 +503,10 @@ def test_a_second_writer_is_refused(tmp_path):
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(ValueError, match="no sweep's folder"):
+    refused = r"path must be .*no manifest\.json"
+    with pytest.raises(ValueError, match=refused):
         run(tmp_path)
-    with pytest.raises(ValueError, match="no sweep's folder"):
+    with pytest.raises(ValueError, match=refused):
         rj.SweepResult.load(tmp_path)
     with pytest.raises(OSError, match=r"thesis.txt/a cannot be written"):
         run(tmp_path / "thesis.txt" / "a")

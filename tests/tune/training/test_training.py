@@ -633,7 +633,7 @@ OPTIONS = {
     "keep_states best": ({"steps": 3, "keep_states": "best"}, 'or "all", got'),
     "checkpoint_seconds": ({"steps": 3, "checkpoint_seconds": -1}, "checkpoint_seconds must be"),
     "callback": ({"steps": 3, "callback": 3}, "callback must be a function"),
-    "every": ({"steps": 3, "record_every": {"val": 2}}, r"record_every names \['val'\]"),
+    "every": ({"steps": 3, "record_every": {"val": 2}}, r"record_every must name .*got \['val'\]"),
 }
 
 

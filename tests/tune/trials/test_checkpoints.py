@@ -186,7 +186,7 @@ def test_a_damaged_state_is_named_and_its_trial_starts_again_once_it_is_moved(
     else:
         np.savez(file.with_suffix(""), point=np.zeros(1, int))
     before = {f.name: f.read_bytes() for f in tmp_path.iterdir()}
-    with pytest.raises(ValueError, match=rf"{file.name} is damaged.*start again"):
+    with pytest.raises(ValueError, match=rf"{file.name} must .*damaged.*start again"):
         run()
     assert {f.name: f.read_bytes() for f in tmp_path.iterdir()} == before
     file.rename(tmp_path.parent / f"{tmp_path.name}-away")
@@ -209,7 +209,7 @@ def test_a_full_disk_is_a_clear_error_and_loses_nothing(tmp_path):
     assert code == 1
     assert any(
         "states-000000.npz cannot be written" in w
-        and "what was there is untouched, and the same call goes on from it" in w
+        and "make the same call again" in w
         and "File too large" in w
         for w in words
     )
@@ -283,7 +283,7 @@ def walk(path, way, steps, rung=None, **options):
     ],
 )
 # Where the trial that beat another is not on disk yet, the other may be the best, for all it knows.
-@pytest.mark.filterwarnings("ignore:keep_states=2 may want the states of")
+@pytest.mark.filterwarnings("ignore:keep_states=2 may need the states of")
 def test_a_kill_between_any_two_files_costs_a_segment_and_no_more(
     way, keep, steps, tmp_path, monkeypatch
 ):
@@ -343,7 +343,7 @@ def test_a_member_that_starts_again_has_no_donor_left(tmp_path, monkeypatch):
             assert stored["step"] == [4]
             if stored["point"] == [taker]:
                 file.unlink()
-    with pytest.raises(ValueError, match="after step 2, the states of 1 others, which have gone"):
+    with pytest.raises(ValueError, match=r"donors must be at step 2 .*1 of them.*states-\*\.npz"):
         walk(tmp_path, "population", 6, 2)
     for file in [*tmp_path.glob("states-*"), *tmp_path.glob("round-*")]:
         file.unlink()
@@ -398,7 +398,7 @@ def test_more_steps_go_on(tmp_path):
     for x, y in zip(plain(more.state(POINTS[2])), plain(state), strict=True):
         np.testing.assert_array_equal(x, y)
     assert_same(rj.SweepResult.load(tmp_path), whole)
-    with pytest.raises(ValueError, match="more steps: 80 there, 50 here"):
+    with pytest.raises(ValueError, match=r"more steps: 80 in .* 50 in"):
         longer(steps=50, path=tmp_path)
 
 
@@ -409,12 +409,12 @@ def test_more_steps_with_every_and_an_odd_end(tmp_path):
 
 HALVING = rj.SuccessiveHalving(3, 10)
 REFUSED = {
-    "no states": ({"keep_states": 1}, {}, r'finished trials have none: give keep_states="all"'),
-    "other evaluate_every": ({}, {"evaluate_every": 20}, "give evaluate_every=10"),
+    "no states": ({"keep_states": 1}, {}, r'state of each complete trial .*keep_states="all"'),
+    "other evaluate_every": ({}, {"evaluate_every": 20}, "pass evaluate_every=10"),
     "default evaluate_every": ({"evaluate_every": None}, {"evaluate_every": None},
-                               "give evaluate_every=3"),
+                               "pass evaluate_every=3"),
     "a scheduler": ({"scheduler": HALVING}, {"scheduler": HALVING},
-                    r"What was stopped cannot go on.*training\.run"),
+                    r"Pruned trials cannot resume.*training\.run"),
     "another training": ({}, {"training": noisy(jnp.ones(5))}, "another train"),
     "other args": ({}, {"args": (SCALE * 2,)}, "other args"),
 }  # fmt: skip
@@ -438,9 +438,9 @@ def test_functions_and_trainings_do_not_share_a_folder(tmp_path):
     points = rj.grid(x=[1.0])
     rj.sweep(train, points, path=tmp_path / "f", progress=False)
     rj.sweep(training, points, steps=3, path=tmp_path / "t", progress=False)
-    with pytest.raises(ValueError, match="a function there, a Training here"):
+    with pytest.raises(ValueError, match=r"a function in .* a Training in"):
         rj.sweep(training, points, steps=3, path=tmp_path / "f", progress=False)
-    with pytest.raises(ValueError, match="a Training there, a function here"):
+    with pytest.raises(ValueError, match=r"a Training in .* a function in"):
         rj.sweep(train, points, path=tmp_path / "t", progress=False)
 
 
@@ -540,7 +540,7 @@ def sweep_of_20_megabytes(root):
 def test_the_limit_of_a_container_counts_as_the_memory_that_is_free(case, tmp_path):
     mounts, cgroups, files = LIMITS[case]
     root = machine(tmp_path, ROOMY, mounts, cgroups, **files)
-    with pytest.raises(ValueError, match=r"and 0\.02 GB of memory are free"):
+    with pytest.raises(ValueError, match=r"memory, of which 0\.02 GB are free.*keep_states"):
         sweep_of_20_megabytes(root)
 
 
@@ -556,7 +556,7 @@ def test_the_limit_of_a_container_counts_as_the_memory_that_is_free(case, tmp_pa
 )
 def test_a_machine_without_a_limit_has_what_it_says(mounts, cgroups, files, tmp_path):
     root = machine(tmp_path, 20e6, mounts, cgroups, **files)
-    with pytest.raises(ValueError, match=r"and 0\.02 GB of memory are free"):
+    with pytest.raises(ValueError, match=r"memory, of which 0\.02 GB are free.*keep_states"):
         sweep_of_20_megabytes(root)
 
 
@@ -576,7 +576,8 @@ def test_states_that_do_not_fit_are_refused_before_anything_runs(tmp_path, monke
         keep_states="all", **more,
     )  # fmt: skip
     with pytest.raises(
-        ValueError, match=r"2 trials under way and 3 kept need 0\.221 GB, and 0\.27"
+        ValueError,
+        match=r"0\.27 GB are free .*2 running .* 3 kept .* need 0\.221 GB\. Pass .*path=",
     ):
         run()
     run(path=tmp_path / "a")  # kept on disk
@@ -585,7 +586,7 @@ def test_states_that_do_not_fit_are_refused_before_anything_runs(tmp_path, monke
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=25e6))
     with pytest.raises(
-        ValueError, match=r"\(twice\) and 3 kept need 0\.028 GB on disk, and 0\.025"
+        ValueError, match=r"disk .*0\.025 GB are free.* 3 kept .* need 0\.028 GB\. Pass"
     ):
         run(path=tmp_path / "b")
     jax.effects_barrier()
