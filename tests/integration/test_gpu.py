@@ -244,5 +244,5 @@ def test_a_training_that_runs_out_of_memory_begins_again(called):
 def test_where_no_smaller_batch_may_be_taken_the_error_says_what_to_do(called, options, size):
     with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED") as failed:
         tiny(steps=20, evaluate_every=5, **options)
-    note = f"with batches of {size} trials: give a smaller batch_size"
+    note = f"with batches of {size} trials. Pass a smaller batch_size"
     assert any(note in said for said in failed.value.__notes__)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from jax.extend.core import Literal, Var
 
 SAFE = "key<fry>"  # the dtype of threefry2x32's keys, as JAX prints it
-LENGTH = 7919  # of a batch that is only traced: a prime that no array of a training has as length
+LENGTH = 7919  # of a batch that is only traced, a prime unlike the lengths of a training's arrays
 GENERATOR = re.compile(rf"stablehlo\.rng_bit_generator\b.*->.*\b{LENGTH}x")
 REASON = (
     "train draws with XLA's own generator (keys of rbg or unsafe_rbg). Under jax.vmap, it gives "

@@ -22,13 +22,13 @@ from rmsprop_jax._tune.run.cluster import Cluster
 from rmsprop_jax._tune.training.fingerprint import hash_of_arrays
 from rmsprop_jax._tune.training.trace import constants, equations
 
-CACHED_PROGRAMS = 32  # compiled ones that are kept for the next call of sweep
+CACHED_PROGRAMS = 32  # compiled programs that the next call of sweep can use
 
 SPLIT, WHOLE = PartitionSpec("trial"), PartitionSpec()
 
 
 class WaveInputs(NamedTuple):
-    """What a wave reads besides the states."""
+    """The inputs of a wave besides the states."""
 
     count: Any
     """The number of batches that each device runs."""
@@ -43,15 +43,15 @@ class CompiledKernel:
     """One compiled program for all waves of a kernel.
 
     Each device runs some batches one after the other, each of `batch_size` trials under one `vmap`.
-    With a `batch_size` of 1 the kernel runs as it is, and its numbers are bit for bit those of
-    `jax.jit`. How many batches a device runs is an argument, from none to the capacity: a short
-    wave runs nothing more, and one program serves waves of every length.
+    With a `batch_size` of 1 the kernel runs without `vmap`, and its numbers are bit for bit those
+    of `jax.jit`. The number of batches of each device is an argument, from 0 to the capacity. One
+    program therefore serves waves of every length, and a short wave takes less time.
 
     Args:
-      kernel: what runs.
-      args: of the sweep, placed on the devices.
-      layout: how trials lie on the devices.
-      cluster: where to run.
+      kernel: the kernel.
+      args: the sweep's `args`, placed on the devices.
+      layout: the assignment of trials to slots.
+      cluster: the processes and devices that run the waves.
     """
 
     def __init__(self, kernel: Kernel, args: Any, layout: DeviceLayout, cluster: Cluster):
@@ -66,13 +66,13 @@ class CompiledKernel:
         self._error: Exception | None = None
 
     def compile(self) -> "CompiledKernel":
-        """Compile, in any thread, unless an earlier sweep of this process compiled the same."""
+        """Compile, in any thread, unless an earlier sweep of this process compiled the program."""
         if self._error is not None:
             raise self._error
         if self._compiled is None:
             try:
                 self._compiled = _compiled(self._key, self._lowered)
-            except Exception as error:  # raised again where the program is needed
+            except Exception as error:  # `compile` raises it again when the program is needed
                 self._error = error
                 raise
             self._lowered = None
@@ -80,12 +80,12 @@ class CompiledKernel:
 
     @property
     def executable(self) -> Any:
-        """JAX's own compiled object, with its text and its analyses."""
+        """JAX's compiled object, with its text and its analyses."""
         return self.compile()._compiled
 
     @property
     def memory(self) -> int:
-        """Bytes that two waves in flight need on each device, besides `args`."""
+        """The bytes that two waves in flight need on each device, without `args`."""
         analysis = self.executable.memory_analysis()
         if analysis is None:
             return 0
@@ -95,8 +95,8 @@ class CompiledKernel:
         """Return arrays with a leading axis over `count` trials, on the devices.
 
         Args:
-          rows: a tree of NumPy arrays.
-          count: of the trials.
+          rows: a tree of NumPy arrays, with a leading axis over the trials.
+          count: the number of trials.
           first: the number of the device with the first trial.
         """
         return self._cluster.place(self._layout.lay(rows, count, first), "trial")
@@ -107,10 +107,10 @@ class CompiledKernel:
         """Start a wave; return its new states and its outputs, on the devices.
 
         Args:
-          states: on the devices, used up where the kernel returns new ones.
-          inputs: `trial` and `data` as placed; `start` and `length` NumPy arrays, which a kernel
-            that needs none ignores; `args` are the sweep's.
-          count: how many trials, at most as many as there are slots.
+          states: states on the devices. A kernel that returns new states consumes them.
+          inputs: `trial` and `data`, placed on the devices; `start` and `length`, NumPy arrays that
+            a kernel without them ignores. `args` is ignored: the sweep's args are used.
+          count: the number of trials, at most the number of slots.
           first: the number of the device with the first trial.
         """
         layout, wanted = self._layout, self._kernel.inputs
@@ -123,7 +123,7 @@ class CompiledKernel:
             "trial",
         )
         trials = Inputs(inputs.trial, start, length, inputs.data, self._args)
-        # A failed trial is marked and touches no other, whatever `jax_debug_nans` says.
+        # A failed trial must not raise, even under `jax_debug_nans`, because it shares its wave.
         with jax.debug_nans(False), jax.debug_infs(False):
             return self._compiled(list(states), WaveInputs(counts, trials))
 
@@ -140,10 +140,10 @@ def wave_of(
     """Return a wave of this kernel as a jitted function, and its abstract arguments.
 
     Args:
-      kernel: what runs.
-      args: of the sweep, placed or abstract.
-      layout: how trials lie on the devices.
-      mesh: of the devices, which need not be there.
+      kernel: the kernel.
+      args: the sweep's `args`, placed or abstract.
+      layout: the assignment of trials to slots.
+      mesh: the mesh of the devices, which may be described only.
     """
     size, capacity = layout.batch_size, layout.capacity
 
@@ -193,7 +193,7 @@ def wave_of(
     )
     jitted = jax.jit(
         wave,
-        keep_unused=True,  # else the program's text does not say which arguments it reads
+        keep_unused=True,  # otherwise the program's text does not tell which inputs it reads
         out_shardings=split,
         donate_argnums=(0,) if replaces else (),
     )
@@ -212,7 +212,7 @@ def clear_cache() -> None:
 
 
 def _compiled(key: Hashable, lowered: Any) -> Any:
-    """Return the compiled program, from this process' cache where it is there."""
+    """Return the compiled program, from this process's cache if it has the program."""
     with _LOCK:
         if key in _CACHE:
             _CACHE.move_to_end(key)
@@ -227,16 +227,18 @@ def _compiled(key: Hashable, lowered: Any) -> Any:
 
 
 def _key(traced: Any, lowered: Any, cluster: Cluster) -> Hashable:
-    """Return what is equal for programs that may stand in for each other.
+    """Return a key that two programs share if, and only if, one can replace the other.
 
-    None for a program that calls back into Python, whose text does not say what it calls.
+    It is None for a program that calls back into Python, because its text does not name the called
+    function.
     """
     if any("callback" in equation.primitive.name for equation in equations(traced.jaxpr)):
         return None
     settings = [getattr(jax.config, name) for name in ("jax_debug_nans", "jax_debug_infs")]
     where = [(device.platform, device.id) for device in cluster.mesh.devices.tolist()]
     digest = hashlib.sha256(lowered.as_text().encode())
-    # The text has neither the names of hyperparameters and metrics nor the dtypes of random keys.
+    # The program's text lacks the dtypes of random keys. It also lacks the names of hyperparameters
+    # and metrics, which the two trees below have.
     taken = [(x.shape, str(x.dtype)) for x in jax.tree.leaves(lowered.args_info)]
     digest.update(repr((settings, where, taken)).encode())
     digest.update(hash_of_arrays(list(constants(traced.jaxpr))).encode())

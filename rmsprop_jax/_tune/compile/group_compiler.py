@@ -1,4 +1,14 @@
-"""The programs of static groups: how the batch size is chosen, and compiling in threads."""
+"""Compile the programs of static groups, in threads, and choose their batch size.
+
+`GroupCompiler` chooses the batch size: the size that the call passes or, for "auto", the largest
+that fits the memory of the devices. Three other places decide, too:
+
+- `Experiment.fit_batch_size` makes "auto" 1, or refuses a larger size, if `vmap` would change the
+  random numbers of trials (`compile/batched_random_numbers.py`).
+- `SequentialRunner.run` passes a smaller `most` after an automatic batch has run out of memory.
+- `ContinuousRunner._most_trials` passes the number of study trials that may share a call as
+  `trials`, which limits the batch size of a search.
+"""
 
 import concurrent.futures
 import os
@@ -15,15 +25,17 @@ from rmsprop_jax._tune.space.static_groups import naming
 
 
 class GroupPrograms(NamedTuple):
-    """All that one static group runs, in one layout."""
+    """The programs of one static group, in one layout."""
 
     layout: DeviceLayout
     segment: CompiledKernel
     init: CompiledKernel | None = None
-    """Makes a state; a function has none."""
+    """The program that makes states; None for a function."""
     evaluate: CompiledKernel | None = None
+    """The program of `evaluate`; None without it."""
 
     def each(self) -> list[CompiledKernel]:
+        """Return the programs that exist."""
         return [program for program in self[1:] if program is not None]
 
     def compile(self) -> "GroupPrograms":
@@ -34,24 +46,26 @@ class GroupPrograms(NamedTuple):
 
     @property
     def memory(self) -> int:
-        """Bytes that the largest of them needs on each device."""
+        """The bytes that the largest of them needs on each device."""
         return max(program.memory for program in self.each())
 
 
 class GroupCompiler:
-    """Makes the programs of one static group, with a batch size that fits the memory.
+    """A compiler of one static group's programs, with a batch size that fits the memory.
 
     Args:
-      kernels: what runs.
-      args: of the sweep, placed on the devices.
-      cluster: where to run.
-      batch_size: how many trials share a batch, or "auto". "auto" is 1 where the free memory of the
-        devices is not known, as on a CPU, where `vmap` gains nothing; else as many as fit.
-      trials: how many there are in all.
-      most: a limit for "auto"; None where the memory alone decides.
+      kernels: the kernels of the group.
+      args: the sweep's `args`, placed on the devices.
+      cluster: the processes and devices that run the programs.
+      batch_size: how many trials share a batch, or "auto". "auto" is 1 if the free memory of the
+        devices is unknown, as on a CPU, where `vmap` is no faster. Otherwise it is as many as fit
+        the memory.
+      trials: the number of trials that may share a call. No batch is larger than one device's part
+        of them.
+      most: a further limit of the batch size, also of an explicit one; None for no limit.
 
     Attributes:
-      size: the batch size of the programs that are tried first.
+      size: the batch size that is tried first.
     """
 
     def __init__(
@@ -102,10 +116,10 @@ class GroupCompiler:
 def compile_ahead(
     compilers: Sequence[GroupCompiler], clock: Callable[[], float]
 ) -> Generator[tuple[GroupPrograms, float]]:
-    """Yield the programs of each group in turn, and for how many seconds the caller waited.
+    """Yield the compiled programs of each group in turn, and the seconds that the caller waited.
 
-    Those of later groups compile in threads meanwhile: XLA releases Python's lock, and the trials
-    of earlier groups run.
+    The programs of later groups compile in threads while the trials of earlier groups run, because
+    XLA releases Python's global lock.
     """
     workers = max(min(os.cpu_count() or 1, len(compilers)), 1)
     pool = concurrent.futures.ThreadPoolExecutor(max(workers, 2), "compile")
@@ -119,7 +133,7 @@ def compile_ahead(
                 futures = [pool.submit(program.compile) for program in programs.each()]
                 pending.append((programs, futures))
             programs, futures = pending.pop(0)
-            concurrent.futures.wait(futures)  # `finish` raises the error of one that failed
+            concurrent.futures.wait(futures)  # `finish` raises the error of a failed program
             yield compiler.finish(programs), clock() - start
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
@@ -134,44 +148,45 @@ def largest_that_fits(
     """Return the compiled programs of the largest batch that needs no more than `memory` bytes.
 
     Args:
-      make: returns the programs for a batch size.
-      most: the largest batch: the trials that a device has in all.
-      memory: bytes on each device.
-      first: the programs of `most`, where they are made already.
+      make: a function from a batch size to its programs, lowered and not compiled.
+      most: the largest batch size to try: one device's part of the trials, or less.
+      memory: the free bytes on each device.
+      first: the programs for `most`, if they are lowered already.
     """
     size, programs = most, first
     while True:
-        fits = 0.5  # a half, where the compiler itself finds too little memory
+        fits = 0.5  # for a batch with which the compiler itself runs out of memory
         programs = programs or make(size)
         try:
-            fits = memory / max(programs.compile().memory, 1)  # it grows about as the batch
+            # The memory is roughly proportional to the batch size.
+            fits = memory / max(programs.compile().memory, 1)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error) or size == 1:
                 raise
         if fits >= 1 or size == 1:
             return programs
         size = max(1, min(size - 1, int(size * fits)))
-        size = -(-most // -(-most // size))  # no more than needed, so that the last wave is full
+        size = -(-most // -(-most // size))  # the smallest size for this number of batches
         programs = None
 
 
 def smaller_batch(
     error: Exception, batch_size: int | str, sizes: list[int], may_retry: bool
 ) -> int:
-    """Return how many trials a batch may have after this error, where that helps; else raise it.
+    """Return half of the batch size after JAX ran out of memory; raise any other error again.
 
     Args:
-      error: of JAX.
-      batch_size: as the call asked for it.
-      sizes: of the batches of the groups that ran; empty where none was compiled.
-      may_retry: whether the trials under way can begin again.
+      error: JAX's error.
+      batch_size: the `batch_size` of the call. An explicit size is never changed.
+      sizes: the batch sizes of the groups that ran; empty if none was compiled.
+      may_retry: whether the trials under way can start again.
     """
     largest = max(sizes) if sizes else 1 if batch_size == "auto" else int(batch_size)
     if "RESOURCE_EXHAUSTED" in str(error) and largest > 1:
         if batch_size == "auto" and may_retry:
             return largest // 2
         error.add_note(
-            f"The devices ran out of memory with batches of {largest} trials: give a smaller "
+            f"The devices ran out of memory with batches of {largest} trials. Pass a smaller "
             "batch_size."
         )
     raise error

@@ -1,4 +1,4 @@
-"""What a compiled program runs for one trial, as a pure function of arrays.
+"""The kernels of one trial, which compiled programs run: pure functions of arrays.
 
 A kernel is `call(states, inputs) -> (states, outputs)`. `wave_of` (compiled.py) runs it for all
 trials of a wave. With D devices, C batches on each (the capacity), B trials in a batch, and a
@@ -6,7 +6,7 @@ segment of at most L steps, these arrays enter and leave a wave:
 
     array            shape              sharding  content
     states           (D·C, B, leaf…)    trial     each leaf of the state; donated to the new states
-    count            (D,)               trial     how many batches the device runs
+    count            (D,)               trial     the number of batches that the device runs
     inputs.trial     (D·C, B, …)        trial     the traced hyperparameters, and the key's data
     inputs.start     (D·C, B)           trial     the steps that the trial has run
     inputs.length    (D·C,)             trial     the steps that the batch runs now
@@ -14,7 +14,7 @@ segment of at most L steps, these arrays enter and leave a wave:
     inputs.args      (…)                whole     `args` of the sweep
     outputs          (D·C, B, L or …)   trial     the metrics
 
-A kernel without a state, or that needs no start, has an empty tree there.
+A kernel without a state or a start has an empty tree in its place.
 """
 
 from collections.abc import Callable
@@ -32,14 +32,14 @@ from rmsprop_jax._tune.training.trace import Traces
 
 
 class Inputs(NamedTuple):
-    """What a kernel reads, besides the states. Each field is a tree of arrays."""
+    """The inputs of a kernel besides the states. Each field is a tree of arrays."""
 
     trial: Any
-    """Of each trial: its traced hyperparameters, a dict, and the data of its key."""
+    """The trial's traced hyperparameters, a dict, and the data of its key."""
     start: Any = ()
-    """Of each trial: the steps that it has run."""
+    """The steps that the trial has run."""
     length: Any = ()
-    """Of each batch: the steps that it runs now."""
+    """The steps that the trial's batch runs now."""
     data: Any = None
     """The data of these steps, the same for all trials."""
     args: Any = ()
@@ -47,17 +47,19 @@ class Inputs(NamedTuple):
 
 
 BATCHED = (0, Inputs(trial=0, start=0, length=None, data=None, args=None))
-"""Which of a kernel's arguments have a leading axis over the trials of a batch."""
+"""The axis over a batch's trials of each of a kernel's arguments; None without such an axis."""
 
 
 class Kernel(NamedTuple):
-    """A pure function for one trial, and its abstract arguments, but for `args`."""
+    """A pure function for one trial, and its abstract arguments, except `args`."""
 
     call: Callable[[list[Any], Inputs], tuple[list[Any], Any]]
-    """`call(states, inputs) -> (states, outputs)`. Where states go in and come out, the new ones
-    take the place of the old ones on the devices."""
+    """`call(states, inputs) -> (states, outputs)`. If states enter and leave, the new states
+    replace the old ones on the devices."""
     inputs: Inputs
+    """The abstract inputs."""
     states: tuple[Any, ...] = ()
+    """The abstract leaves of the state; empty for a kernel that reads no state."""
 
 
 class GroupKernels:
@@ -67,7 +69,7 @@ class GroupKernels:
       traces: the group's traced functions.
       spec: the experiment.
       group: the number of the group.
-      data: what `batches` returns for a step, abstract; None without `batches`.
+      data: the abstract batch of one step; None without `batches`.
     """
 
     def __init__(self, traces: Traces, spec: ExperimentSpec, group: int, data: Any = None):
@@ -80,16 +82,16 @@ class GroupKernels:
 
     @property
     def bytes(self) -> int:
-        """The bytes of one trial in a call: its state, and the metrics of the longest segment."""
+        """The bytes of one trial in a wave: its state, and the metrics of the longest segment."""
         size = lambda arrays: sum(x.size * x.dtype.itemsize for x in arrays)
         return size(self._states) + self.spec.schedule.longest * size(self.traces.metrics.values())
 
     def each(self) -> dict[str, Kernel]:
-        """Return the kernels that run, by their names."""
+        """Return the kernels that run, by their names in `GroupPrograms`."""
         return self.spec.schedule.kernels(self)
 
     def _run(self, name: str, trial: Any, *inputs: Any) -> list[jax.Array]:
-        """Run a traced function of the user's."""
+        """Run a traced function, "train", "init", "step", or "evaluate"."""
         numbers, key_data = trial
         key = jax.random.wrap_key_data(key_data, impl=self._impl)
         jaxpr = self.traces.pieces[name].jaxpr
@@ -98,7 +100,7 @@ class GroupKernels:
         return list(map(jnp.asarray, jaxpr_as_fun(jaxpr)(*given)))
 
     def whole_run(self) -> Kernel:
-        """Return the kernel of a function: to the recorded values of its metrics."""
+        """Return the kernel of a function, whose outputs are the recorded values of its metrics."""
         names = sorted(self.traces.metrics)  # as JAX flattens a dict
         recorded = {}
         for name in self.spec.record_every:
@@ -120,8 +122,11 @@ class GroupKernels:
         return Kernel(call, Inputs(self._trial))
 
     def segment(self, length: int) -> Kernel:
-        """Return the kernel of a segment: to the state after up to `length` steps, and their
-        metrics. The number of steps is data, so that one program serves every segment."""
+        """Return the kernel of a segment of at most `length` steps.
+
+        It returns the state after the segment, and the metrics of its steps. The number of steps is
+        an input, so that one program serves every segment.
+        """
         names = sorted(self.traces.metrics)
         dtypes = [self.traces.metrics[name].dtype for name in names]
 
@@ -144,7 +149,7 @@ class GroupKernels:
         return Kernel(call, inputs, self._states)
 
     def evaluate(self) -> Kernel | None:
-        """Return the kernel of `evaluate`, where there is one: to its metrics."""
+        """Return the kernel of `evaluate`, whose outputs are its metrics; None without it."""
         if "evaluate" not in self.traces.pieces:
             return None
         names = sorted(self.traces.evaluations)

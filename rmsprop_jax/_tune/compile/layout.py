@@ -1,49 +1,51 @@
-"""How the trials of a wave lie on the devices."""
+"""The assignment of a wave's trials to slots on the devices."""
 
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-MOST_BATCHES = 4096  # in one call on each device
+MOST_BATCHES = 4096  # of one call on each device
 
 
 def wave_bytes(devices: int, trial_bytes: int, buffer_bytes: int) -> int:
-    """Return the bytes that the states of a wave take at most, empty slots included."""
+    """Return the most bytes that the states of a wave take, empty slots included."""
     return devices * max(trial_bytes, buffer_bytes)
 
 
 class DeviceLayout(NamedTuple):
     """The slots of a wave: on each device `capacity` batches of `batch_size` trials.
 
-    The first batch goes to the device with the number `first` (0, if not said otherwise), the
-    second to the next device, and so on in turn.
+    The first batch goes to the device with the number `first` (by default 0), the second to the
+    next device, and so on in turn.
     """
 
     devices: int
+    """The number of devices."""
     capacity: int
-    """How many batches fit a call on each device."""
+    """The number of batches that fit one call on each device."""
     batch_size: int
+    """The number of trials that share a `vmap`."""
 
     @classmethod
     def fit(
         cls, devices: int, batch_size: int, trial_bytes: int, trials: int, buffer_bytes: int
     ) -> "DeviceLayout":
-        """Return the layout for as many of these trials as a call may hold.
+        """Return the layout for as many of these trials as one call can hold.
 
         Args:
           devices: the number of devices.
-          batch_size: the number of trials in a `vmap`.
-          trial_bytes: the bytes that one trial returns.
-          trials: the number of trials.
-          buffer_bytes: the bytes on each device for what the trials of a call return.
+          batch_size: the number of trials that share a `vmap`.
+          trial_bytes: the bytes of one trial in a call.
+          trials: the number of trials in all.
+          buffer_bytes: the bytes on each device for the outputs of one call.
         """
         most = -(-trials // (batch_size * devices))
         fit = buffer_bytes // max(trial_bytes * batch_size, 1)
         return cls(devices, max(1, min(most, MOST_BATCHES, fit)), batch_size)
 
     def slots(self, batches: int) -> int:
-        """Return how many trials fit so many batches on each device."""
+        """Return the number of trials that fit this many batches on each device."""
         return self.devices * batches * self.batch_size
 
     def slots_of(self, count: int, first: int = 0) -> np.ndarray:
@@ -57,15 +59,15 @@ class DeviceLayout(NamedTuple):
         return (device + first) % self.devices * self.capacity + row
 
     def batches_of(self, count: int, first: int = 0) -> np.ndarray:
-        """Return how many batches each device runs for `count` trials, int32."""
+        """Return the number of batches that each device runs for `count` trials, int32."""
         batches = -(-count // self.batch_size)
         each = (batches + self.devices - 1 - np.arange(self.devices)) // self.devices
         return np.roll(each, first).astype(np.int32)
 
     def lay(self, rows: Any, count: int, first: int = 0) -> Any:
-        """Return arrays with a leading axis over trials, laid into the slots.
+        """Return arrays with a leading axis over trials, arranged by slots.
 
-        The last trial is repeated in what is left of its batch.
+        The last trial is repeated in the free slots of its batch.
         """
         slot, fill = self.slots_of(count, first), np.zeros(self.slots(self.capacity), np.intp)
         fill[slot] = np.arange(count)
@@ -75,7 +77,7 @@ class DeviceLayout(NamedTuple):
         return jax.tree.map(lambda x: np.asarray(x)[fill], rows)
 
     def lay_batches(self, values: np.ndarray, first: int = 0) -> np.ndarray:
-        """Return an array with one value for each batch, laid into the rows."""
+        """Return an array with one value for each batch, arranged by rows."""
         laid = np.zeros(self.devices * self.capacity, values.dtype)
         laid[self._rows(np.arange(len(values)), first)] = values
         return laid

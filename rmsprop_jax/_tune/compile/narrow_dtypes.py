@@ -34,7 +34,7 @@ def uncarried(x: AnyArray, dtype: DTypeLike) -> AnyArray:
 
 def _wide(dtype: np.dtype) -> np.dtype:
     """Return a dtype of whole bytes that holds all numbers of this dtype."""
-    # The dtype of PRNG keys is no `np.dtype`.
+    # The dtype of PRNG keys is not an `np.dtype`.
     if not isinstance(dtype, np.dtype) or not is_extended(dtype) or dtype.itemsize > 1:
         return dtype
     if jnp.issubdtype(dtype, jnp.floating):
