@@ -276,7 +276,7 @@ def from_optuna(distributions: Mapping[str, BaseDistribution]) -> dict[str, Dist
     The result is a space for `sample` and `PopulationBasedTraining`. A float keeps both ends of its
     range. A distribution with steps becomes a `choice` of the values. The dict that `to_optuna`
     returned becomes the space it came from. The distributions of a study
-    (`study.trials[0].distributions`) do not tell what is static or what a label stands for.
+    (`study.trials[0].distributions`) lack the static names and the objects behind labels.
 
     Args:
       distributions: Optuna's distributions, by the study's names. "1 - x" becomes a `one_minus`
@@ -284,8 +284,8 @@ def from_optuna(distributions: Mapping[str, BaseDistribution]) -> dict[str, Dist
 
     Raises:
       ImportError: without Optuna, which the extra `search` installs.
-      ValueError: for a distribution that does not exist here, such as an `IntDistribution` with
-        `log`.
+      ValueError: for a distribution that this package does not have, such as an
+        `IntDistribution` with `log`.
 
     Examples:
       >>> import optuna, rmsprop_jax as rj

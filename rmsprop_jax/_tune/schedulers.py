@@ -51,7 +51,7 @@ class Decision(NamedTuple):
     """A scheduler's answer at a rung."""
 
     prune: Sequence[int] = ()
-    """The indices of the points that end here."""
+    """The indices of the points that end at this rung."""
     copy: Mapping[int, tuple[int, Mapping[str, float]]] = {}
     """For the index of a point, the pair (donor, numbers). The point takes over the donor's state,
     seed by seed, and continues with these numbers as hyperparameters. The donor must be in the same

@@ -66,7 +66,9 @@ def to_xarray(result: ResultRows) -> "xarray.Dataset":
     try:
         import xarray
     except ImportError as error:
-        raise ImportError('to_xarray needs xarray: pip install "rmsprop_jax[data]"') from error
+        raise ImportError(
+            'xarray must be installed for to_xarray. Run: pip install "rmsprop_jax[data]"'
+        ) from error
     shape = len(result.points), len(result.seeds)
     taken = {*result.points.names, *result.metrics}
     ours = lambda name: ours(name + "_") if name in taken else name
@@ -101,7 +103,7 @@ def _last_points(result: ResultRows) -> list[dict[str, Any]]:
 
 
 def _plain(values: np.ndarray) -> np.ndarray:
-    """Return values in a dtype of NumPy; pandas and xarray calculate little in ml_dtypes' own."""
+    """Return values in a dtype of NumPy, because pandas and xarray support few of ml_dtypes."""
     if not is_extended(values.dtype):
         return values
     kind = values.dtype.name.rstrip("0123456789")
@@ -109,7 +111,7 @@ def _plain(values: np.ndarray) -> np.ndarray:
 
 
 def _column(values: Sequence[Any]) -> np.ndarray:
-    """Return a hyperparameter as an array of numbers, bools or text; None among numbers is NaN."""
+    """Return a hyperparameter as an array of numbers, bools, or text; None among numbers is NaN."""
     if all(isinstance(x, bool) for x in values):
         return np.array(values)
     if all(x is None or is_number(x) for x in values) and any(x is not None for x in values):

@@ -1,4 +1,4 @@
-"""Which hyperparameters led to a trial's state: its own, and those of the donors that it copied."""
+"""The hyperparameters that led to a trial's state: its own, and those of the donors it copied."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,9 +13,9 @@ class Change(NamedTuple):
     """A change of a trial's traced hyperparameters."""
 
     start: int
-    """The step after which the trial trained with the new values; 0 for its first ones."""
+    """The step after which the trial trained with the new values; 0 for the first values."""
     donor: int | None
-    """The trial whose state it copied then; None for its first values."""
+    """The trial whose state it copied at this step; None for the first values."""
     numbers: dict[str, float]
     """The new values of all its traced hyperparameters."""
 
@@ -34,7 +34,12 @@ class Stretch(NamedTuple):
 
 
 def histories(spec: ExperimentSpec, decisions: Sequence[AppliedDecision]) -> list[list[Change]]:
-    """Return the changes of each trial, in order."""
+    """Return the changes of each trial, in order.
+
+    Args:
+      spec: the experiment of the sweep.
+      decisions: the scheduler's decisions, in order.
+    """
     seeds = len(spec.seeds)
     found = [
         [Change(0, None, spec.points.traced(point))]
@@ -55,13 +60,13 @@ def path(
     point: int,
     end: int | None = None,
 ) -> list[Stretch]:
-    """Return the stretches that led to the state of a point at a step, in order, over its donors.
+    """Return the stretches that led to the state of a point at a step, in order, donors included.
 
     Args:
       history: the changes of each trial, as `histories` returns them.
       steps_completed: int array, shape (points, seeds): the steps that each trial has run.
       point: the index of the point.
-      end: the step; by default the last that the point has run.
+      end: the step; None for the last step that the point has run.
     """
     found: list[Stretch] = []
     seeds = steps_completed.shape[1]
@@ -78,7 +83,10 @@ def path(
 def most_advanced(steps_completed: np.ndarray) -> int:
     """Return the seed that has run the most steps.
 
-    The seeds of a point share their numbers, and have run different numbers of steps only after an
-    interruption.
+    The seeds of a point share their hyperparameters. They have run different numbers of steps only
+    after an interruption.
+
+    Args:
+      steps_completed: int array, shape (seeds,): the steps that each seed of a point has run.
     """
     return int(steps_completed.argmax())

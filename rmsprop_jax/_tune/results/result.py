@@ -1,4 +1,4 @@
-"""The result of a sweep: its trials, their ranking, and what can be done with them."""
+"""The result of a sweep: its trials, their ranking, their states, and their export."""
 
 import copy
 import dataclasses
@@ -333,7 +333,7 @@ class SweepResult:
             raise ValueError(
                 "result must have its train to retrain a point, and this result was loaded or "
                 "pickled. Call sweep with the same path again, which runs nothing twice, and "
-                "retrain from what it returns."
+                "retrain from its result."
             )
         point, end = self._index_of(record), self._spec.schedule.end
         way = lambda: self._path(point, end)
@@ -384,7 +384,7 @@ class SweepResult:
         return [(start, stop, numbers) for start, stop, _, numbers in self._path(point)]
 
     def _path(self, point: int, end: int | None = None) -> list[Stretch]:
-        """Return the stretches that led to the point's state at a step, by default at its last."""
+        """Return the stretches that led to a point's state at a step, by default at its last."""
         table = self.steps_completed.reshape(len(self.points), len(self.seeds))
         return path(self.history, table, point, end)
 
@@ -417,8 +417,7 @@ class SweepResult:
         return kept_state(self._kept, trial, group, name, like)
 
     def point_now(self, row: int) -> dict[str, Any]:
-        """Return the current hyperparameters of a trial: its point's, or what a scheduler made of
-        them."""
+        """Return a trial's hyperparameters at its last step, with the changes of a scheduler."""
         point = int(self.point_index[row])
         return self.points[point] | self._last_numbers.get(point, {})
 
@@ -586,11 +585,11 @@ class SweepResult:
         return sensitivity(self.points, self.means(), self._feasible_points(), self.mode)
 
     def refuse_population(self, what: str, instead: str) -> None:
-        """Raise ValueError for a population, whose points do not say what its trials trained with.
+        """Raise ValueError for a population, whose trials trained with more than their points.
 
         Args:
-          what: the call that needs points.
-          instead: what to call.
+          what: the refused call, for the error.
+          instead: the alternative, for the error.
         """
         if self.is_population:
             raise ValueError(
@@ -604,7 +603,7 @@ class SweepResult:
         return best_of(groups, self.means(), self._feasible_points(), self.mode)
 
     def _repr_html_(self) -> str:
-        """Return what a notebook shows: a summary, and the five best points."""
+        """Return the HTML for a notebook: a summary, and the five best points."""
         names = self.points.names
         rows = [["", *names, "objective", "95% interval over seeds"]]
         best = [] if self._several or not len(self.ranked()) else self.top(5)

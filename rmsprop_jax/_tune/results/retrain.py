@@ -72,7 +72,7 @@ class Retrainer:
         Args:
           spec: the experiment of the sweep.
           point: the index of the point.
-          way: returns the stretches that lead to the last step of a `Training`.
+          way: a function that returns the stretches to the last step of a `Training`.
           seed: the seed of the key; None for the first of the sweep's.
           args: the `args` of the sweep, pytrees of arrays.
           batches: the `batches` of the sweep; a batch is a pytree of arrays.

@@ -56,7 +56,7 @@ def last_steps(
     """Return the step at which each trial ends: the last, or the step at which it was pruned."""
     ends = np.full(spec.trials, spec.schedule.end)
     ends = np.where(rows.pruned > 0, rows.steps_completed, ends)
-    for decision in decisions:  # a pruned trial whose file is missing runs to that step again
+    for decision in decisions:  # a pruned trial with a missing file runs to the rung again
         ends[spec.trials_of(list(decision.pruned))] = decision.step
     return ends
 

@@ -1,4 +1,4 @@
-"""The final states of trials that were kept: read for a user, and written to a new folder."""
+"""The final states that a sweep kept: read for a user, and written to a new folder."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ def kept_state(kept: KeptStates | None, trial: int, group: int, name: str, like:
       kept: the states that were kept; None for a function.
       trial: the number of the trial.
       group: the number of its static group.
-      name: what an error calls it.
+      name: the text that names the trial in errors.
       like: a state of the same structure, or None; a user's pytree.
     """
     found = None if kept is None else kept.get(trial, group)

@@ -119,7 +119,8 @@ def levels(points: Points, name: str) -> list[Level]:
     """
     if name not in points.names:
         raise ValueError(
-            f"the name of a hyperparameter must be one of {list(points.names)}, got {name!r}."
+            f"the name of a hyperparameter must be one of {list(points.names)}, got {name!r}. Pass "
+            "one of these names."
         )
     alike: dict[Hashable, tuple[Any, list[int]]] = {}
     for i, point in enumerate(points):

@@ -365,7 +365,7 @@ def dataframe(columns: Mapping[str, Sequence[Value] | np.ndarray]) -> "pandas.Da
 
 
 def html_table(heading: str, rows: Sequence[Sequence[str]]) -> str:
-    """Return a heading and a table of these cells, all as text."""
+    """Return a heading and a table as HTML, with all cells escaped."""
     cells = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
     table = "".join(f"<tr>{row}</tr>" for row in cells)
     return f"<p>{html.escape(heading)}</p><table>{table}</table>"
@@ -414,12 +414,13 @@ def plain(name: str, value: Value, is_static: bool) -> Value:
         enable = 'enable x64: jax.config.update("jax_enable_x64", True)'
         if abs(value) > LARGEST:
             raise ValueError(
-                f"{name!r} must fit float32, got {value}, which is infinite there. Use a smaller "
-                f"number, or {enable}."
+                f"{name!r} must fit float32, got {value}, which float32 rounds to infinity. Use a "
+                f"smaller number, or {enable}."
             )
         if abs(value) < 1e-45 and np.float32(value) == 0:
             raise ValueError(
-                f"{name!r} must fit float32, got {value}, which is 0 there. Write 0, or {enable}."
+                f"{name!r} must fit float32, got {value}, which float32 rounds to 0. Write 0, or "
+                f"{enable}."
             )
     return value
 

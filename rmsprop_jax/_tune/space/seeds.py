@@ -9,7 +9,10 @@ from rmsprop_jax._tune.space.values import is_int, is_key
 
 
 def key_of(seed: int) -> jax.Array:
-    """Return the random key of a seed."""
+    """Return the key of every trial with this seed.
+
+    `TrialTable` stacks the data of these keys, and gives each kernel that of its trial (`inputs`).
+    """
     return jax.random.key(seed)
 
 

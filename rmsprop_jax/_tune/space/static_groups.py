@@ -21,7 +21,11 @@ class StaticGroup(NamedTuple):
     """The indices of the points."""
 
     def key(self, points: Points) -> Hashable:
-        """Return a key that two groups of these points share if, and only if, they are equal."""
+        """Return a key that two groups of these points share if, and only if, they are equal.
+
+        It has the names of the traced hyperparameters without their dtypes, because all groups of
+        these points have the same dtype for a name (`Points.dtype`).
+        """
         return frozenset(self.dtypes), points.key(self.static)
 
 

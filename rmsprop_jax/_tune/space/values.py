@@ -188,7 +188,7 @@ def typed(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
       ValueError: for an array that was not stored from this dtype.
     """
     if x.dtype != stored_dtype(dtype):
-        raise ValueError(f"an array must have dtype {stored_dtype(dtype)} here, got {x.dtype}")
+        raise ValueError(f"a stored array must have dtype {stored_dtype(dtype)}, got {x.dtype}")
     return x.view(dtype)
 
 

@@ -1,4 +1,8 @@
-"""Hashes of what decides a sweep's numbers: its programs, what they close over, its args."""
+"""The hashes of everything that decides a sweep's numbers: its programs, their constants, its args.
+
+They are the hashed part of the entries that must be equal for a folder to resume.
+`storage.manifest.extended` has the whole rule.
+"""
 
 import hashlib
 import json
@@ -13,23 +17,26 @@ from rmsprop_jax._tune.space.static_groups import StaticGroup
 from rmsprop_jax._tune.space.values import is_key
 from rmsprop_jax._tune.training.trace import Traces, constants
 
-ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in the text of an object without one of its own
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in the default text of an object
 MODULE_NAME = re.compile(r"module @\S+")
-MOST_BYTES = 64 * 2**20  # of args, that are hashed although no folder asks for it
+MOST_BYTES = 64 * 2**20  # of args that are hashed without a folder, so that `save` can store it
 
 
 class Fingerprint:
-    """What must be as it was for a folder to go on.
+    """The hashes and versions that must be equal for a folder to resume.
+
+    Hashes of programs are computed when they are first read, because lowering takes time.
 
     Args:
-      groups, traces: the structures and their programs.
-      args: of the sweep; kept as a hash only.
-      needed: whether a folder is written, so that large args are hashed, too.
+      groups: the static groups.
+      traces: the traced functions of each static group.
+      args: the sweep's `args`. Only their hash is kept.
+      needed: whether to hash large args, too, because a folder or another process compares them.
 
     Attributes:
-      dtypes: of the traced hyperparameters, by name.
-      args: a hash, or None where they were large and nothing asked for it.
-      jax: the version.
+      dtypes: the dtype of each traced hyperparameter, as text.
+      args: the hash of the args; None for large args if it was not needed.
+      jax: the version of JAX.
     """
 
     def __init__(
@@ -46,7 +53,14 @@ class Fingerprint:
     def of(
         cls, dtypes: dict[str, str], args: str | None, jax: str, hashes: dict[str, list[str]]
     ) -> "Fingerprint":
-        """Return the fingerprint that a folder holds."""
+        """Return the fingerprint in a folder's manifest.
+
+        Args:
+          dtypes: the dtype of each traced hyperparameter, as text.
+          args: the hash of the args, or None.
+          jax: the version of JAX.
+          hashes: the lists `programs` and `constants`, by name.
+        """
         made = cls.__new__(cls)
         made.dtypes, made.args, made.jax = dtypes, args, jax
         made._traces, made._hashes = None, hashes
@@ -54,15 +68,16 @@ class Fingerprint:
 
     @property
     def programs(self) -> list[str]:
-        """A hash of the lowered programs of each static group."""
+        """The hash of the lowered programs of each static group."""
         return self._hashed("programs")
 
     @property
     def constants(self) -> list[str]:
-        """A hash of the arrays that each static group closes over."""
+        """The hash of the arrays that the functions of each static group close over."""
         return self._hashed("constants")
 
     def _hashed(self, what: str) -> list[str]:
+        """Return "programs" or "constants"; the first call computes both."""
         if self._traces is not None:
             pieces = [one.pieces.values() for one in self._traces]
             texts = [[program_text(piece) for piece in some] for some in pieces]
@@ -80,9 +95,9 @@ class Fingerprint:
 
 
 def program_text(piece: jax.stages.Traced) -> str:
-    """Return the lowered program, without the name of the function that was traced.
+    """Return the text of a lowered program, without the name of the traced function.
 
-    That function is a wrapper of ours: a rename must not keep a folder from being resumed.
+    The traced function is one of our wrappers. A folder must resume after we rename the wrapper.
     """
     return MODULE_NAME.sub("module @jit__lambda", piece.lower().as_text(), count=1)
 
@@ -90,8 +105,8 @@ def program_text(piece: jax.stages.Traced) -> str:
 def hash_of_arrays(tree: Any) -> str:
     """Return a hash of a tree's key paths, and of its arrays' dtypes, shapes and bytes.
 
-    The text of its structure would add the addresses of functions in static fields, which differ
-    from process to process. A program's hash covers what these functions do.
+    The tree's structure is left out: its text has the addresses of functions in static fields,
+    which differ from process to process. The hash of a program covers these functions.
     """
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:

@@ -1,7 +1,8 @@
 """How a trial runs in segments: `WholeRun` for a function, `Stepwise` for a `Training`.
 
-A schedule is all that differs between the two: where a trial stops, which series it records, which
-of their columns a segment fills, and which kernels run. A function is one segment of one step.
+The two kinds of `train` differ only in their schedule: the ends of segments, the series that a
+trial records, the columns that a segment fills, and the kernels that run. A function has one
+segment of one step.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ Kernel_co = TypeVar("Kernel_co", covariant=True)
 
 
 class KernelBuilder(Protocol[Kernel_co]):
-    """What makes the kernels of a static group (`compile.kernels.GroupKernels`)."""
+    """The maker of a static group's kernels (`compile.kernels.GroupKernels`)."""
 
     def whole_run(self) -> Kernel_co: ...
     def init(self) -> Kernel_co: ...
@@ -27,31 +28,32 @@ class KernelBuilder(Protocol[Kernel_co]):
 
 @dataclasses.dataclass(frozen=True)
 class WholeRun:
-    """The schedule of a function: one segment, which runs the whole trial."""
+    """The schedule of a function: one segment runs the whole trial."""
 
     end = 1
-    """The steps that a complete trial has run."""
+    """The last step of a trial."""
     longest = 1
-    """The most steps of a segment."""
+    """The number of steps of the longest segment."""
     evaluation_steps = np.ones(1, int)
     """The steps at which a segment ends."""
     rungs = ()
     """The steps at which a scheduler decides, before the end."""
     scheduler = None
-    """What tells the scheduler from others (`schedulers.settings_of`)."""
+    """The settings of the scheduler (`schedulers.settings_of`); None without one."""
     unit = "trial"
-    """What the progress bar counts."""
+    """The unit of the progress bar."""
     is_reported = False
-    """Whether a study is told the objective at each evaluation step."""
+    """Whether the objective is reported to a study at each evaluation step."""
     stored_progress = ()
-    """The arrays about a trial's progress that a file has. A function's trial is complete."""
+    """The arrays of a round file about the progress of its trials; none for a function, whose
+    trials are complete in each file."""
 
     def next_stop(self, step: int) -> int:
         """Return the end of the segment that begins after `step`."""
         return 1
 
     def series(self, traces: Traces) -> Metrics:
-        """Return what a trial measures in all, abstract: of rank 1 for a series."""
+        """Return all metrics of a trial as abstract arrays, of rank 1 for a series."""
         return traces.metrics
 
     def recorded_steps(self, name: str, length: int, every: int) -> np.ndarray:
@@ -59,18 +61,18 @@ class WholeRun:
         return np.unique(np.append(np.arange(every, length + 1, every), length))
 
     def reach(self, length: Any, step: Any) -> Any:
-        """Return how far a series of this length has come after a trial's `step`."""
+        """Return the last step of a series of this length after `step` steps of its trial."""
         return length * np.minimum(step, 1)
 
     def columns_of(self, recorded: np.ndarray, start: int) -> np.ndarray | slice:
-        """Return which of a segment's values belong to these recorded steps.
+        """Return the columns of a segment's values that belong to these recorded steps.
 
-        A function's kernel returns the recorded values only.
+        The kernel of a function returns the recorded values only.
         """
         return slice(None)
 
     def newest_column(self, start: int, stop: int) -> int:
-        """Return which of a segment's values is that at its last step."""
+        """Return the column of a segment's value at its last step."""
         return -1
 
     def kernels(self, builder: KernelBuilder[Kernel_co]) -> dict[str, Kernel_co]:
@@ -78,7 +80,7 @@ class WholeRun:
         return {"segment": builder.whole_run()}
 
     def encode(self) -> dict[str, Any] | None:
-        """Return the schedule as a manifest has it."""
+        """Return the schedule as JSON for a manifest; None for a function."""
         return None
 
 
@@ -87,11 +89,11 @@ class Stepwise:
     """The schedule of a `Training`: segments of steps, each followed by an evaluation.
 
     Args:
-      steps: of each trial.
+      steps: the number of steps of each trial.
       evaluate_every: the steps between two evaluations.
       rungs: the steps at which a scheduler decides, before the end, in order.
-      scheduler: what tells the scheduler from others (`schedulers.settings_of`); None without one.
-      evaluations: what `evaluate` returns, abstract.
+      scheduler: the settings of the scheduler (`schedulers.settings_of`); None without one.
+      evaluations: the abstract metrics of `evaluate`.
     """
 
     steps: int
@@ -163,7 +165,7 @@ Schedule: TypeAlias = WholeRun | Stepwise
 
 
 def decoded_schedule(training: dict[str, Any] | None) -> Schedule:
-    """Return the schedule that a manifest names, the inverse of `encode`."""
+    """Return the schedule in a manifest, the inverse of `encode`."""
     if training is None:
         return WholeRun()
     evaluations = {n: jax.ShapeDtypeStruct((), np.dtype(d)) for n, d in training["evaluations"]}

@@ -123,7 +123,7 @@ def check_leaves(state: State, what: str) -> None:
     """Raise ValueError for a state with a leaf that is not an array, or a tracer in its structure.
 
     Args:
-      state: what a function of a `Training` returned.
+      state: the state that a function of a `Training` returned.
       what: the function's name, "init" or "step".
     """
     for path, x in jax.tree_util.tree_flatten_with_path(state)[0]:

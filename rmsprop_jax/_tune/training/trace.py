@@ -1,4 +1,4 @@
-"""The trace of a training: one per static group, and the checks of what a sweep cannot run."""
+"""Trace the functions of a training, once per static group, and check what they return."""
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -389,7 +389,7 @@ def check_call(
     """Raise ValueError unless a function can be called like this, and all args are arrays.
 
     Args:
-      function: what the user passed as a function.
+      function: the object that the user passed as a function.
       name: its name, for errors.
       form: how the sweep calls it, for errors: "train(hp, key, *args)".
       inputs: all arguments but hp and the key.
@@ -467,7 +467,7 @@ def check_metrics(what: str, metrics: object, points: Points, scalars: bool) -> 
 
     Args:
       what: the function's name, "train", "step", or "evaluate".
-      metrics: what the function returned.
+      metrics: the return value of the function.
       points: all points of the sweep.
       scalars: whether each metric must be a scalar.
     """

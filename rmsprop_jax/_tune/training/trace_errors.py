@@ -1,7 +1,7 @@
-"""Why a training cannot be traced: which traced value was used how, where, and what to do instead.
+"""Errors for a training that cannot be traced: the traced value, its use, the line, and the fix.
 
-The errors here blame an axis only after a check: with the numbers of this axis as Python numbers,
-the training must trace.
+An error names an offending axis only after a check: with the numbers of this axis as Python
+numbers, the training must trace.
 """
 
 import linecache
@@ -23,7 +23,7 @@ LIBRARIES = tuple(
     )
 )
 
-# For each exception of JAX: how a traced value was used, and what to use instead.
+# For each exception of JAX: the use of a traced value, and the alternative.
 KINDS: tuple[tuple[type[Exception], str, str], ...] = (
     (
         jax.errors.TracerBoolConversionError,
@@ -69,8 +69,8 @@ def explain(
     """Return a clearer error than this one, or None if there is none.
 
     Args:
-      error: what tracing raised.
-      trace_with: traces again with the named values as Python numbers, and raises what that raises.
+      error: the error of the trace.
+      trace_with: a function that traces again with the named values as Python numbers.
       names: all values that may be the cause: axes, and numbers among the arguments (`args[0]`).
       what: the name of the function that was traced, for example "train".
     """

@@ -88,7 +88,7 @@ class Training:
         Args:
           hp: a dict of hyperparameters, Python numbers or traced scalars.
           key: the key of the trial, a scalar: `jax.random.key(seed)`.
-          *args: what `init` and `step` get as their last arguments.
+          *args: the last arguments of `init`, `step`, and `evaluate`.
           steps: the number of steps, an int of at least 1. It cannot be traced.
           state: the state to continue from. `None`: the state that `init` makes.
           start: the number of steps that `state` has already run, an int or a traced scalar.
