@@ -177,7 +177,8 @@ class FolderWriter:
         if asked["training"]["steps"] > training["steps"]:
             is_complete = (data.steps_completed > 0) & (data.steps_completed >= data.steps_asked)
             complete = data.number[is_complete].tolist()
-            missing = sum(trial not in self._final_files for trial in complete)
+            states = self.checkpoints()
+            missing = sum(trial not in states for trial in complete)
             if missing:
                 raise ValueError(
                     f"{self.path} must hold the final state of each complete trial to run "

@@ -402,6 +402,18 @@ def test_more_steps_go_on(tmp_path):
         longer(steps=50, path=tmp_path)
 
 
+def test_a_final_state_that_does_not_count_is_missing(tmp_path):
+    """An older call wrote it, and the last call did not find it."""
+    final, away = tmp_path / "run" / "final-000000_0.npz", tmp_path / "away"
+    longer(steps=50, path=final.parent)
+    final.rename(away)
+    with pytest.warns(UserWarning, match="an earlier call did not keep"):
+        longer(steps=50, path=final.parent, seeds=3)
+    away.rename(final)
+    with pytest.raises(ValueError, match=r"final state of each complete trial .* 1 of them"):
+        longer(path=final.parent, seeds=3)
+
+
 def test_more_steps_with_every_and_an_odd_end(tmp_path):
     longer(steps=45, path=tmp_path, record_every=7)
     assert_same(longer(path=tmp_path, record_every=7), longer(record_every=7))
