@@ -30,10 +30,11 @@ from rmsprop_jax._tune.run.data import BatchReader
 from rmsprop_jax._tune.schedulers import settings_of
 from rmsprop_jax._tune.space.points import Points
 from rmsprop_jax._tune.space.static_groups import StaticGroup, group_points
+from rmsprop_jax._tune.training.checks import Metrics
 from rmsprop_jax._tune.training.fingerprint import Fingerprint
 from rmsprop_jax._tune.training.schedule import Schedule, Stepwise, WholeRun
 from rmsprop_jax._tune.training.state_spec import StateSpec
-from rmsprop_jax._tune.training.trace import Metrics, Traces, trace_train, trace_training
+from rmsprop_jax._tune.training.trace import Traces, trace_train, trace_training
 from rmsprop_jax._tune.training.training import Training
 from rmsprop_jax._tune.trials.objective import ObjectiveSpec, checked_objective
 from rmsprop_jax._tune.warn import warn_caller

@@ -14,8 +14,9 @@ from rmsprop_jax._tune.schedulers import PopulationBasedTraining, Scheduler
 from rmsprop_jax._tune.space.points import Points
 from rmsprop_jax._tune.space.static_groups import StaticGroup
 from rmsprop_jax._tune.space.values import has_nan
+from rmsprop_jax._tune.training.checks import Metrics
 from rmsprop_jax._tune.training.schedule import Schedule
-from rmsprop_jax._tune.training.trace import Metrics, Traces
+from rmsprop_jax._tune.training.trace import Traces
 from rmsprop_jax._tune.trials.objective import Objective
 from rmsprop_jax._tune.warn import warn_caller
 

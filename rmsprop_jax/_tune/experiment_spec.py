@@ -8,9 +8,9 @@ import numpy as np
 
 from rmsprop_jax._tune.space.points import Points
 from rmsprop_jax._tune.space.static_groups import StaticGroup
+from rmsprop_jax._tune.training.checks import Metrics
 from rmsprop_jax._tune.training.fingerprint import Fingerprint
 from rmsprop_jax._tune.training.schedule import Schedule
-from rmsprop_jax._tune.training.trace import Metrics
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from rmsprop_jax._tune.compile.kernels import BATCHED, GroupKernels, stacked
 from rmsprop_jax._tune.run.cluster import Cluster
 from rmsprop_jax._tune.space.values import PyTree
-from rmsprop_jax._tune.training.trace import equations
+from rmsprop_jax._tune.training.jaxprs import equations
 from rmsprop_jax._tune.warn import warn_caller
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from rmsprop_jax._tune.compile.layout import DeviceLayout
 from rmsprop_jax._tune.compile.xla_deadlock import refuse_deadlock
 from rmsprop_jax._tune.run.cluster import Cluster
 from rmsprop_jax._tune.training.fingerprint import hash_of_arrays
-from rmsprop_jax._tune.training.trace import constants, equations
+from rmsprop_jax._tune.training.jaxprs import constants, equations
 
 CACHED_PROGRAMS = 32  # compiled programs that the next call of sweep can use
 

@@ -13,7 +13,7 @@ from rmsprop_jax._tune.jax_settings import own_settings
 from rmsprop_jax._tune.results.lineage import Stretch
 from rmsprop_jax._tune.space.seeds import checked_seeds, key_of
 from rmsprop_jax._tune.space.static_groups import StaticGroup
-from rmsprop_jax._tune.training.trace import check_call, check_calls
+from rmsprop_jax._tune.training.checks import check_call, check_calls
 from rmsprop_jax._tune.training.training import Train, Training, evaluation_key, stacked_batches
 
 Numbers = dict[str, np.ndarray]

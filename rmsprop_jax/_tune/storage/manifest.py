@@ -17,9 +17,9 @@ from rmsprop_jax._tune.space.points import Points
 from rmsprop_jax._tune.space.static_groups import StaticGroup, group_points
 from rmsprop_jax._tune.space.values import decode, encode
 from rmsprop_jax._tune.storage.arrays import FileError
+from rmsprop_jax._tune.training.checks import Metrics
 from rmsprop_jax._tune.training.fingerprint import Fingerprint
 from rmsprop_jax._tune.training.schedule import Stepwise, decoded_schedule
-from rmsprop_jax._tune.training.trace import Metrics
 
 # Entries that must be equal for a folder to resume. `extended` compares other entries by rules.
 SAME = {

@@ -15,7 +15,8 @@ import numpy as np
 
 from rmsprop_jax._tune.space.static_groups import StaticGroup
 from rmsprop_jax._tune.space.values import is_key
-from rmsprop_jax._tune.training.trace import Traces, constants
+from rmsprop_jax._tune.training.jaxprs import constants
+from rmsprop_jax._tune.training.trace import Traces
 
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in the default text of an object
 MODULE_NAME = re.compile(r"module @\S+")

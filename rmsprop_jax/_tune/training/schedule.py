@@ -12,7 +12,8 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 import jax
 import numpy as np
 
-from rmsprop_jax._tune.training.trace import Metrics, Traces
+from rmsprop_jax._tune.training.checks import Metrics
+from rmsprop_jax._tune.training.trace import Traces
 
 Kernel_co = TypeVar("Kernel_co", covariant=True)
 
