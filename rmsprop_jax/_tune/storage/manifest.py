@@ -2,11 +2,12 @@
 
 import collections
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TypeAlias
 
 import jax
 import numpy as np
@@ -20,6 +21,8 @@ from rmsprop_jax._tune.storage.arrays import FileError
 from rmsprop_jax._tune.training.checks import Metrics
 from rmsprop_jax._tune.training.fingerprint import Fingerprint
 from rmsprop_jax._tune.training.schedule import Stepwise, decoded_schedule
+
+Manifest: TypeAlias = dict[str, Any]
 
 # Entries that must be equal for a folder to resume. `extended` compares other entries by rules.
 SAME = {
@@ -202,8 +205,8 @@ def bytes_of(spec: ExperimentSpec, trials: int) -> int:
 
 
 def extended(
-    asked: dict[str, Any], before: dict[str, Any], points: Points, stored: Points, path: Path
-) -> tuple[dict[str, Any], list[int]]:
+    asked: Manifest, before: Manifest, points: Points, stored: Points, path: Path
+) -> tuple[Manifest, list[int]]:
     """Return the manifest of a call joined to the manifest of its folder, and each point's place.
 
     This is the rule by which a folder resumes. The call must agree with the folder on:
@@ -235,13 +238,31 @@ def extended(
       ValueError: if the two manifests contradict each other.
     """
 
-    def refuse(what: str, then: Any, now: Any, remedy: str = ""):
-        raise ValueError(
-            f"{path} must hold the same sweep to resume, but was written with {what}: {then} in "
-            f"the folder, {now} in this call. "
-            f"{remedy or 'Pass another path, or make the same call as before.'}"
-        )
+    refuse = functools.partial(_refuse, path)
+    known, keys = list(_keys(points, stored)), list(_keys(points, points))
+    _check_entries(asked, before, refuse)
+    _check_training(asked["training"], before["training"], refuse)
+    _check_points(asked, before, stored, known, keys, refuse)
+    _check_programs(asked, before, refuse)
+    new = set(keys) - set(known)
+    added = [point for key, point in zip(keys, asked["points"], strict=True) if key in new]
+    of_both = {name: before[name] | asked[name] for name in ("programs", "constants", "lengths")}
+    of_both["dtypes"] = before["dtypes"] | asked["dtypes"]
+    place = {key: i for i, key in enumerate([*known, *(key for key in keys if key in new)])}
+    manifest = asked | of_both | {"points": before["points"] + added}
+    return manifest, [place[key] for key in keys]
 
+
+def _refuse(path: Path, what: str, then: Any, now: Any, remedy: str = "") -> NoReturn:
+    raise ValueError(
+        f"{path} must hold the same sweep to resume, but was written with {what}: {then} in "
+        f"the folder, {now} in this call. "
+        f"{remedy or 'Pass another path, or make the same call as before.'}"
+    )
+
+
+def _check_entries(asked: Manifest, before: Manifest, refuse: Callable[..., None]) -> None:
+    """Refuse a folder with another version of JAX, other dtypes, or another entry of `SAME`."""
     if before["jax"] != asked["jax"]:
         refuse(
             "another version of jax",
@@ -255,15 +276,35 @@ def extended(
         if asked["dtypes"][name] != before["dtypes"][name]:
             refuse(f"{name!r} of another dtype", before["dtypes"][name], asked["dtypes"][name])
     if before["args"] is None:
-        raise ValueError(
-            f"{path} must have a hash of its args to resume, but was saved without one, because "
-            "they were large. Pass another path. SweepResult.load reads this folder."
+        refuse(
+            "args that were too large to hash",
+            "no hash",
+            asked["args"],
+            "Pass another path. SweepResult.load reads this folder.",
         )
     for name, what in SAME.items():
         if asked[name] != before[name]:
             refuse(what, before[name], asked[name])
-    _check_training(asked["training"], before["training"], refuse)
-    known, keys = list(_keys(points, stored)), list(_keys(points, points))
+
+
+def _check_points(
+    asked: Manifest,
+    before: Manifest,
+    stored: Points,
+    known: Sequence[Hashable],
+    keys: Sequence[Hashable],
+    refuse: Callable[..., None],
+) -> None:
+    """Refuse a call with fewer points or seeds, or under a scheduler with others.
+
+    Args:
+      asked: the manifest of the call.
+      before: the manifest of the folder.
+      stored: the points of the folder.
+      known: the keys of the points of the folder.
+      keys: the keys of the points of the call.
+      refuse: raises the error.
+    """
     if missing := set(known) - set(keys):
         one = next(point for point, key in zip(stored, known, strict=True) if key in missing)
         refuse(
@@ -273,6 +314,17 @@ def extended(
         )
     if set(before["seeds"]) - set(asked["seeds"]):
         refuse("other seeds (a call may only add seeds)", before["seeds"], asked["seeds"])
+    same = keys == known and before["seeds"] == asked["seeds"]
+    if before["training"] and before["training"]["scheduler"] and not same:
+        refuse(
+            "a scheduler, whose decisions are about its points and seeds",
+            f"{len(known)} points × {len(before['seeds'])} seeds",
+            f"{len(keys)} points × {len(asked['seeds'])} seeds, or another order,",
+        )
+
+
+def _check_programs(asked: Manifest, before: Manifest, refuse: Callable[..., None]) -> None:
+    """Refuse a call whose programs, or the arrays that they close over, differ in a group."""
     for group in before["programs"].keys() & asked["programs"].keys():
         for name, what in (
             ("programs", "another train (its code, data that it closes over, or what np.random or "
@@ -282,20 +334,6 @@ def extended(
             then, now = before[name][group], asked[name][group]
             if then != now:
                 refuse(f"{what} in the static group {group}", then[:12], now[:12])
-    same = keys == known and before["seeds"] == asked["seeds"]
-    if before["training"] and before["training"]["scheduler"] and not same:
-        refuse(
-            "a scheduler, whose decisions are about its points and seeds",
-            f"{len(known)} points × {len(before['seeds'])} seeds",
-            f"{len(keys)} points × {len(asked['seeds'])} seeds, or another order,",
-        )
-    new = set(keys) - set(known)
-    added = [point for key, point in zip(keys, asked["points"], strict=True) if key in new]
-    of_both = {name: before[name] | asked[name] for name in ("programs", "constants", "lengths")}
-    of_both["dtypes"] = before["dtypes"] | asked["dtypes"]
-    place = {key: i for i, key in enumerate([*known, *(key for key in keys if key in new)])}
-    manifest = asked | of_both | {"points": before["points"] + added}
-    return manifest, [place[key] for key in keys]
 
 
 def _check_training(asked: Any, before: Any, refuse: Callable[..., None]) -> None:

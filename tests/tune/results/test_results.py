@@ -329,7 +329,7 @@ def test_large_args_are_hashed_only_where_a_folder_asks(tmp_path, monkeypatch):
     run(path=tmp_path / "swept")
     run().save(tmp_path / "saved")
     assert rj.SweepResult.load(tmp_path / "saved").objective == 1.0
-    with pytest.raises(ValueError, match=r"must have a hash of its args.*another path"):
+    with pytest.raises(ValueError, match=r"args that were too large to hash.*another path"):
         run(path=tmp_path / "saved")
 
 
