@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import rmsprop_jax as rj
+from rmsprop_jax._optimizer import foreign_names
 
 
 @pytest.mark.parametrize("function", [rj.rmsprop, rj.scale_by_rms])
@@ -28,6 +29,15 @@ def test_an_argument_under_another_name(function, name, ours):
 def test_an_argument_that_only_a_preset_has(name):
     with pytest.raises(TypeError, match=rf"got {name}=.*rmsprop_jax\.presets\.\w+"):
         rj.rmsprop(0.1, **{name: 0.5})
+
+
+def test_the_table_has_each_argument_of_the_presets_that_rmsprop_does_not_have():
+    ours, found = inspect.signature(rj.rmsprop).parameters, {}
+    for preset in rj.presets.__all__:
+        for name in inspect.signature(getattr(rj.presets, preset)).parameters:
+            if name not in ours:
+                found[name] = (*found.get(name, ()), preset)
+    assert found == foreign_names.PRESETS
 
 
 def test_an_argument_that_no_framework_has():
