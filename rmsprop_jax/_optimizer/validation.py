@@ -95,7 +95,7 @@ def storage(name: str, state_dtype: Any) -> Any:
         if dtype is not None and dtype.name == "float16":
             why = " (the range of float16 ends at 65,504, below the square of a gradient of 256)"
         elif dtype is not None and dtype.itemsize == 1:
-            why = " (eight bits have no honest bound, and exact zeros give NaN)"
+            why = " (states of 8 bits are not supported)"
         raise ValueError(
             f"{name} must be None, or one of {', '.join(map(repr, STORAGE))}, got "
             f"{state_dtype!r}{why}. optax.inject_hyperparams takes a dtype such as jnp.bfloat16 "

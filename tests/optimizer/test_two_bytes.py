@@ -536,8 +536,8 @@ def test_the_state_is_half_and_nothing_is_kept_beside_it():
 @pytest.mark.parametrize(
     ("given", "why"),
     [
-        ("float16", "65,504"), ("int8", "honest bound"), (jnp.uint8, "honest bound"),
-        ("float8_e4m3fn", "honest bound"), ("bf16", ""), (16, ""), (True, ""), ("int32", ""),
+        ("float16", "65,504"), ("int8", "8 bits"), (jnp.uint8, "8 bits"),
+        ("float8_e4m3fn", "8 bits"), ("bf16", ""), (16, ""), (True, ""), ("int32", ""),
         (jnp.zeros((), BF16), "give it as text"),
     ],
 )  # fmt: skip
