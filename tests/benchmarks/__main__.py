@@ -1,7 +1,7 @@
-"""Side-by-side ratios: `python -m tests.benchmarks [--quick] [--output FILE.md] [name ...]`.
+"""Run benchmarks: `python -m tests.benchmarks [--quick] [--output FILE.md] [name ...]`.
 
-`--output docs/pages/benchmarks.md` writes them on the page, each under its name, and what README
-quotes of it. Some take sizes: `python -m tests.benchmarks halving --size hidden=64 --size seeds=1`.
+`--output docs/pages/benchmarks.md` writes the results on the page, each under its name, and in the
+README. Some benchmarks take sizes: `python -m tests.benchmarks halving --size hidden=64`.
 """
 
 import argparse
@@ -23,7 +23,7 @@ NAMES = (
     "long_sweep",
     "peers",
     "tiny",
-    "structures",
+    "static_groups",
     "nan",
     "segments",
     "halving",
@@ -36,7 +36,7 @@ NAMES = (
 
 
 def printed(lines):
-    """The lines, printed as they come."""
+    """Print each line as it arrives, and return all lines."""
     found = []
     for line in lines:
         print(line, flush=True)
@@ -45,7 +45,7 @@ def printed(lines):
 
 
 def size(text):
-    """`hidden=64` → ("hidden", 64)"""
+    """Parse `hidden=64` to ("hidden", 64)."""
     name, number = text.split("=")
     return name, int(number)
 
@@ -56,27 +56,35 @@ def main(argv=None):
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("names", nargs="*", metavar="name", help=f"of {NAMES}; all by default")
-    parser.add_argument("--quick", action="store_true", help="small sizes: does it run?")
+    parser.add_argument("names", nargs="*", metavar="name", help=f"one of {NAMES}; default: all")
     parser.add_argument(
-        "--output", metavar="FILE", type=lambda x: Path(x).resolve(), help="write them on this page"
+        "--quick", action="store_true", help="use small sizes, only to check that it runs"
+    )
+    parser.add_argument(
+        "--output", metavar="FILE", type=lambda x: Path(x).resolve(), help="write the results here"
     )
     parser.add_argument("--size", metavar="NAME=NUMBER", type=size, action="append", default=[])
     options = parser.parse_args(argv)
     if unknown := set(options.names) - set(NAMES):
-        parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
+        parser.error(
+            f"names must be benchmarks, got {', '.join(sorted(unknown))}. "
+            f"Choose from {', '.join(NAMES)}."
+        )
 
     names = options.names or NAMES
     mains = [importlib.import_module(f"tests.benchmarks.{name}").main for name in names]
     for benchmark, name in zip(mains, names, strict=True):
         if unknown := {n for n, _ in options.size} - set(inspect.signature(benchmark).parameters):
-            parser.error(f"the benchmark {name} takes no size {', '.join(sorted(unknown))}")
+            parser.error(
+                f"--size must be an argument of the benchmark {name}, "
+                f"got {', '.join(sorted(unknown))}"
+            )
 
-    jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)  # before JAX is first used
+    jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)  # before the first use of JAX
     print(machine(), flush=True)
     for name, benchmark in zip(names, mains, strict=True):
         lines = printed(benchmark(options.quick, **dict(options.size)))
-        if options.output is not None:  # each as it ends, so that the next may fail
+        if options.output is not None:  # write each at once, because the next may fail
             sizes = [f"--size {size}={number}" for size, number in options.size]
             words = ["python -m tests.benchmarks", name, *["--quick"] * options.quick, *sizes]
             text = "\n".join(page.section(lines, " ".join(words), machine()))

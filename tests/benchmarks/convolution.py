@@ -1,4 +1,4 @@
-"""A small convolutional net on pictures made up for it, as several benchmarks train it."""
+"""A small convolutional network on synthetic pictures, for several benchmarks."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ PICTURES, SIDE, CLASSES, BATCH = 2048, 16, 10, 32
 
 
 class Net(nn.Module):
-    """Two convolutions, each with a pooling, and a dense layer: about 24,000 parameters."""
+    """Two convolutions with pooling, and a dense layer: about 24,000 parameters."""
 
     @nn.compact
     def __call__(self, x):
@@ -25,8 +25,10 @@ class Net(nn.Module):
 
 
 def pictures() -> tuple[jax.Array, jax.Array]:
-    """A pattern for each class under noise of twice its size: (PICTURES, SIDE, SIDE, 1) float32,
-    and the classes, (PICTURES,) int32."""
+    """Return pictures, (PICTURES, SIDE, SIDE, 1) float32, and their classes, (PICTURES,) int32.
+
+    Each class has one pattern. The noise has twice the std of a pattern.
+    """
     generator = np.random.default_rng(0)
     labels = generator.integers(CLASSES, size=PICTURES, dtype=np.int32)
     patterns = generator.normal(size=(CLASSES, SIDE, SIDE, 1))
@@ -37,7 +39,7 @@ def pictures() -> tuple[jax.Array, jax.Array]:
 def train(
     hp: dict[str, Any], key: jax.Array, x: jax.Array, labels: jax.Array, steps: int = 50
 ) -> dict[str, jax.Array]:
-    """A whole training: the loss of each step."""
+    """Train the network, and return the loss of each step."""
     net, solver = Net(), rj.rmsprop(hp["learning_rate"], decay=hp["decay"])
     init_key, steps_key = jax.random.split(key)
 

@@ -1,4 +1,4 @@
-"""`sweep` with longer trainings: the longer each is, the less a compile for each setting costs."""
+"""The benchmark `sweep` with longer trials, where a compile for each point costs less."""
 
 from tests.benchmarks.sweep import compare
 

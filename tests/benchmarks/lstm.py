@@ -1,4 +1,4 @@
-"""The example's character LSTM in steps, as several benchmarks train it."""
+"""The character LSTM of the examples as a `Training`, for several benchmarks."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,7 @@ import optax
 
 import rmsprop_jax as rj
 
-EPS = 1e-6  # with `centered` the denominator may be all but 0: 1e-8 would allow huge steps
+EPS = 1e-6  # with `centered`, the std can be almost 0, and 1e-8 would allow huge steps
 
 
 def optimizer(hp: dict[str, Any]) -> optax.GradientTransformation:
@@ -20,8 +20,13 @@ def optimizer(hp: dict[str, Any]) -> optax.GradientTransformation:
 def lstm(
     hidden: int, evaluated: bool = True, held_out: int | None = None
 ) -> tuple[rj.Training, tuple[jax.Array, ...]]:
-    """The training, with `evaluate` or without, and its `args`: the text, and what is held out of
-    it, or so many characters of that."""
+    """Return the training and its `args`: the training, validation, and test text.
+
+    Args:
+      hidden: the size of the LSTM.
+      evaluated: whether the training has an `evaluate`.
+      held_out: the number of characters of the validation and test text, or `None` for all.
+    """
     sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
     import _characters as example
 

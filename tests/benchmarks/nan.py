@@ -1,7 +1,8 @@
-"""Steps until NaN: every RMSProp at hand, under the same streams of finite gradients.
+"""Steps to the first NaN of several RMSProps, under the same streams of finite gradients.
 
-Each entry is an array of 1,000 parameters, each with its own gradient, stepped outside `jit` (in a
-compiled scan Optax rounds otherwise, and its NaN comes later). ρ is .95, the rate .1 unless said.
+Each cell of the table is a run of 1,000 parameters, each with its own gradient. The steps run
+outside `jit`: in a compiled scan, Optax rounds differently, and its NaN comes later. The decay is
+0.95, and the learning rate is 0.1 unless a row has another one.
 """
 
 import importlib.metadata
@@ -20,7 +21,7 @@ MOMENTUM = {"centered": True, "momentum": 0.9}
 
 
 def streams(steps):
-    """Name → (dtype, settings, gradient of step t)."""
+    """Return (dtype, settings, gradient of step t) by name."""
     rng = np.random.default_rng(0)
     constant = rng.uniform(0.1, 10.0, SIZE)
     noise = rng.normal(size=(steps, SIZE))
@@ -39,7 +40,7 @@ def streams(steps):
         "a spike of 1e20": ("float32", {}, spike),
         "zero, float16": ("float16", {}, lambda t: np.zeros(SIZE)),
         "constant, float16, centered, momentum": ("float16", MOMENTUM, lambda t: constant),
-        "the same, ε = .01, rate 1e-4": (
+        "the same, ε = 0.01, learning rate 1e-4": (
             "float16",
             MOMENTUM | {"eps": 0.01, "rate": 1e-4},
             lambda t: constant,
@@ -108,7 +109,7 @@ SIDES = {
 
 
 def outcome(start, dtype, settings, gradient, steps):
-    """In words: when the first parameter was NaN, and how many are at the end."""
+    """Return the step of the first NaN and the share of NaN at the end, in words."""
     settings = dict(settings)
     step = start(dtype, settings.pop("rate", RATE), settings)
     first = None
@@ -118,7 +119,7 @@ def outcome(start, dtype, settings, gradient, steps):
             if first is None and np.isnan(params).any():
                 first = t + 1
     if first is not None:
-        return f"**step {first}** ({np.isnan(params).mean():.0%} at the end)"
+        return f"**step {first}** ({np.isnan(params).mean():.0%} NaN at the end)"
     if not np.isfinite(params).all():
         return f"infinite parameters ({(~np.isfinite(params)).mean():.0%})"
     if not np.isfinite(nu).all():
@@ -132,11 +133,13 @@ def main(quick: bool):
     for name in ("optax", "torch", "keras"):
         if importlib.util.find_spec(name):
             names[name] = f"{name} {importlib.metadata.version(name)}"
-    yield f"\n## Steps to the first NaN in {SIZE:,} parameters, of {steps:,} steps\n"
+    yield f"\n## Steps to the first NaN: {SIZE:,} parameters, {steps:,} steps\n"
     yield (
-        "Finite gradients, float32 where nothing else is said. “Infinite parameters”: steps of g/ε "
-        "are finite, and add up beyond float16's 65,504; a larger ε and a smaller rate are the "
-        "cure.\n"
+        "All gradients are finite. Parameters are float32, unless the row names another dtype. "
+        "*Never* means that no parameter became NaN or infinite. *Infinite state* means that s is "
+        "infinite, so the parameter does not move any more. *Infinite parameters* means that the "
+        "steps are finite, but add up beyond 65,504, the range of float16. A larger ε and a "
+        "smaller learning rate prevent this, as the row below it shows.\n"
     )
     yield header("gradients", *names.values())
     for title, (dtype, settings, gradient) in streams(steps).items():

@@ -1,18 +1,18 @@
-"""The same 64 trainings by what people use: Optuna, Ray Tune, jax-grid-search, hyperoptax, and us.
+"""The same 64 trials by Optuna, Ray Tune, jax-grid-search, hyperoptax, and ours.
 
-An LSTM on a grid of 8 learning rates × 8 decays, all from one key, so that every side must find
-our losses. Each is used as its own documents show, with the training jitted where they leave that
-to the caller:
+An LSTM runs on a grid of 8 learning rates × 8 decays, all from one key, so that every side must
+find our losses. Each tool is used as its own documentation shows. If a tool leaves `jax.jit` to the
+caller, the training is jitted.
 
-- Optuna: a study that is given the settings; each builds its optimiser and compiles;
-- Ray Tune: a trial a core, each in a process of its own, which imports and compiles; its cluster is
-  started before the clock;
-- jax-grid-search, hyperoptax: a `vmap` of all settings on one device;
-- vmap: the same by hand; loop: one jit, one setting after the other;
+- Optuna: a study that gets the points. Each trial builds its optimizer and compiles.
+- Ray Tune: one trial per core, each in its own process, which imports and compiles. The cluster
+  starts before the clock.
+- jax-grid-search, hyperoptax: a `vmap` of all points on one device.
+- vmap: the same by hand. loop: one compiled function, one point after another.
 - ours: `rj.sweep`.
 
-Those that are not installed (extra `peers`) are left out. Seconds with compiling, from cold caches.
-The sides that compile for each setting take every k-th setting of k, and their seconds count × k.
+Tools that are not installed (extra `peers`) are left out. Seconds include compile time, from cold
+caches. A side that compiles for each point takes every k-th point, and its seconds are × k.
 """
 
 import contextlib
@@ -38,12 +38,12 @@ def grid(side: int) -> rj.Points:
 
 
 def of_one_key(work: sweep.Work):
-    """A setting's loss as a function of it alone."""
+    """Return a jitted function from a point to its loss."""
     return jax.jit(lambda hp: work.train(hp, jax.random.key(0), *work.args)["validation"])
 
 
 def as_ours(rates, decays, losses):
-    """The losses in the order of our grid, where another has its own."""
+    """Return the losses in the order of our grid."""
     order = np.lexsort([-np.asarray(decays), np.asarray(rates)])
     return np.asarray(losses).reshape(-1)[order], 0.0
 
@@ -52,7 +52,7 @@ def grid_search(work, points):
     from jax_grid_search import DistributedGridSearch
 
     run = of_one_key(work)
-    scalar = lambda hp: jax.tree.map(lambda x: x.reshape(()), hp)  # it asks for shapes with (1,)
+    scalar = lambda hp: jax.tree.map(lambda x: x.reshape(()), hp)  # the tool gives shape (1,)
     space = {name: np.asarray([p[name] for p in points], np.float32) for name in points.names}
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         search = DistributedGridSearch(
@@ -81,7 +81,7 @@ def hyperoptax_(work, points):
 
 
 def trial(config):
-    """In a process of Ray's."""
+    """Train one point in a process of Ray."""
     from ray import tune
 
     work = sweep.lstm(**config["sizes"])
@@ -103,7 +103,7 @@ def ray_tune(sizes: dict):
             )
             with contextlib.redirect_stdout(sys.stderr):
                 done = tuner.fit()
-        losses = {tuple(one.config["point"].values()): one.metrics["loss"] for one in done}
+        losses = {tuple(x.config["point"].values()): x.metrics["loss"] for x in done}
         return [losses[tuple(p.values())] for p in points], 0.0
 
     return side
@@ -114,27 +114,30 @@ def main(quick: bool, rounds: int = 3):
     sizes = {"trials": side * side, "steps": steps, "hidden": hidden}
     work = sweep.lstm(**sizes)._replace(points=grid(side))
     trials, some = len(work.points), 2 if quick else 8
-    there = [name for name, module in MODULES.items() if importlib.util.find_spec(module)]
+    installed = [name for name, module in MODULES.items() if importlib.util.find_spec(module)]
     sides = {"Optuna": (sweep.optuna_study, some)}
-    if "Ray Tune" in there:
+    if "Ray Tune" in installed:
         sides["Ray Tune"] = ray_tune(sizes), some
     for name, function in {"jax-grid-search": grid_search, "hyperoptax": hyperoptax_}.items():
-        if name in there:
+        if name in installed:
             sides[name] = function, trials
     sides |= {name: (sweep.SIDES[name], trials) for name in ("vmap", "loop", "ours")}
 
     yield (
-        f"\n## The same {trials} trainings by others: an LSTM of {hidden} units, {steps} steps each"
-        "\n\nSeconds of all settings, compiling included, median (quartiles) of "
-        f"{1 if quick else rounds} interleaved rounds."
+        f"\n## The same {trials} trials by other tools: an LSTM of {hidden} units, {steps} steps "
+        "each\n\nSeconds of all points with compile time, as median (quartiles) of "
+        f"{1 if quick else rounds} interleaved rounds. The seconds of a side that runs fewer "
+        "points are scaled up."
     )
-    if missing := set(MODULES) - set(there):
-        yield f"\nNot installed here, so left out: {', '.join(sorted(missing))}."
+    if missing := set(MODULES) - set(installed):
+        yield f"\nLeft out, because not installed: {', '.join(sorted(missing))}."
     timed = {name: sweep.taking_part(f, work, share) for name, (f, share) in sides.items()}
     sweep.loop(work, work.points[:1])  # warm-up
     results = interleaved(timed, 1 if quick else rounds)
     us = results["ours"]
-    yield "\n" + header("side", "settings a round", "total s", "÷ ours", "loss − ours, at most")
+    yield "\n" + header(
+        "side", "points per round", "total s", "÷ ours", "largest difference of losses"
+    )
     for name, outcomes in results.items():
         apart = sweep.differences(outcomes, us[0].losses)
         ratios = (o.total / u.total for o, u in zip(outcomes, us, strict=True))

@@ -1,12 +1,12 @@
-"""Population-based training beside random search, at equal steps.
+"""Population-based training compared with random search, with the same number of steps.
 
-Both begin from the same members; random search keeps each member's numbers to the end. In each run,
-with points, keys and choices of its own, the best member is chosen by the objective. Two problems:
+Both start from the same members. Random search never changes the hyperparameters of a member. Each
+run has its own points, keys, and choices, and the objective selects the best member. Two problems:
 
-- an LSTM, chosen on validation text; the test text, by which nothing was chosen, is shown, too;
-- a bowl under noisy gradients, where a rate that falls is known to beat every constant one: steps
-  of RMSProp do not shrink with the gradient, so that a small rate shakes less and comes later. The
-  third side knows that: the same members, random search, their rates falling to 0 from the first.
+- an LSTM, selected by the validation loss, with its test loss;
+- a quadratic loss with noisy gradients. Here, a falling learning rate beats every constant one,
+  because steps of RMSProp do not shrink with the gradient: a small rate is less noisy but slower.
+  The third side is random search with learning rates that fall to 0.
 """
 
 import functools
@@ -32,10 +32,10 @@ NOISE = 0.1
 class Problem(NamedTuple):
     title: str
     trainings: dict[str, rj.Training]
-    """Of random search, by the side's name; the first is the population's, too."""
+    """The trainings of random search, by the name of the side. The population uses the first."""
     args: tuple[jax.Array, ...]
     evaluations: tuple[str, ...]
-    """The first is the objective."""
+    """Names of evaluations. The first is the objective."""
     members: int
     steps: int
     runs: int
@@ -44,20 +44,24 @@ class Problem(NamedTuple):
 def an_lstm(quick: bool) -> Problem:
     hidden, members, steps, runs = (8, 4, 30, 1) if quick else (16, 16, 300, 3)
     training, args = lstm(hidden, held_out=500 if quick else None)
-    title = f"an LSTM of {hidden} units, nats a character"
+    title = f"an LSTM of {hidden} units, nats per character"
     evaluations = ("validation", "test")
     return Problem(title, {"random search": training}, args, evaluations, members, steps, runs)
 
 
 def a_bowl(quick: bool) -> Problem:
     members, steps, runs = (4, 30, 1) if quick else (16, 2000, 5)
-    trainings = {"random search": bowl(None), "random search, falling rates": bowl(steps)}
-    title = "a bowl under noisy gradients, its true loss"
+    trainings = {"random search": bowl(None), "random search, falling rate": bowl(steps)}
+    title = "a quadratic loss with noisy gradients"
     return Problem(title, trainings, (), ("loss without noise",), members, steps, runs)
 
 
 def bowl(falls_for: int | None) -> rj.Training:
-    """20 parameters of curvatures that differ 100-fold; the rate falls to 0 in so many steps."""
+    """Return a quadratic loss of 20 parameters, whose curvatures differ by up to 100 times.
+
+    Args:
+      falls_for: the steps in which the learning rate falls to 0, or `None` for a constant rate.
+    """
 
     def solver(hp):
         rate = hp["learning_rate"]
@@ -86,7 +90,7 @@ def bowl(falls_for: int | None) -> rj.Training:
 
 
 def best(problem: Problem, training: rj.Training, is_population: bool, run: int) -> list[float]:
-    """The evaluations, at the end, of the member that is best by the objective."""
+    """Return the final evaluations of the member with the best objective."""
     objective, *_ = problem.evaluations
     points = rj.sample(SPACE, problem.members, seed=run) * rj.grid(centered=[False])
     result = rj.sweep(
@@ -105,7 +109,7 @@ def best(problem: Problem, training: rj.Training, is_population: bool, run: int)
 
 
 def compared(problem: Problem):
-    """A row a side: what its best members came to, and how often the population's came lower."""
+    """Yield a row per side: the results of its best members, compared with the population's."""
     first, *_ = problem.trainings.values()
     sides = {"population": functools.partial(best, problem, first, True)}
     for name, training in problem.trainings.items():
@@ -113,10 +117,10 @@ def compared(problem: Problem):
     found = {name: np.array(each) for name, each in interleaved(sides, problem.runs).items()}
     yield (
         f"\n## Population-based training: {problem.title}\n\n{problem.members} members × "
-        f"{problem.steps} steps; mean (least–most) of {problem.runs} runs, and in how many the "
-        "population came lower.\n"
+        f"{problem.steps} steps. The figures are the mean (min–max) of {problem.runs} runs, and "
+        "the number of runs in which the population is lower.\n"
     )
-    columns = ((name, "population lower") for name in problem.evaluations)
+    columns = ((name, "population is lower") for name in problem.evaluations)
     yield header("side", *(column for pair in columns for column in pair))
     for name, values in found.items():
         cells = []

@@ -1,7 +1,7 @@
-"""What every benchmark shares: sides that take turns, medians with quartiles, Markdown rows.
+"""Functions that all benchmarks share: interleaved sides, medians with quartiles, Markdown rows.
 
-A benchmark is a module of this folder with `main(quick)`, a generator of Markdown lines;
-`python -m tests.benchmarks` prints them as they come, and `--output` writes the same page.
+A benchmark is a module of this folder with a generator `main(quick)` of Markdown lines.
+`python -m tests.benchmarks` prints the lines, and `--output` writes them on the page.
 """
 
 import importlib.metadata
@@ -11,7 +11,7 @@ import platform
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 def interleaved(sides: Mapping[str, Callable[[int], T]], rounds: int) -> dict[str, list[T]]:
-    """Calls every side once a round with the round's number; another side begins each round."""
+    """Call each side once per round with its number. Each round starts with another side."""
     names = list(sides)
     results: dict[str, list[T]] = {name: [] for name in names}
     for i in range(rounds):
@@ -31,7 +31,7 @@ def interleaved(sides: Mapping[str, Callable[[int], T]], rounds: int) -> dict[st
 
 
 def median(values: Iterable[float], digits: int = 2) -> str:
-    """The median and, between brackets, the quartiles."""
+    """Return the median, with the quartiles in parentheses."""
     low, middle, high = np.quantile(list(values), [0.25, 0.5, 0.75])
     return f"{middle:,.{digits}f} ({low:,.{digits}f}–{high:,.{digits}f})"
 
@@ -44,14 +44,39 @@ def header(*names: str) -> str:
     return f"{row(*names)}\n{'|---' * len(names)}|"
 
 
+class Goal(NamedTuple):
+    """A limit for a measured figure: an upper one ("≤") or a lower one ("≥")."""
+
+    sign: str
+    limit: float
+    digits: int = 2
+    """The digits after the point with which a figure that misses the goal is printed."""
+
+    def __str__(self) -> str:
+        return f"{self.sign} {self.limit}"
+
+    def is_met(self, value: float) -> bool:
+        return value <= self.limit if self.sign == "≤" else value >= self.limit
+
+
+def goals_missed(measured: Iterable[tuple[str, float, Goal]]) -> str:
+    """Return a sentence that names the measured figures that miss their goals."""
+    missed = [
+        f"{name} ({value:.{goal.digits}f}, goal {goal})"
+        for name, value, goal in measured
+        if not goal.is_met(value)
+    ]
+    return f"Goals missed: {'; '.join(missed)}." if missed else "All goals are met."
+
+
 def machine() -> str:
-    """Processor, cores, JAX's devices and the versions that figures depend on."""
+    """Return the processor, cores, JAX devices, and the versions that figures depend on."""
     info = Path("/proc/cpuinfo")
     model = re.search(r"model name\s*: (.+)", info.read_text()) if info.exists() else None
     devices = f"{jax.device_count()} × {jax.devices()[0].device_kind}"
     names = ("jax", "jaxlib", "optax", "flax", "numpy", "optuna", "torch")
-    there = [name for name in names if importlib.util.find_spec(name)]
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in there]
+    installed = [name for name in names if importlib.util.find_spec(name)]
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in installed]
     return (
         f"{model[1] if model else platform.processor()} ({platform.machine()}), "
         f"{os.cpu_count()} cores; JAX devices: {devices}; "

@@ -1,7 +1,7 @@
-"""One optimiser step, ours against `optax.rmsprop`: bytes, temporaries, time, trace and compile.
+"""One optimizer step of ours and of `optax.rmsprop`: bytes, temporary bytes, time, compile time.
 
-Both sides get the same arguments (Optax's place of ε), are jitted and donated, and take turns in
-one process. A ratio below 1 means that ours needs less.
+Both sides get the same arguments (with ε inside the root), are jitted with donated buffers, and
+take turns in one process. A ratio below 1 means that ours needs less.
 """
 
 import functools
@@ -38,8 +38,10 @@ def train_step(solver):
 
 
 def compiled_for(solver, leaves: int, size: int, make=train_step):
-    """The compiled step, or what `make` gives of the solver instead; the seconds of tracing and
-    compiling, and arguments to run it on."""
+    """Return the compiled function `make(solver)`, its seconds of trace and compile, and arguments.
+
+    By default, the function is one training step.
+    """
     params = [jnp.ones(size, jnp.float32) for _ in range(leaves)]
     grads = [jnp.full(size, 1e-2, jnp.float32) for _ in range(leaves)]
     state = solver.init(params)
@@ -49,8 +51,13 @@ def compiled_for(solver, leaves: int, size: int, make=train_step):
 
 
 def stepping(compiled, *carried, steps: int = 1):
-    """A side that takes so many steps a call, from where the last one ended, and returns the
-    seconds of each."""
+    """Return a side that continues from its last call, and returns the seconds per step.
+
+    Args:
+      compiled: a compiled function that takes `steps` steps per call.
+      carried: its first parameters, state, and gradients.
+      steps: the steps per call.
+    """
 
     def run(_):
         nonlocal carried
@@ -65,7 +72,7 @@ def stepping(compiled, *carried, steps: int = 1):
 
 
 def one_leaf(settings, size: int, pairs: int):
-    """Bytes ratio, our temporary bytes, and the time ratio of each pair."""
+    """Return the ratio of bytes, our temporary bytes, and the ratio of times of each pair."""
     sides, compiled = {}, {}
     for name, solver in solvers(settings).items():
         compiled[name], _, arguments = compiled_for(solver, 1, size)
@@ -78,7 +85,7 @@ def one_leaf(settings, size: int, pairs: int):
 
 
 def compile_seconds(settings, leaves: int, pairs: int, size: int = 256):
-    """Trace + compile seconds of both sides, from cold caches."""
+    """Return the seconds of trace and compile of both sides, from cold caches."""
 
     def run(name):
         jax.clear_caches()
@@ -96,13 +103,16 @@ def main(quick: bool):
     size, pairs = (1 << 16, 3) if quick else (1 << 24, 25)
     leaves, compiles = (20, 1) if quick else (1000, 5)
     yield (
-        f"\n## One step, ours / Optax: a leaf of {size:,} float32; compile over {leaves:,} leaves"
-        "\n\nThe same arguments, jitted and donated; the times' ratio is the median (quartiles) of "
-        f"{pairs} interleaved pairs, that of trace + compile of {compiles}.\n"
+        f"\n## One optimizer step compared with Optax: an array of {size:,} float32\n\n"
+        "Both sides have the same arguments and are jitted with donated buffers. Bytes and times "
+        "are ours ÷ Optax's. The time is the median (quartiles) of "
+        f"{pairs} interleaved pairs. Trace + compile is the median of {compiles} pairs, for a tree "
+        f"of {leaves:,} arrays of 256 float32.\n"
     )
     yield header(
-        "settings", "bytes", "temporary", "time (quartiles)", "trace + compile (s, ours / Optax)"
-    )
+        "variant", "bytes accessed", "our temporary bytes", "time (quartiles)",
+        "trace + compile (s, ours / Optax)",
+    )  # fmt: skip
     for name, settings in VARIANTS.items():
         bytes_, temporary, time_ratios = one_leaf(settings, size, pairs)
         seconds = compile_seconds(settings, leaves, compiles)

@@ -1,21 +1,21 @@
-"""64 settings of an LSTM: `sweep` beside what people write today, and beside the ideal.
+"""64 points of an LSTM: `rj.sweep` compared with handwritten loops, and with the ideal time.
 
-Every side trains the same settings from the same key, and its losses must agree with ours. The
-rows: the seconds of all settings, the ratios to ours, and how far the losses are from ours. Sides:
+Every side trains the same points from the same key, and its losses must agree with ours. The table
+has the seconds of all points, the ratios to ours, and the largest difference of losses. Sides:
 
-- rebuilt: a Python loop that builds the optimiser and jits the training anew for each setting;
-- Optuna: the same, as the objective of a study that is given these settings;
-- loop: one jit, the hyperparameters traced, one setting after the other on one device;
-- vmap: one jit of all settings side by side, on one device;
-- ours: `rj.sweep` on all devices, with its defaults.
+- rebuilt: a Python loop that builds the optimizer and compiles the training for each point;
+- Optuna: the same as the objective of a study that gets these points;
+- loop: one compiled function with traced hyperparameters, one point after another on one device;
+- vmap: one compiled function of all points at once, on one device;
+- ours: `rj.sweep` on all devices, with its defaults;
+- ideal: the run time of one trial on one core, in a process alone, × trials ÷ cores.
 
-Each round runs every side once, from cold caches. The sides that compile for each setting take
-every k-th setting of k in a round, another k-th in the next, and their seconds count times k; they
-find JAX's caches warm, for what is paid once must not count k times. The ideal is the run time
-of one trial on one core, in a process that sees no other, × trials ÷ cores.
+Each round runs every side once, from cold caches. A side that compiles for each point takes every
+k-th point per round, another k-th in the next, and its seconds are multiplied by k. Such a side
+finds JAX's caches warm, because a cost that is paid once must not be multiplied.
 
-All settings share one key, so under `vmap` the first parameters are those of one trial and their
-orthogonal initialisers stay unbatched: jax <= 0.11.0 hangs on CPU over batched ones.
+All points share one key. Under `vmap`, the first parameters therefore have no batch axis, nor have
+their orthogonal initializers: jax <= 0.11.0 hangs on CPU over batched ones.
 """
 
 import json
@@ -34,7 +34,7 @@ import numpy as np
 
 import rmsprop_jax as rj
 from rmsprop_jax._tune.compile import compiled as program
-from tests.benchmarks.runner import header, interleaved, median, row
+from tests.benchmarks.runner import Goal, goals_missed, header, interleaved, median, row
 
 ROOT = Path(__file__).parents[2]
 RATES, FORGETTING = (1e-4, 1e-2), (1e-3, 2e-1)
@@ -42,7 +42,7 @@ SPACE = {
     "learning_rate": rj.log_uniform(*RATES),
     "decay": rj.one_minus(rj.log_uniform(*FORGETTING)),
 }
-TOLERANCES = {"median": 1e-3, "max": 0.1}  # nats a character; settings differ by 1 and more
+TOLERANCES = {"median": 1e-3, "max": 0.1}  # nats per character; points differ by 1 and more
 
 
 class Work(NamedTuple):
@@ -52,7 +52,7 @@ class Work(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    settings: slice
+    points: slice
     losses: np.ndarray
     compile: float
     run: float
@@ -63,7 +63,7 @@ class Outcome(NamedTuple):
 
 
 def lstm(trials: int, steps: int, hidden: int) -> Work:
-    """The example's character LSTM; `trials` settings of learning rate and decay."""
+    """Return the character LSTM of the examples, and points of learning rate and decay."""
     sys.path.insert(0, str(ROOT / "examples"))
     from _characters import CharLSTM, evaluate, fit, load
 
@@ -80,7 +80,7 @@ def lstm(trials: int, steps: int, hidden: int) -> Work:
 
 
 def compiled(function, *args):
-    """The compiled function, and the seconds of tracing, lowering and compiling it."""
+    """Return the compiled function, and the seconds of tracing, lowering, and compiling."""
     start = time.perf_counter()
     lowered = jax.jit(function).lower(*args)
     refuse_batched_lapack(lowered.as_text())
@@ -88,16 +88,16 @@ def compiled(function, *args):
 
 
 def refuse_batched_lapack(program: str) -> None:
-    """Such calls can wait for one another for ever, on CPU with jax <= 0.11.0."""
+    """Refuse calls that can wait for one another forever, on CPU with jax <= 0.11.0."""
     if batched := re.search(r"@(lapack_\w+)\(.*tensor<\d+x\d+x\d+x", program):
         raise RuntimeError(
-            f"the program calls {batched[1]} on a batch of matrices, which may hang on CPU with "
-            "jax <= 0.11.0: keep the initialisation out of vmap."
+            f"the program must call LAPACK without a batch axis, got a batched {batched[1]}, which "
+            "may hang on CPU with jax <= 0.11.0. Keep the initialization out of vmap."
         )
 
 
 def rebuilt_trial(work, point):
-    """One setting as Python numbers: its loss, and the seconds of its own compile."""
+    """Train a point of Python numbers, and return its loss and the seconds of its compile."""
     key = jax.random.key(0)
     run, seconds = compiled(lambda key, *args: work.train(point, key, *args), key, *work.args)
     return float(run(key, *work.args)["validation"]), seconds
@@ -145,16 +145,24 @@ def vmap(work, points):
 
 
 def ours(work, points):
-    program.clear_cache()  # each round compiles, as on the other sides
+    program.clear_cache()  # so that each round compiles, as on the other sides
     result = rj.sweep(work.train, points, objective="validation", args=work.args, progress=False)
     return result.objective, result.compile_seconds
 
 
 SIDES = {"rebuilt": rebuilt, "Optuna": optuna_study, "loop": loop, "vmap": vmap, "ours": ours}
+TEXTS = {
+    "rebuilt": "a loop that builds the optimizer and compiles again for each point;",
+    "Optuna": "a study with the same objective;",
+    "loop": "one compiled function, one point after another;",
+    "vmap": "all points at once on one device;",
+    "ours": "`rj.sweep`;",
+    "ideal": "the run time of one trial alone on a core × points ÷ cores.",
+}
 
 
 def ideal(sizes: dict, i: int) -> Outcome:
-    """One core's run seconds of one trial, median of about eight settings, × trials ÷ cores."""
+    """Return the run seconds of one trial on one core × trials ÷ cores: a median of 8 points."""
     cores = sorted(os.sched_getaffinity(0))
     code = (
         f"import os; os.sched_setaffinity(0, [{cores[i % len(cores)]}])\n"
@@ -173,7 +181,7 @@ def some(trials: int) -> slice:
 
 
 def print_trials(sizes):
-    """What the pinned process does: run seconds and loss of each trial, after a warm-up."""
+    """Print the run seconds and the loss of each trial, after a warm-up, in the pinned process."""
     work, key = lstm(**sizes), jax.random.key(0)
     run, _ = compiled(work.train, work.points[0], key, *work.args)
     trials = []
@@ -185,45 +193,49 @@ def print_trials(sizes):
 
 
 def taking_part(side: Callable, work: Work, share: int) -> Callable[[int], Outcome]:
-    """The side as `interleaved` calls it, timed on `share` settings a round."""
+    """Return the side as `interleaved` calls it, timed on `share` points per round."""
     rounds = -(-len(work.points) // share)
 
     def timed(i):
-        settings = slice(i % rounds, None, rounds)
-        points = work.points[settings]
-        if rounds == 1:  # else what is paid once would count as often as the part is scaled
+        part = slice(i % rounds, None, rounds)
+        points = work.points[part]
+        if rounds == 1:  # otherwise, a cost that is paid once would be scaled up
             jax.clear_caches()
         start = time.perf_counter()
         losses, compiles = side(work, points)
         run = time.perf_counter() - start - np.sum(compiles)
         scale = len(work.points) / len(points)
         compile_ = np.sum(compiles) * (scale if np.ndim(compiles) else 1)
-        return Outcome(settings, np.asarray(losses), compile_, scale * run)
+        return Outcome(part, np.asarray(losses), compile_, scale * run)
 
     return timed
 
 
 def differences(outcomes, reference) -> np.ndarray:
-    """How far each setting's loss is from ours, over all rounds."""
-    return np.concatenate([np.abs(o.losses - reference[o.settings]) for o in outcomes])
+    """Return the difference of each point's loss from ours, over all rounds."""
+    return np.concatenate([np.abs(o.losses - reference[o.points]) for o in outcomes])
 
 
 def refuse_other_work(name: str, apart: np.ndarray) -> None:
-    """Rounding grows where training is chaotic, at a few high rates: so two bounds."""
+    """Refuse losses that differ from ours.
+
+    Rounding errors grow at a few high learning rates, where training is chaotic. Therefore, the
+    median and the maximum have different bounds.
+    """
     for kind, bound in TOLERANCES.items():
         if not (value := getattr(np, kind)(apart)) <= bound:
             raise RuntimeError(
-                f"the {kind} difference of a loss of {name!r} from ours is {value:.2g}, more than "
-                f"{bound}: they did not train the same, so their times cannot be compared. Make "
-                "the sides alike."
+                f"the {kind} difference of the losses of {name!r} from ours must be at most "
+                f"{bound}, got {value:.2g}: the two sides did not train the same, so their times "
+                "cannot be compared. Make the sides equal."
             )
 
 
 def report(results: dict[str, list[Outcome]]):
-    """A row a side: medians over the rounds, and quartiles; the ratios are taken in each round."""
+    """Yield a row per side: medians and quartiles over the rounds. Ratios are taken per round."""
     yield header(
-        "side", "settings a round", "compile s", "run s", "total s",
-        "run ÷ ours", "total ÷ ours", "loss − ours, median and largest",
+        "side", "points per round", "compile s", "run s", "total s",
+        "run ÷ ours", "total ÷ ours", "difference of losses, median and largest",
     )  # fmt: skip
     us = results["ours"]
     apart = {name: differences(side, us[0].losses) for name, side in results.items()}
@@ -242,37 +254,43 @@ def report(results: dict[str, list[Outcome]]):
         refuse_other_work(name, apart[name])
 
 
-def goals(results: dict[str, list[Outcome]]):
-    def ratio(over, under, seconds):
-        pairs = zip(results[over], results[under], strict=True)
-        return median(getattr(a, seconds) / getattr(b, seconds) for a, b in pairs)
+GOALS = {
+    ("ours", "ideal", "run"): Goal("≤", 1.15),
+    ("vmap", "ours", "run"): Goal("≥", 1.8),
+    ("rebuilt", "ours", "total"): Goal("≥", 8),
+}
 
-    yield "\n" + header("goal", "measured", "wanted")
-    if "ideal" in results:
-        yield row("ours ÷ ideal, run", ratio("ours", "ideal", "run"), "≤ 1.15")
-    yield row("vmap ÷ ours, run", ratio("vmap", "ours", "run"), "≥ 1.8")
-    yield row("rebuilt ÷ ours, total", ratio("rebuilt", "ours", "total"), "≥ 8")
+
+def goals(results: dict[str, list[Outcome]]):
+    yield "\n" + header("ratio", "measured", "goal")
+    measured = []
+    for (over, under, seconds), goal in GOALS.items():
+        if {over, under} <= set(results):
+            pairs = zip(results[over], results[under], strict=True)
+            ratios = [getattr(a, seconds) / getattr(b, seconds) for a, b in pairs]
+            name = f"{over} ÷ {under}, {seconds}"
+            measured.append((name, float(np.median(ratios)), goal))
+            yield row(name, median(ratios), goal)
+    yield "\n" + goals_missed(measured)
 
 
 def compare(sizes: dict, shares: dict[str, int], rounds: int):
-    """The named sides side by side, each with so many settings a round; returns what they gave."""
-    yield (
-        f"\n## {sizes['trials']:,} settings of an LSTM of {sizes['hidden']} units, "
-        f"{sizes['steps']} steps each\n\n"
-        f"Seconds of all settings, median (quartiles) of {rounds} interleaved rounds. *Rebuilt*: a "
-        "loop that builds the optimiser and jits anew for each setting; *Optuna*: a study over the "
-        "same; *loop*: one jit, one setting after the other; *vmap*: all side by side on one "
-        "device; *ours*: `rj.sweep`; *ideal*: the run time of one trial alone on a core × settings "
-        "÷ cores.\n"
-    )
+    """Compare the named sides, each on its number of points per round; return the outcomes."""
     more = {}
     if "rebuilt" in shares and hasattr(os, "sched_setaffinity"):
         more["ideal"] = lambda i: ideal(sizes, i)
+    described = {*shares, *more}
+    yield (
+        f"\n## {sizes['trials']:,} points of an LSTM of {sizes['hidden']} units, "
+        f"{sizes['steps']} steps each\n\nSeconds of all points, as median (quartiles) of {rounds} "
+        "interleaved rounds. The seconds of a side that runs fewer points are scaled up.\n\n"
+        + "".join(f"- *{name}*: {text}\n" for name, text in TEXTS.items() if name in described)
+    )
     return (yield from sides_of(lstm(**sizes), shares, rounds, more))
 
 
 def sides_of(work: Work, shares: dict[str, int], rounds: int, more: Mapping[str, Callable] = {}):
-    """The named sides and some more, side by side; returns what they gave."""
+    """Compare the named sides and `more`, and return the outcomes."""
     sides = {name: taking_part(SIDES[name], work, share) for name, share in shares.items()}
     loop(work, work.points[:1])  # warm-up
     results = interleaved(sides | dict(more), rounds)

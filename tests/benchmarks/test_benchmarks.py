@@ -1,4 +1,4 @@
-"""The benchmarks take turns, compare like with like, cannot hang, and write what they print."""
+"""Sides take turns and do equal work, no benchmark hangs, and the page has the printed lines."""
 
 import subprocess
 import sys
@@ -13,11 +13,11 @@ import rmsprop_jax as rj
 from tests.benchmarks import halving, memory, page, population, segments
 from tests.benchmarks.__main__ import NAMES
 from tests.benchmarks.__main__ import main as benchmarks
-from tests.benchmarks.runner import interleaved, median
+from tests.benchmarks.runner import Goal, goals_missed, interleaved, median
 from tests.benchmarks.sweep import Outcome, differences, refuse_batched_lapack, refuse_other_work
 
 
-def test_another_side_begins_each_round():
+def test_each_round_starts_with_another_side():
     calls = []
     sides = {name: lambda i, name=name: calls.append(name + str(i)) or i for name in "abc"}
     assert interleaved(sides, 2) == {"a": [0, 1], "b": [0, 1], "c": [0, 1]}
@@ -26,6 +26,14 @@ def test_another_side_begins_each_round():
 
 def test_median_and_quartiles():
     assert median([1000.0, 4.0, 2.0, 3.0, 1.0], 1) == "3.0 (2.0–4.0)"
+
+
+def test_missed_goals_are_named():
+    measured = [("a", 1.054, Goal("≤", 1.03, 3)), ("b", 1, Goal("≤", 1.03)), ("c", 2, Goal("≥", 2))]
+    assert goals_missed(measured) == "Goals missed: a (1.054, goal ≤ 1.03)."
+    two = goals_missed([*measured, ("d", 1.64, Goal("≥", 1.8))])
+    assert two == "Goals missed: a (1.054, goal ≤ 1.03); d (1.64, goal ≥ 1.8)."
+    assert goals_missed(measured[1:]) == "All goals are met."
 
 
 def test_batched_lapack_is_refused():
@@ -38,7 +46,7 @@ def test_batched_lapack_is_refused():
         refuse_batched_lapack(text(jax.vmap(qr)))
 
 
-def test_losses_are_compared_setting_by_setting():
+def test_losses_are_compared_point_by_point():
     every_second = slice(1, None, 2)
     outcomes = [Outcome(every_second, np.array([1.0, 2.001]), 0.0, 0.0)]
     apart = differences(outcomes, np.array([9.0, 1.0, 9.0, 2.0]))
@@ -53,7 +61,7 @@ def test_other_work_is_refused(apart):
 
 
 @pytest.mark.slow
-def test_the_page_has_what_was_printed_and_keeps_the_rest(tmp_path):
+def test_the_page_has_the_printed_lines_and_keeps_other_sections(tmp_path):
     file = tmp_path / "page.md"
     old = page.written("", NAMES, {"step": "## One step\n\n| a | row |\n"})
     file.write_text(old, "utf-8")
@@ -76,7 +84,7 @@ def test_the_page_has_what_was_printed_and_keeps_the_rest(tmp_path):
     assert "Not run yet" in found["sweep"][1]
 
 
-def test_headings_of_a_section_stand_below_its_first():
+def test_further_headings_of_a_section_are_one_level_lower():
     lines = ["\n## One\n\n| a |", "\n## Two\n", "### Three"]
     text = "\n".join(page.section(lines, "command", "machine"))
     assert text == "## One\n\n`command`; machine\n\n| a |\n\n### Two\n\n### Three\n"
@@ -85,24 +93,24 @@ def test_headings_of_a_section_stand_below_its_first():
 def test_readmes_benchmarks_are_those_of_the_page():
     readme, text = page.README.read_text("utf-8"), page.PAGE.read_text("utf-8")
     assert readme == page.quoted(readme, text), "run: python -m tests.benchmarks.page"
-    other = text.replace("**step 253** (17% at the end)", "**step 7** (17% at the end)", 1)
+    other = text.replace("**step 253** (17% NaN at the end)", "**step 7** (17% NaN at the end)", 1)
     assert page.quoted(readme, other) == readme.replace("Optax step 253", "Optax step 7") != readme
 
 
-def test_sizes_are_for_those_that_take_them():
+def test_a_size_that_a_benchmark_does_not_take_is_refused():
     with pytest.raises(SystemExit):
         benchmarks(["tiny", "--size", "hidden=8"])
 
 
 @pytest.mark.slow
-def test_quick_forms_of_what_trainings_cost_and_find():
-    """In one process: sides of equal programs share their compiles."""
+def test_quick_forms_of_segments_halving_and_population():
+    """All run in one process: sides with equal programs share their compiles."""
     text = "\n".join(line for each in (segments, halving, population) for line in each.main(True))
     assert "| whole | 1 | 0 |" in text
     assert "| one segment | 2 | 0 |" in text
     assert "| segments | 1 | 0 |" in text  # `init` is that of one segment
     assert "| segments, on disk | 0 | 0 |" in text
-    for row in ("| best setting lost |", "| population |", "| random search, falling rates |"):
+    for row in ("| best point pruned |", "| population |", "| random search, falling rate |"):
         assert row in text
 
 
@@ -115,9 +123,9 @@ def test_quick_form_of_memory():
 
 
 @pytest.mark.slow
-def test_long_metrics_are_hardly_copied(tmp_path):
-    """What the benchmark of memory measures in whole processes, in arrays of NumPy's."""
-    points = rj.grid(a=np.linspace(0.0, 1.0, 32), b=rj.static([False, True]))  # in turn
+def test_long_metrics_are_copied_less_than_once(tmp_path):
+    """As in the benchmark of memory, but for NumPy arrays instead of whole processes."""
+    points = rj.grid(a=np.linspace(0.0, 1.0, 32), b=rj.static([False, True]))  # groups alternate
     names, steps = "wxyz", 20_000
     own = len(points) * len(names) * steps * 4
 
@@ -142,4 +150,4 @@ def test_long_metrics_are_hardly_copied(tmp_path):
         share, result = peak(action)
         assert len(result) == len(points)
         assert share < 1.6
-    assert peak(lambda: result.save(tmp_path / "saved"))[0] < 0.5  # beside the result
+    assert peak(lambda: result.save(tmp_path / "saved"))[0] < 0.5  # without the result itself

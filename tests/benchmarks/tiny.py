@@ -1,4 +1,4 @@
-"""Many tiny trials, and other large counts: do time and memory grow in proportion?"""
+"""Time and memory of many tiny trials, and of other large counts."""
 
 import collections
 import contextlib
@@ -132,6 +132,6 @@ def main(quick: bool):
                 timers.append(load(count, folder))
         _, few, many = timers
         yield f"\n### {n:,} {what}\n"
-        yield header("operation", f"s, {n // 10:,}", f"s, {n:,}", "÷", "linear")
+        yield header("operation", f"s, {n // 10:,}", f"s, {n:,}", "ratio", "linear growth")
         for name, seconds in many.items():
             yield row(name, f"{few[name]:.3f}", f"{seconds:.3f}", f"{seconds / few[name]:.1f}", 10)

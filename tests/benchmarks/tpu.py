@@ -1,13 +1,14 @@
-"""What the TPU compiler says of our programs, on a machine without a TPU (extra `tpu`: libtpu).
+"""Our programs, compiled by the TPU compiler on a machine without a TPU (extra `tpu`: libtpu).
 
-JAX compiles ahead of time for a described topology, and the compiler's own analysis tells bytes,
-temporaries and memory. No time is measured: nothing runs. Each part is a process of its own, for
-libtpu reads its settings once, before JAX is imported.
+JAX compiles ahead of time (AOT) for a described topology. The analysis of the compiler has bytes,
+temporary bytes, and memory. No program runs, so there are no times. Each part runs in its own
+process, because libtpu reads its settings once, before JAX is imported.
 
-1. One step of ours and of `optax.rmsprop`, jitted and donated, parameters and state cut over all
-   chips. RuntimeError where ours moves more than is promised.
-2. Rounds of a sweep of the LSTM (a segment of a `Training`) and of a convolutional net (a whole
-   `train`), for several batches on a chip, and with the batch that "auto" chooses: does it fit?
+1. One step of ours and of `optax.rmsprop`, jitted with donated buffers. Parameters and state are
+   sharded over all chips. The benchmark raises a RuntimeError if ours exceeds its guarantee.
+2. The programs of a sweep: a segment of an LSTM (a `Training`), and a convolutional network (a
+   `train` function). For several batches per chip, and for `batch_size="auto"`, the table shows
+   whether the program fits the memory.
 """
 
 import functools
@@ -30,7 +31,7 @@ import rmsprop_jax as rj
 from tests.benchmarks.runner import header, row
 from tests.benchmarks.step import VARIANTS, train_step
 
-# https://docs.jax.dev/en/latest/aot.html: without a TPU libtpu would ask the cloud what it is.
+# https://docs.jax.dev/en/latest/aot.html: without these, libtpu asks the cloud for its topology.
 ENVIRONMENT = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "JAX_PLATFORMS": "cpu",
@@ -60,7 +61,7 @@ def hosts(chips: list) -> int:
 
 
 def rows() -> Iterator[tuple[str, str, jnp.dtype, dict, bool]]:
-    """(parameters and state, settings, the parameters' dtype, ours, whether promised)"""
+    """Yield (dtypes, variant, dtype of the parameters, our arguments, whether guaranteed)."""
     for dtype, name in ((F32, "float32"), (BF16, "bfloat16")):
         for state, storage in (("float32", {}), ("bfloat16", {"state_dtype": "bfloat16"})):
             for settings, arguments in VARIANTS.items():
@@ -70,7 +71,7 @@ def rows() -> Iterator[tuple[str, str, jnp.dtype, dict, bool]]:
 
 
 def compiled(solver, dtype, mesh: Mesh, shape: tuple[int, int]):
-    """The donated step, with everything of a parameter's shape cut over all chips."""
+    """Return the compiled step, with each array of a parameter's shape sharded over all chips."""
     cut, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("chips",), ()))
     on = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=cut if x.ndim else whole)
     params = jax.ShapeDtypeStruct(shape, dtype)
@@ -83,12 +84,12 @@ def steps(quick: bool, side: int) -> Iterator[str]:
         chips = devices(topology)
         mesh, shape = Mesh(chips, ("chips",)), (side * len(chips), side)
         yield (
-            f"\n### One step on {topology}: {len(chips)} chips of {hosts(chips)} hosts, a leaf cut "
-            f"over them, {side:,} × {side:,} on each\n"
+            f"\n### One step on {topology}: {len(chips)} chips, {hosts(chips)} host(s), an array "
+            f"with {side:,} × {side:,} elements on each chip\n"
         )
         yield header(
-            "parameters, our state", "settings", "bytes a parameter, ours", "Optax's", "ratio",
-            "temporary bytes a chip, ours", "Optax's", "collectives, ours", "Optax's",
+            "parameters, our state", "variant", "bytes per parameter, ours", "Optax", "ratio",
+            "temporary bytes per chip, ours", "Optax", "collectives, ours", "Optax",
         )  # fmt: skip
         for dtypes, name, dtype, arguments, promised in rows():
             theirs = optax.rmsprop(1e-3, **VARIANTS[name])
@@ -96,9 +97,9 @@ def steps(quick: bool, side: int) -> Iterator[str]:
                 compiled(solver, dtype, mesh, shape)
                 for solver in (rj.rmsprop(1e-3, eps_in_sqrt=True, **arguments), theirs)
             ]
-            bytes_ = [one.cost_analysis()["bytes accessed"] for one in pair]
-            temporary = [one.memory_analysis().temp_size_in_bytes for one in pair]
-            calls = [len(COLLECTIVE.findall(one.as_text())) for one in pair]
+            bytes_ = [step.cost_analysis()["bytes accessed"] for step in pair]
+            temporary = [step.memory_analysis().temp_size_in_bytes for step in pair]
+            calls = [len(COLLECTIVE.findall(step.as_text())) for step in pair]
             ratio = bytes_[0] / bytes_[1]
             each = (f"{size / (side * side):.2f}" for size in bytes_)
             yield row(dtypes, name, *each, f"{ratio:.3f}", *temporary, *calls)
@@ -106,19 +107,20 @@ def steps(quick: bool, side: int) -> Iterator[str]:
 
 
 def refuse(name: str, ratio: float, temporary: int, collectives: int) -> None:
-    """What is promised of ours: the state lies where its parameters lie, and no more is moved."""
+    """Refuse a step that accesses more bytes than Optax's, or that moves data between chips."""
     if ratio > MOST or temporary or collectives:
         raise RuntimeError(
-            f"{name}: {ratio:.3f} × Optax's bytes, at most {MOST} are promised; {temporary} bytes "
-            f"of temporaries and {collectives} collectives, none are: look at the compiled text."
+            f"{name} must access at most {MOST} × Optax's bytes, without temporary bytes and "
+            f"collectives, got {ratio:.3f} ×, {temporary} temporary bytes, and {collectives} "
+            "collectives. Read the compiled text."
         )
 
 
-# Rounds of a sweep.
+# The programs of a sweep.
 
 
 def works(quick: bool) -> Iterator[tuple]:
-    """(name, train, args, what else sweep takes)"""
+    """Yield (name, train, args, further arguments of `sweep`)."""
     from tests.benchmarks import convolution
     from tests.benchmarks.lstm import lstm
 
@@ -126,20 +128,20 @@ def works(quick: bool) -> Iterator[tuple]:
     training, args = lstm(hidden, held_out=4_000)
     yield f"LSTM of {hidden} units, a segment", training, args, {"steps": steps}
     train = functools.partial(convolution.train, steps=steps)
-    yield f"convolutional net, {steps} steps", train, convolution.pictures(), {}
+    yield f"convolutional network, {steps} steps", train, convolution.pictures(), {}
 
 
 def chip_bytes(chip) -> float:
-    """A chip's memory, as the compiler tells it when a program needs more."""
+    """Return the memory of a chip, from the error for a program that needs more."""
     side = 1 << 20
     x = jax.ShapeDtypeStruct((side, side), F32, sharding=SingleDeviceSharding(chip))
     try:
         jax.jit(lambda x: x @ x).lower(x).compile()
     except jax.errors.JaxRuntimeError as error:
-        if said := re.search(r"available HBM \(([\d.]+)G\)|of ([\d.]+)G hbm", str(error)):
-            return float(said[1] or said[2]) * 2**30
+        if found := re.search(r"available HBM \(([\d.]+)G\)|of ([\d.]+)G hbm", str(error)):
+            return float(found[1] or found[2]) * 2**30
         raise
-    raise RuntimeError("a product of 4 TiB fits this chip: the refusal was to tell its memory.")
+    raise RuntimeError("a product of 4 TiB must not fit a chip, but the compiler accepted it.")
 
 
 def rounds(quick: bool) -> Iterator[str]:
@@ -152,12 +154,12 @@ def rounds(quick: bool) -> Iterator[str]:
         memory = chip_bytes(chips[0])
         trials = (8 if quick else 1024) * len(chips)
         yield (
-            f"\n### Rounds of a sweep on {topology}: {len(chips)} chips of {hosts(chips)} hosts, "
-            f"{memory / 2**30:.2f} GiB each; {trials:,} trials\n"
+            f"\n### Programs of a sweep on {topology}: {len(chips)} chips with "
+            f"{memory / 2**30:.2f} GiB, {hosts(chips)} host(s), {trials:,} trials\n"
         )
         yield header(
-            "training", "batch a chip", "compile s", "temporaries a chip, GB", "needed a chip, GB",
-            "collectives",
+            "training", "trials per chip", "compile s", "temporary GB per chip",
+            "needed GB per chip", "collectives",
         )  # fmt: skip
         for name, train, args, options in works(quick):
             points = rj.sample(space | {"centered": rj.choice([False])}, trials)
@@ -168,23 +170,23 @@ def rounds(quick: bool) -> Iterator[str]:
                 start = time.perf_counter()
                 programs = compiler.compile()
                 seconds = time.perf_counter() - start
-                yield told(name, batch, programs, seconds, memory)
+                yield analyzed(name, batch, programs, seconds, memory)
 
 
-def told(name, batch, programs, seconds: float, memory: float) -> str:
-    """A row; RuntimeError where the compiler's analysis says that the chip has too little."""
+def analyzed(name, batch, programs, seconds: float, memory: float) -> str:
+    """Return a row of the table, or raise a RuntimeError if the chip has too little memory."""
     size, temporary, needed, collectives = programs.layout.batch_size, 0, 0, 0
     for program in programs.each():
-        one = program.compile().executable
-        analysis = one.memory_analysis()
+        executable = program.compile().executable
+        analysis = executable.memory_analysis()
         temporary = max(temporary, analysis.temp_size_in_bytes)
         whole = analysis.argument_size_in_bytes + analysis.output_size_in_bytes
         needed = max(needed, whole - analysis.alias_size_in_bytes + analysis.temp_size_in_bytes)
-        collectives += len(COLLECTIVE.findall(one.as_text()))
+        collectives += len(COLLECTIVE.findall(executable.as_text()))
     if needed > memory or collectives:
         raise RuntimeError(
-            f"{name}, {batch} trials a chip: needs {needed:,} bytes of {memory:,.0f}, and has "
-            f"{collectives} collectives, where trials are apart."
+            f"{name} with {batch} trials per chip must fit {memory:,.0f} bytes without "
+            f"collectives, got {needed:,} bytes and {collectives} collectives."
         )
     batch = size if size == batch else f"{size} ({batch})"
     return row(
@@ -193,11 +195,12 @@ def told(name, batch, programs, seconds: float, memory: float) -> str:
 
 
 def main(quick: bool, side: int = 4096) -> Iterator[str]:
-    yield "\n## For TPUs, by their compiler, on a machine without one"
+    yield "\n## TPU programs, compiled on a machine without a TPU"
     if importlib.util.find_spec("libtpu") is None:
         yield "\nNot run: libtpu is not installed (`pip install -e '.[tpu]'`)."
         return
-    yield f"\nlibtpu {importlib.metadata.version('libtpu')}; nothing runs, so there are no times."
+    version = importlib.metadata.version("libtpu")
+    yield f"\nlibtpu {version}. The programs are compiled and do not run, so there are no times."
     for part in ("steps", "rounds"):
         command = [sys.executable, "-m", "tests.benchmarks.tpu", part, str(int(quick)), str(side)]
         environment, root = os.environ | ENVIRONMENT, Path(__file__).parents[2]
@@ -207,7 +210,9 @@ def main(quick: bool, side: int = 4096) -> Iterator[str]:
         assert child.stdout is not None
         yield from (line.rstrip("\n") for line in child.stdout)
         if child.wait():
-            raise RuntimeError(f"{' '.join(command)} ended with {child.returncode}; see above.")
+            raise RuntimeError(
+                f"{' '.join(command)} ended with {child.returncode}. Its error is above."
+            )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""One step of four trees of parameters: ours, `optax.rmsprop`, PyTorch's, and a copy of the bytes.
+"""One optimizer step on four trees of parameters: ours, `optax.rmsprop`, PyTorch's, and a copy.
 
-JAX's sides are jitted and donated, and are timed twice: one step a call from Python, and as a
-`lax.scan` of many steps in one call, with the same gradients in each. The limit is a program of the
-same form that reads and writes what the step must (parameters, gradients, state) and only adds.
-PyTorch's sides, where it is installed: `foreach`, and the same under `torch.compile`, on an
-accelerator. All take turns in one process.
+The sides in JAX are jitted with donated buffers and timed twice: one step per call from Python, and
+many steps per call in a `lax.scan`. The gradients are the same at each step. The *copy* is a lower
+limit: a program that reads and writes the same arrays (parameters, gradients, state) and only adds.
+If PyTorch is installed, its `foreach` form runs, too, and on a GPU the same under `torch.compile`.
+All sides take turns in one process.
 """
 
 import functools
@@ -26,7 +26,7 @@ SETTINGS = ("plain", "centered", "centered + momentum")
 
 
 def scanned(solver, steps: int):
-    """Many steps in one call."""
+    """Return a jitted function of many steps."""
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def run(params, state, grads):
@@ -41,7 +41,7 @@ def scanned(solver, steps: int):
 
 
 def copying(buffers: int):
-    """An optimiser that only adds to so many buffers."""
+    """Return an optimizer that only adds the gradients to this number of buffers."""
 
     def update(grads, state, params=None):
         return grads, [jax.tree.map(jnp.add, buffer, grads) for buffer in state]
@@ -75,11 +75,11 @@ def torch_side(settings: dict, leaves: int, size: int, fused: bool):
 
 
 def tree(leaves: int, size: int, settings: dict, pairs: int, compiles: int, steps: int):
-    """The cells of a row."""
+    """Return the cells of a row."""
     buffers = 1 + bool(settings.get("centered")) + ("momentum" in settings)
-    optimisers = {**solvers(settings), "a copy": copying(buffers)}
+    optimizers = {**solvers(settings), "copy": copying(buffers)}
     sides, scans, bytes_, flops = {}, {}, {}, {}
-    for name, solver in optimisers.items():
+    for name, solver in optimizers.items():
         program, _, arguments = compiled_for(solver, leaves, size)
         sides[name] = stepping(program, *arguments)
         analysis = program.cost_analysis()
@@ -104,9 +104,9 @@ def tree(leaves: int, size: int, settings: dict, pairs: int, compiles: int, step
         f"{bytes_['ours'] / bytes_['optax']:.3f}",
         " / ".join(f"{flops[name] / (leaves * size):.0f}" for name in ("ours", "optax")),
         f"{1e3 * np.median(called['ours']):.3g}",
-        *(against(called, n) for n in ("optax", "a copy", "PyTorch", "PyTorch, compiled")),
+        *(against(called, n) for n in ("optax", "copy", "PyTorch", "PyTorch, compiled")),
         f"{1e3 * np.median(inside['ours']):.3g}",
-        *(against(inside, name) for name in ("optax", "a copy")),
+        *(against(inside, name) for name in ("optax", "copy")),
         against(made, "optax"),
     ]
 
@@ -114,18 +114,19 @@ def tree(leaves: int, size: int, settings: dict, pairs: int, compiles: int, step
 def main(quick: bool):
     trees, pairs, compiles, steps = (QUICK, 4, 1, 3) if quick else (TREES, 60, 5, 20)
     yield (
-        "\n## A step of four trees\n\nMilliseconds a step, and ours ÷ each other side: median "
-        f"(quartiles) of {pairs} interleaved rounds; in a scan of {steps} steps, of "
-        f"{max(3, pairs // 4)}; trace + compile of a step, of {compiles}. Ours has two operations "
-        "a number more (three with momentum), which keep g² from overflowing: they show where all "
-        "fits the caches, and a step waits for arithmetic rather than memory. It traces the "
-        "formula as a function of its own, once for all leaves of a shape: for a single leaf that "
-        "costs some hundredths of a second.\n"
+        "\n## One optimizer step on four trees of parameters\n\nMilliseconds per step, and ours ÷ "
+        f"each other side. The figures are medians (quartiles) of {pairs} interleaved rounds, of "
+        f"{max(3, pairs // 4)} rounds for a scan of {steps} steps, and of {compiles} rounds for "
+        "trace + compile of one step. *Copy* is a program that reads and writes the same arrays "
+        "and only adds.\n\nOurs has two more operations per number (three with momentum), "
+        "because it keeps g² from overflowing. Their time shows if all arrays fit the caches, "
+        "where arithmetic is the bottleneck. Ours traces the formula once for all arrays of one "
+        "shape. For a tree with a single array, this costs some hundredths of a second.\n"
     )
     yield header(
-        "float32 leaves", "settings", "bytes ÷ Optax's", "operations a number / Optax's",
-        "from Python, ms", "÷ Optax", "÷ a copy", "÷ PyTorch", "÷ PyTorch, compiled",
-        "in a scan, ms", "÷ Optax", "÷ a copy", "trace + compile ÷ Optax's",
+        "float32 arrays", "variant", "bytes ÷ Optax", "operations per number, ours / Optax",
+        "from Python, ms", "÷ Optax", "÷ copy", "÷ PyTorch", "÷ PyTorch, compiled",
+        "in a scan, ms", "÷ Optax", "÷ copy", "trace + compile ÷ Optax",
     )  # fmt: skip
     for name, (leaves, size) in trees.items():
         for settings in SETTINGS:

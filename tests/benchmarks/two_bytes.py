@@ -1,11 +1,11 @@
-"""The second moment, and parameters, in two bytes: bytes, time, and where trainings end.
+"""The second moment and the parameters in two bytes: bytes, time, and final losses.
 
-1. One jitted, donated step of ours beside `optax.rmsprop` in float32, on one large leaf and on the
-   tree of an LSTM with an embedding, both of about as many parameters; parameters in float32 and in
-   bfloat16 (`rj.stochastic_rounding` last where they are).
-2. An LSTM and a small net of two layers, trained by our own sweep with the state, or state and
-   parameters, in two bytes, rounded to the nearest (Optax on a state cast to bfloat16) or
-   stochastically. The loss at the end, for each at the learning rate that float32 does best with.
+1. One optimizer step of ours compared with `optax.rmsprop` in float32. The step is jitted with
+   donated buffers. It runs on one large array, and on the tree of an LSTM with an embedding, of
+   about the same size. Parameters are float32 or bfloat16 (then with `rj.stochastic_rounding`).
+2. Final losses of an LSTM and of a network with two layers. The state, or state and parameters, are
+   in two bytes, rounded to nearest (Optax with a state cast to bfloat16) or stochastically. All
+   variants use the learning rate that is best for float32.
 """
 
 import sys
@@ -24,18 +24,18 @@ BF16 = jnp.bfloat16
 
 
 def up(dtype=jnp.float32):
-    """Gradients in another dtype."""
+    """Return a transformation that casts the gradients."""
     cast = lambda tree: jax.tree.map(lambda x: x.astype(dtype), tree)
     return optax.stateless(lambda g, _: cast(g))
 
 
 def trees(size: int) -> dict[str, list[tuple[int, ...]]]:
-    """The shapes of about `size` parameters."""
+    """Return the shapes of two trees of about `size` parameters."""
     hidden = max(8, int((size / 12) ** 0.5) // 8 * 8)
     gates = [(hidden, hidden)] * 8 + [(hidden,)] * 4
     return {
-        "one leaf": [(size,)],
-        "an LSTM's tree": [(size // 3 // hidden, hidden), *gates],
+        "one array": [(size,)],
+        "the tree of an LSTM": [(size // 3 // hidden, hidden), *gates],
     }
 
 
@@ -55,12 +55,13 @@ def steps(size: int, pairs: int):
         "two-byte parameters and state": (both, BF16),
     }
     yield (
-        f"\n## One donated step, about {size:,} parameters, against `optax.rmsprop` in float32\n\n"
-        f"Median (quartiles) of {pairs} interleaved pairs.\n"
+        f"\n## One optimizer step in two bytes: about {size:,} parameters\n\n"
+        "The comparison is with `optax.rmsprop` in float32. Times are medians (quartiles) of "
+        f"{pairs} interleaved pairs.\n"
     )
     yield header(
-        "tree", "", "bytes of state a parameter", "bytes accessed ÷ Optax's", "temporary bytes",
-        "time ÷ Optax's",
+        "tree", "variant", "bytes of state per parameter", "bytes accessed ÷ Optax",
+        "temporary bytes", "time ÷ Optax",
     )  # fmt: skip
     for tree, shapes in trees(size).items():
         count = sum(map(np.prod, shapes))
@@ -79,21 +80,23 @@ def steps(size: int, pairs: int):
             yield row(tree, name, f"{state:.2f}", ratios, f"{temporary:,}", median(ratio))
 
 
-WAYS = ("float32", "nearest state", "stochastic state", "stochastic state and parameters")
+VARIANTS = ("float32", "nearest state", "stochastic state", "stochastic state and parameters")
 
 
 def solver(hp):
-    """The optimiser of a way, and the dtype of its parameters."""
-    rate, decay, way = hp["learning_rate"], hp["decay"], hp["way"]
-    if way == "nearest state":  # as Optax has it where parameters are bfloat16
+    """Return the optimizer of a variant."""
+    rate, decay, variant = hp["learning_rate"], hp["decay"], hp["variant"]
+    if variant == "nearest state":  # as in Optax with bfloat16 parameters
         return nearest(optax.rmsprop(rate, decay))
-    state_dtype = "bfloat16" if way.startswith("stochastic") else None
+    state_dtype = "bfloat16" if variant.startswith("stochastic") else None
     plain = rj.rmsprop(rate, decay, eps_in_sqrt=True, state_dtype=state_dtype)
-    return optax.chain(up(), plain, rj.stochastic_rounding()) if "parameters" in way else plain
+    if "parameters" not in variant:
+        return plain
+    return optax.chain(up(), plain, rj.stochastic_rounding())
 
 
 def nearest(inner):
-    """Its float32 state kept in bfloat16, rounded to the nearest."""
+    """Return `inner` with its float32 state stored in bfloat16, rounded to nearest."""
     cast = lambda tree, dtype: jax.tree.map(
         lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree
     )
@@ -106,7 +109,7 @@ def nearest(inner):
 
 
 def dtype_of(hp):
-    return BF16 if "parameters" in hp["way"] else jnp.float32
+    return BF16 if "parameters" in hp["variant"] else jnp.float32
 
 
 def narrow(params, hp):
@@ -118,7 +121,7 @@ def wide(params):
 
 
 def an_lstm(quick: bool):
-    """The example's, its test loss; computed in float32 whatever its parameters are kept in."""
+    """Return the LSTM of the examples with its test loss, which is computed in float32."""
     sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
     import _characters as example
 
@@ -147,7 +150,7 @@ def an_lstm(quick: bool):
 
 
 def a_net(quick: bool):
-    """Two layers that learn a smooth function of 8 numbers; the mean squared error on 2,000."""
+    """Return two layers that learn a smooth function, with the mean squared error on 2,000."""
 
     def truth(x):
         return jnp.sin(3 * x[:, 0]) * x[:, 1] + jnp.cos(2 * x[:, 2] + x[:, 3])
@@ -180,26 +183,29 @@ def a_net(quick: bool):
 
 def endings(quick: bool):
     decays, seeds = ([0.9], 1) if quick else ([0.9, 0.99, 0.999], 3)
-    for title, make, count in (("the LSTM", an_lstm, 600), ("a net of two layers", a_net, 6_000)):
+    titles = "Final test loss of an LSTM", "Final error of a network with two layers"
+    for title, make, count in zip(titles, (an_lstm, a_net), (600, 6_000), strict=True):
         training, args, rates = make(quick)
-        points = rj.grid(way=list(WAYS), decay=decays, learning_rate=rates[:1] if quick else rates)
+        points = rj.grid(
+            variant=list(VARIANTS), decay=decays, learning_rate=rates[:1] if quick else rates
+        )
         result = rj.sweep(
             training, points, seeds=seeds, steps=6 if quick else count, objective="end", args=args,
             progress=False, keep_states=0,
         )  # fmt: skip
         table = result.to_dataframe()
         yield (
-            f"\n## Where {title} ends\n\nMean ± standard deviation of {seeds} seeds, at the "
-            "learning rate that float32 does best with.\n"
+            f"\n## {title}\n\nMean ± std of {seeds} seeds, at the learning rate that is best "
+            "for float32.\n"
         )
-        yield header("decay", "learning rate", *WAYS)
+        yield header("decay", "learning rate", *VARIANTS)
         for decay in decays:
             mine = table[table.decay == decay]
-            full = mine[mine.way == "float32"].groupby("learning_rate").objective.mean()
+            full = mine[mine.variant == "float32"].groupby("learning_rate").objective.mean()
             rate = full.idxmin()
             cells = []
-            for way in WAYS:
-                found = mine[(mine.way == way) & (mine.learning_rate == rate)].objective
+            for variant in VARIANTS:
+                found = mine[(mine.variant == variant) & (mine.learning_rate == rate)].objective
                 cells.append(f"{found.mean():.5f} ± {found.std(ddof=min(1, len(found) - 1)):.5f}")
             yield row(decay, rate, *cells)
 
