@@ -183,7 +183,10 @@ def states_peak(order: str, trials: int, numbers: int) -> tuple[int, int]:
 
 def states(quick: bool):
     trials, numbers = (8, 10_000) if quick else (48, 1_000_000)
-    yield f"\n### States of {trials} trials, {4e-6 * numbers:,.2f} MB each\n"
+    yield (
+        f"\n### States of {trials} trials, {4e-6 * numbers:,.2f} MB each\n\nThe peak above the "
+        "memory before the call, compared with the count of the sweep's memory check.\n"
+    )
     yield header("options", "peak, MB", "counted by the memory check, MB", "peak ÷ counted", "goal")
     measured = []
     for order in STATES:
@@ -202,12 +205,9 @@ SHAPES = {False: ((500, 20_000), (8, 1_000_000)), True: ((20, 200), (4, 1_000))}
 
 
 def main(quick: bool):
-    yield (
-        "\n## Peak memory\n\nThe peak above the memory before the call, as a multiple of the size "
-        "of the metrics."
-    )
+    yield "\n## Peak memory"
     if not CLEAR.exists():
-        yield "Not run: only Linux can reset the record of a peak."
+        yield "\nNot run: only Linux can reset the record of a peak."
         return
     for trials, steps in SHAPES[quick]:
         yield from series(quick, trials, steps)
@@ -218,7 +218,8 @@ def series(quick: bool, trials: int, steps: int):
     own = trials * steps * len(METRICS) * 4
     yield (
         f"\n### {trials} trials × {steps:,} steps × {len(METRICS)} metrics, "
-        f"{own / 1e6:,.2f} MB of float32\n"
+        f"{own / 1e6:,.2f} MB of float32\n\nThe peak above the memory before the call, as a "
+        "multiple of the size of the metrics.\n"
     )
     yield header("case", *KINDS, "goal")
     measured = []

@@ -22,8 +22,9 @@ quote these figures. Each section starts with its command and its machine.
 - **Terms.** A *point* is one configuration of hyperparameters. A *trial* is a point with one seed.
   Trials that share their static hyperparameters form a *static group*, and share compiled programs.
   A *segment* is the steps between two evaluations, run as one compiled call.
-- **Ratios.** The sides of a comparison take turns in one process. A figure such as 1.04 (0.97–1.05)
-  is a median with its quartiles.
+- **Ratios.** The sides of a comparison take turns in one process. The column *÷ Optax* has our
+  figure divided by Optax's. The column *run ÷ ours* has the figure of the row divided by ours. A
+  figure such as 1.04 (0.97–1.05) is a median with its quartiles.
 - **Goals.** Some tables have a goal for a figure. Below such a table, a sentence names the missed
   goals.
 - **No tests.** These figures are not tests. The test suite checks the guarantees without a clock.

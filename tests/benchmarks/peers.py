@@ -125,7 +125,7 @@ def main(quick: bool, rounds: int = 3):
 
     yield (
         f"\n## The same {trials} trials by other tools: an LSTM of {hidden} units, {steps} steps "
-        "each\n\nSeconds of all points with compile time, as median (quartiles) of "
+        "each\n\nSeconds for all points with compile time, as median (quartiles) of "
         f"{1 if quick else rounds} interleaved rounds. The seconds of a side that runs fewer "
         "points are scaled up."
     )

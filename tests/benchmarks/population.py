@@ -118,7 +118,7 @@ def compared(problem: Problem):
     yield (
         f"\n## Population-based training: {problem.title}\n\n{problem.members} members × "
         f"{problem.steps} steps. The figures are the mean (min–max) of {problem.runs} runs, and "
-        "the number of runs in which the population is lower.\n"
+        "the number of runs in which the population has the lower loss.\n"
     )
     columns = ((name, "population is lower") for name in problem.evaluations)
     yield header("side", *(column for pair in columns for column in pair))

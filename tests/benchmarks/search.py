@@ -153,9 +153,9 @@ def plain(training, args, steps, trials, jobs, i):
     distributions = rj.search.to_optuna(SPACE)
 
     def objective(trial):
-        highest = {name: each.high for name, each in distributions.items()}
-        rate = trial.suggest_float("learning_rate", 1e-4, highest["learning_rate"], log=True)
-        forgetting = trial.suggest_float("1 - decay", 1e-3, highest["1 - decay"], log=True)
+        high = [distributions[name].high for name in ("learning_rate", "1 - decay")]
+        rate = trial.suggest_float("learning_rate", 1e-4, high[0], log=True)
+        forgetting = trial.suggest_float("1 - decay", 1e-3, high[1], log=True)
         hp = {"learning_rate": jnp.float32(rate), "decay": jnp.float32(1 - forgetting)}
         key, state = jax.random.key(0), None
         for begun in range(0, steps, each):

@@ -282,7 +282,7 @@ def compare(sizes: dict, shares: dict[str, int], rounds: int):
     described = {*shares, *more}
     yield (
         f"\n## {sizes['trials']:,} points of an LSTM of {sizes['hidden']} units, "
-        f"{sizes['steps']} steps each\n\nSeconds of all points, as median (quartiles) of {rounds} "
+        f"{sizes['steps']} steps each\n\nSeconds for all points, as median (quartiles) of {rounds} "
         "interleaved rounds. The seconds of a side that runs fewer points are scaled up.\n\n"
         + "".join(f"- *{name}*: {text}\n" for name, text in TEXTS.items() if name in described)
     )

@@ -114,14 +114,15 @@ def tree(leaves: int, size: int, settings: dict, pairs: int, compiles: int, step
 def main(quick: bool):
     trees, pairs, compiles, steps = (QUICK, 4, 1, 3) if quick else (TREES, 60, 5, 20)
     yield (
-        "\n## One optimizer step on four trees of parameters\n\nMilliseconds per step, and ours ÷ "
-        f"each other side. The figures are medians (quartiles) of {pairs} interleaved rounds, of "
-        f"{max(3, pairs // 4)} rounds for a scan of {steps} steps, and of {compiles} rounds for "
-        "trace + compile of one step. *Copy* is a program that reads and writes the same arrays "
-        "and only adds.\n\nOurs has two more operations per number (three with momentum), "
-        "because it keeps g² from overflowing. Their time shows if all arrays fit the caches, "
-        "where arithmetic is the bottleneck. Ours traces the formula once for all arrays of one "
-        "shape. For a tree with a single array, this costs some hundredths of a second.\n"
+        "\n## One optimizer step on four trees of parameters\n\nThe table has our milliseconds "
+        "per step, and the ratio of ours to each other side. *Copy* is a program that reads and "
+        "writes the same arrays and only adds. The figures are medians (quartiles) of "
+        f"{pairs} interleaved rounds, of {max(3, pairs // 4)} rounds for a scan of {steps} steps, "
+        f"and of {compiles} rounds for trace + compile of one step.\n\nOurs has two more "
+        "operations per number (three with momentum), which keep g² from overflowing. They cost "
+        "time if all arrays fit the caches, because arithmetic is then the bottleneck. Ours traces "
+        "the formula once for all arrays of one shape. For a tree with a single array, this adds "
+        "some hundredths of a second of compile time.\n"
     )
     yield header(
         "float32 arrays", "variant", "bytes ÷ Optax", "operations per number, ours / Optax",

@@ -1,4 +1,4 @@
-"""The page “Play with it”: its JavaScript is this library's RMSProp, and what it says is true."""
+"""The page “Play with RMSProp”: its JavaScript equals this library, and its statements are true."""
 
 import functools
 import itertools
@@ -25,11 +25,11 @@ NODE = shutil.which("node")
 needs_node = pytest.mark.skipif(NODE is None, reason="no node to run the page's JavaScript")
 
 STEPS = 300
-RAVINE = {"eta": 0.05, "rho": 0.9, "eps": 1e-8, "noise": 0.1, "degrees": 10}  # as the page opens
+RAVINE = {"eta": 0.05, "rho": 0.9, "eps": 1e-8, "noise": 0.1, "degrees": 10}  # the first values
 
 
 def node(code, given):
-    """What a JavaScript function of (maths, given) returns; JSON keeps each digit of a double."""
+    """Return the result of a JavaScript function of (maths, given). JSON keeps all digits."""
     whole = (
         f"const maths = require({json.dumps(str(SCRIPTS[0]))});"
         'const given = JSON.parse(require("fs").readFileSync(0, "utf-8"));'
@@ -49,7 +49,7 @@ FOLLOW = """(maths, { rule, theta, gradients, settings }) => settings.map((numbe
 
 
 def in_javascript(rule, gradients, settings):
-    """θ, s and the steps, for each of the settings, after each of the gradients."""
+    """Return θ, s, and the steps, for each of the settings, after each gradient."""
     given = {"rule": rule, "theta": START, "gradients": gradients.tolist(), "settings": settings}
     runs = node(FOLLOW, given)
     return [
@@ -58,7 +58,7 @@ def in_javascript(rule, gradients, settings):
 
 
 def in_jax(solver, gradients, settings, second_moment):
-    """The same from an Optax transformation, which `solver` makes of the settings."""
+    """Return the same from an Optax transformation, which `solver` makes of the settings."""
 
     def run(numbers):
         def step(carry, g):
@@ -75,7 +75,7 @@ def in_jax(solver, gradients, settings, second_moment):
 
 
 def agree(ours, theirs):
-    """To 1e-14 of each number; θ to 1e-14 of the way that it has gone."""
+    """Compare each number to 1e-14, and θ to 1e-14 of the length of its path."""
     (theta, s, steps), (their_theta, their_s, their_steps) = ours, theirs
     np.testing.assert_allclose(steps, their_steps, rtol=1e-14, atol=0)
     if their_s is not None:
@@ -150,7 +150,7 @@ def test_the_noise_is_normal_and_the_same_each_time():
 
 
 def sliders():
-    """From each slider's name to (min, max, value) as the page has them."""
+    """Return (min, max, value) of each slider of the page, by its name."""
     pattern = r'id="play-(\w+)" min="(\S+)" max="(\S+)" step="\S+" value="(\S+)"'
     return {name: tuple(map(float, numbers)) for name, *numbers in re.findall(pattern, PAGE)}
 
@@ -163,8 +163,8 @@ SCENES = """(maths, settings) => settings.map((setting) => {
 
 
 @needs_node
-def test_nothing_on_the_page_is_nan_wherever_the_sliders_stand():
-    """Their ends and middles, all combinations, and 300 places between."""
+def test_no_slider_values_give_nan():
+    """All combinations of ends and middles, and 300 places between them."""
     ranges = {name: numbers for name, numbers in sliders().items() if name != "steps"}
     places = list(itertools.product(*([a, (a + b) / 2, b] for a, b, _ in ranges.values())))
     low, high, _ = np.transpose(list(ranges.values()))
@@ -180,7 +180,7 @@ def test_nothing_on_the_page_is_nan_wherever_the_sliders_stand():
 
 
 @needs_node
-def test_sliders_open_at_the_numbers_that_the_text_starts_from():
+def test_sliders_start_at_the_values_of_the_text():
     opened = {name: value for name, (*_, value) in sliders().items()}
     assert opened.pop("steps") == 100
     ((numbers, _),) = node(SCENES, [opened])
@@ -191,7 +191,7 @@ def test_sliders_open_at_the_numbers_that_the_text_starts_from():
 
 
 def scene(**changes):
-    """Each optimiser's states, from the numbers with which the page opens but for these."""
+    """Return the states of each optimizer, from the first values with these changes."""
     code = "(maths, numbers) => maths.scene(numbers).paths"
     return node(code, RAVINE | changes)
 
@@ -215,19 +215,19 @@ def turns_back(path):
 
 
 def last_rates(path):
-    """Of the two parameters, the geometric mean over the last 50 steps."""
+    """Return the geometric mean of the rate over the last 50 steps, for each parameter."""
     return np.exp(np.log(all_of(path, "rate")[50:]).mean(0))
 
 
 says = functools.partial(figures.says, PAGE)
 
 
-def dot(x, digits=2):
-    return figures.without_zero(f"{x:.{digits}f}")
+def fixed(x, digits=2):
+    return f"{x:.{digits}f}"
 
 
 @needs_node
-def test_as_it_opens_sgd_zigzags_adagrad_slows_down_and_rmsprop_goes_steadily():
+def test_at_first_sgd_zigzags_adagrad_slows_down_and_rmsprop_makes_steady_progress():
     paths = scene()
     lengths = {name: np.hypot(*all_of(path, "step").T) for name, path in paths.items()}
     assert says(*(f"{steps.sum():.1f}" for steps in lengths.values()))
@@ -236,22 +236,22 @@ def test_as_it_opens_sgd_zigzags_adagrad_slows_down_and_rmsprop_goes_steadily():
     assert lengths["Adagrad"][-1] < lengths["Adagrad"][0] / 10
     assert turns_back(paths["RMSProp"]) < 40
     assert left(paths)["RMSProp"] < left(paths)["SGD"] < left(paths)["Adagrad"]
-    assert says(dot(left(paths)["RMSProp"]), f"{left(paths)['Adagrad']:.2f}")
+    assert says(fixed(left(paths)["RMSProp"]), f"{left(paths)['Adagrad']:.2f}")
 
 
 @needs_node
-def test_what_it_says_of_sgds_limit_which_rmsprop_finds_by_itself():
+def test_statements_on_the_limit_of_sgd_which_rmsprop_finds_by_itself():
     limit = node("(maths) => maths.ravine({ steep: 38, ratio: 100, degrees: 0 }).limit", None)
     assert limit == 2 / 38
-    assert says("38", dot(limit, 3))
+    assert says("38", fixed(limit, 3))
     rate = all_of(scene()["RMSProp"], "rate")[:, 1]
     assert rate[:50].max() < limit / 2
     assert rate.max() > limit > rate[-1] > limit / 2
-    assert says(dot(rate[-1], 3), dot(all_of(scene(eta=1)["RMSProp"], "rate")[-1, 1], 3))
+    assert says(fixed(rate[-1], 3), fixed(all_of(scene(eta=1)["RMSProp"], "rate")[-1, 1], 3))
 
 
 @needs_node
-def test_what_it_says_of_rho():
+def test_statements_on_rho():
     paths = scene(rho=0.999)
     first = np.abs(paths["RMSProp"][1]["step"]) / RAVINE["eta"]
     np.testing.assert_allclose(first, 1 / np.sqrt(1 - 0.999), rtol=1e-6)
@@ -259,47 +259,47 @@ def test_what_it_says_of_rho():
     adagrad = scene(eta=RAVINE["eta"] * 1000**0.5)["Adagrad"]
     gaps = all_of(paths["RMSProp"], "theta") - all_of(adagrad, "theta")
     assert 0.003 < np.hypot(*gaps.T).max() < 0.004
-    assert says(".004")
+    assert says("0.004", f"{0.999**99:.0%}".rstrip("%"))
     paths = scene(rho=0)
     np.testing.assert_allclose(np.abs(all_of(paths["RMSProp"], "step")), RAVINE["eta"], rtol=1e-6)
     assert turns_back(paths["RMSProp"]) > 70
-    assert says(dot(left(paths)["RMSProp"]))
+    assert says(fixed(left(paths)["RMSProp"]))
 
 
 @needs_node
-def test_what_it_says_of_eta():
+def test_statements_on_eta():
     path = scene(eta=0.06)["SGD"]
-    assert len(path) < 101  # it is not followed any further
+    assert len(path) < 101  # the path ends when SGD diverges
     assert np.abs(path[-1]["theta"]).max() > 1000
     paths = scene(eta=1)
     longest = np.abs(all_of(paths["RMSProp"], "step")).max()
     assert longest <= 1 / np.sqrt(1 - 0.9)
-    assert says(f"{longest:.2f}", dot(left(paths)["Adagrad"]))
+    assert says(f"{longest:.2f}", fixed(left(paths)["Adagrad"]))
     assert turns_back(paths["RMSProp"]) > 80
 
 
 @needs_node
-def test_what_it_says_of_eps():
+def test_statements_on_eps():
     paths = scene(eps=1)
     assert all_of(paths["RMSProp"], "rate").max() < RAVINE["eta"]
     assert all_of(scene()["RMSProp"], "rate")[-1].max() > RAVINE["eta"]
     assert np.sqrt(all_of(paths["RMSProp"], "s"))[-1].max() < 1
-    assert says(dot(left(paths)["RMSProp"]))
+    assert says(fixed(left(paths)["RMSProp"]))
 
 
 @needs_node
-def test_what_it_says_of_the_turn():
+def test_statements_on_the_angle():
     paths = scene(degrees=45)
     rates = last_rates(paths["RMSProp"])
     assert 0.9 < rates[0] / rates[1] < 1.1
     assert left(paths)["RMSProp"] > left(paths)["SGD"]
-    assert says(dot(left(paths)["RMSProp"]), dot(left(paths)["SGD"]))
+    assert says(fixed(left(paths)["RMSProp"]), fixed(left(paths)["SGD"]))
     rates = last_rates(scene(degrees=0)["RMSProp"])
     assert says(f"{rates[0] / rates[1]:.1f} to 1")
 
 
 @needs_node
-def test_what_it_says_of_noise():
+def test_statements_on_noise():
     paths = scene(noise=1)
     strays = {name: np.sqrt((across(path)[50:] ** 2).mean()) for name, path in paths.items()}
     assert says(f"{strays['SGD'] / strays['RMSProp']:.1f} times")
@@ -308,9 +308,9 @@ def test_what_it_says_of_noise():
 
 
 @needs_node
-def test_figures_on_the_page_do_not_hang_on_rounding():
-    """Without noise RMSProp's steps across grow out of rounding errors; noise makes them the same
-    in every browser, whose sines may differ in the last digit."""
+def test_figures_on_the_page_do_not_depend_on_rounding():
+    """Without noise, RMSProp's steps across would grow out of rounding errors. With noise, they are
+    equal in all browsers, although sines may differ in the last digit."""
     code = """(maths, { turns, ...numbers }) => turns.map((degrees) => {
       const { Adagrad, RMSProp } = maths.scene({ ...numbers, degrees }).paths;
       return [Adagrad, RMSProp].map((path) => path[path.length - 1].theta);
@@ -321,7 +321,7 @@ def test_figures_on_the_page_do_not_hang_on_rounding():
         np.testing.assert_allclose(one, other, atol=1e-6)
 
 
-def test_the_page_asks_no_other_server_for_anything():
+def test_the_page_fetches_nothing_from_other_servers():
     sources = re.findall(r'<(?:script|link|img|source|iframe)[^>]* (?:src|href)="([^"]+)"', PAGE)
     assert [PAGES / source for source in sources] == SCRIPTS
     for text in (PAGE, *(script.read_text("utf-8") for script in SCRIPTS)):
@@ -329,7 +329,7 @@ def test_the_page_asks_no_other_server_for_anything():
         assert re.findall(asks, text) == []
 
 
-def test_each_slider_has_a_label_and_says_its_value():
+def test_each_slider_has_a_label_and_shows_its_value():
     names = re.findall(r'<input type="range" id="([^"]+)"', PAGE)
     assert len(names) == len(sliders()) == 6
     for name in names:
@@ -340,6 +340,6 @@ def test_each_slider_has_a_label_and_says_its_value():
     assert all('role="img"' in svg and "aria-label=" in svg for svg in drawings)
 
 
-def test_the_colours_are_those_of_the_pictures():
+def test_the_colors_are_those_of_the_pictures():
     for name in ("SGD", "Adagrad", "RMSProp"):
         assert f"--{name.lower()}: {rj.plots.COLORS[name]}" in PAGE

@@ -1,4 +1,4 @@
-// The page “Play with it”: sliders in, three drawings out. The mathematics is in rmsprop.js.
+// The page “Play with RMSProp”: it turns the sliders into three drawings. The math is in rmsprop.js.
 (function () {
   "use strict";
 
@@ -14,7 +14,7 @@
 
   // Drawing
 
-  /** An SVG element with these attributes inside `parent`. */
+  /** Add an SVG element with these attributes to `parent`. */
   function add(parent, tag, attributes, text = "") {
     const element = document.createElementNS(parent.namespaceURI, tag);
     for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
@@ -25,7 +25,7 @@
   const join = (points) => points.map((p) => p.map((v) => v.toFixed(1)).join(",")).join(" ");
   const dots = (points) => points.map((p) => `M${p.map((v) => v.toFixed(1)).join(",")}h0`).join("");
 
-  const [LEFT, TOP, SIDE] = [-2.6, 1.3, 3.4]; // the window on θ₁, θ₂
+  const [LEFT, TOP, SIDE] = [-2.6, 1.3, 3.4]; // the visible range of θ₁ and θ₂
   const toPixels = ([x, y]) => [((x - LEFT) / SIDE) * 400, ((TOP - y) / SIDE) * 400];
   const ENDS = {
     SGD: "M6,0A6,6 0 1 1 -6,0A6,6 0 1 1 6,0Z",
@@ -68,7 +68,7 @@
   const PLOT = { left: 46, right: 390, top: 8, bottom: 168 };
   const stepToX = (t) => PLOT.left + (t / maths.STEPS) * (PLOT.right - PLOT.left);
 
-  /** Axes with decades from `low` to `high`; returns the height of a value. */
+  /** Draw axes with decades from `low` to `high`. Return a function from a value to its height. */
   function axes(svg, low, high) {
     svg.replaceChildren();
     const height = (value) => {
@@ -90,7 +90,7 @@
     return height;
   }
 
-  /** One line a parameter, the second dashed, cut off where the axes end. */
+  /** Draw one line per parameter, the second one dashed, within the axes. */
   function drawLines(svg, name, height, states, values) {
     const { left: x, right, top: y, bottom } = PLOT;
     const box = { x, y, width: right - x, height: bottom - y };
@@ -104,7 +104,7 @@
 
   function drawRates({ paths }, steps, { eta }) {
     const rates = names.flatMap((name) => paths[name].slice(1).flatMap((state) => state.rate));
-    const logs = rates.map((rate) => Math.log10(rate / eta)); // 0 is SGD's
+    const logs = rates.map((rate) => Math.log10(rate / eta)); // SGD has 0
     const high = Math.min(3, Math.max(...logs)) + Math.log10(eta);
     const low = Math.max(-5, Math.min(...logs)) + Math.log10(eta);
     const height = axes(find("rates"), Math.floor(low), Math.ceil(high + 1e-9));
@@ -125,23 +125,23 @@
     add(svg, "text", { x: PLOT.right, y: y - 6, "text-anchor": "end" }, `bound ${short(bound)}`);
   }
 
-  // Words
+  // Texts
 
   function describe(values, limit) {
     const { eta, rho, eps, degrees, noise, steps } = values;
-    const half = `half forgotten after ${short(maths.halfLife(rho))} steps`;
-    const side = eta > limit ? "beyond" : "below";
+    const half = `a gradient loses half of its weight in ${short(maths.halfLife(rho))} steps`;
+    const side = eta > limit ? "above" : "below";
     return {
-      eta: `${eta}: about the length of a step; ${side} SGD's limit, ${short(limit)}`,
+      eta: `${eta}: about the length of a step, ${side} SGD's limit of ${short(limit)}`,
       rho: `${rho}: ` + (rho ? half : "only the last gradient counts"),
       eps: `${eps}: gradients below ${eps} take smaller steps`,
       degrees: `${degrees}° from the direction of θ₁`,
-      noise: `${noise}: ` + (noise ? "a normal number of this size joins each gradient" : "none"),
+      noise: `${noise}: ` + (noise ? "the std of the noise in each gradient" : "none"),
       steps: `${steps} of ${maths.STEPS}`,
     };
   }
 
-  function tell({ surface, paths }, values) {
+  function describeAll({ surface, paths }, values) {
     const words = describe(values, surface.limit);
     for (const [name, slider] of Object.entries(sliders)) {
       slider.nextElementSibling.value = words[name];
@@ -156,7 +156,7 @@
     });
     const last = (name, what) => {
       const state = paths[name][Math.min(values.steps, paths[name].length - 1)];
-      const numbers = state[what] ? state[what].map((v) => short(Math.abs(v))) : ["not yet known"];
+      const numbers = state[what] ? state[what].map((v) => short(Math.abs(v))) : ["none yet"];
       return numbers.join(" and ");
     };
     const label = (id, text) => find(id).setAttribute("aria-label", text);
@@ -164,15 +164,15 @@
     const bound = short(maths.largestStep(values.rho) * values.eta);
     const rates = names.map((name) => `${name} ${last(name, "rate")}`);
     label("paths", `Paths in the ravine ${after}: ${left.join(", ")}.`);
-    label("rates", `Effective rates of θ₁ and θ₂ ${after}: ${rates.join(", ")}.`);
+    label("rates", `Effective learning rates of θ₁ and θ₂ ${after}: ${rates.join(", ")}.`);
     const lengths = last("RMSProp", "step");
-    label("lengths", `RMSProp's steps ${after}: ${lengths}; the bound is ${bound}.`);
+    label("lengths", `Lengths of RMSProp's steps ${after}: ${lengths}. The bound is ${bound}.`);
   }
 
-  // Life
+  // Animation
 
   const STEPS_A_SECOND = 25;
-  let playing = null; // what stands for the run under way
+  let playing = null; // identifies the current animation
 
   function read() {
     const number = (name) => maths.meaning[name](Number(sliders[name].value));
@@ -186,7 +186,7 @@
     drawPaths(scene, values.steps);
     drawRates(scene, values.steps, values);
     drawLengths(scene, values.steps, values);
-    tell(scene, values);
+    describeAll(scene, values);
   }
 
   function pause() {
@@ -208,7 +208,7 @@
     };
     playing = run;
     find("run").textContent = "Pause";
-    sliders.steps.nextElementSibling.setAttribute("aria-live", "off"); // it would never be silent
+    sliders.steps.nextElementSibling.setAttribute("aria-live", "off"); // a screen reader would read every frame
     requestAnimationFrame(frame);
   }
 
@@ -226,7 +226,7 @@
   });
 
   root.hidden = false;
-  for (const slider of Object.values(sliders)) slider.value = slider.defaultValue; // not a reload's
+  for (const slider of Object.values(sliders)) slider.value = slider.defaultValue; // a reload may restore others
   draw();
   if (!matchMedia("(prefers-reduced-motion: reduce)").matches) play();
 })();

@@ -1,19 +1,19 @@
-// The mathematics of the page “Play with it”: no page, no drawing. tests/docs/test_play.py runs it in
-// Node and compares it with the library and with Optax, in float64.
+// The math of the page “Play with RMSProp”, without any drawing. tests/docs/test_play.py runs this file
+// in Node and compares the results with the library and with Optax, in float64.
 (function (root, make) {
   if (typeof module === "object") module.exports = make();
   else root.rmspropMaths = make();
 })(this, function () {
   "use strict";
 
-  // As in rmsprop_jax/_formula.py: the smallest normal number gives 0/0 an answer, which is 0, and
-  // a gradient counts as one whose square is finite.
+  // As in rmsprop_jax/_optimizer: with the smallest normal number in the denominator, 0/0 is 0, and
+  // a gradient is clipped so that its square is finite.
   const TINY = 2.2250738585072014e-308;
   const LARGEST = 1e154;
   const clip = (g) => Math.max(-LARGEST, Math.min(LARGEST, g));
   const denominator = (s, eps) => Math.sqrt(s + TINY) + Math.max(eps, TINY);
 
-  /** A step with the s that already has g in it: the new θ, s, the step and η/(√s + ε). */
+  /** Take a step with the new s. Return θ, s, the step, and the rate η/(√s + ε). */
   function take(theta, s, g, eta, eps) {
     const step = g.map((gi, i) => -eta * (gi / denominator(s[i], eps)));
     const rate = s.map((si) => eta / denominator(si, eps));
@@ -38,7 +38,7 @@
     return { theta: theta.map((ti, i) => ti + step[i]), s, step, rate: g.map(() => eta) };
   }
 
-  /** Half the curvature times the square of the distance, along the ravine and across it. */
+  /** Return a loss: half the curvature × the squared distance, along the ravine and across it. */
   function ravine({ steep, ratio, degrees }) {
     const turn = (degrees * Math.PI) / 180;
     const [cos, sin] = [Math.cos(turn), Math.sin(turn)];
@@ -58,7 +58,7 @@
     return { flat, steep, degrees, axes, value, gradient, limit: 2 / steep };
   }
 
-  /** Pairs of normal numbers, the same for the same seed (mulberry32, Box and Muller). */
+  /** Return `n` pairs of normal numbers from a seed (mulberry32, Box and Muller). */
   function normalPairs(n, seed) {
     let state = seed >>> 0;
     const uniform = () => {
@@ -74,8 +74,8 @@
   }
 
   /**
-   * The path from `start`, a step for each pair of `normals`, `noise` times which joins the
-   * gradient. It ends early where it has left for good: `far` from 0 in some parameter.
+   * Return the path from `start`, with one step per pair of `normals`. A pair × `noise` is added to
+   * the gradient. The path ends early if a parameter is `far` from 0.
    */
   function descend(takeStep, { surface, start, normals, noise, far = 1000, ...numbers }) {
     const path = [{ theta: start, s: start.map(() => 0) }];
@@ -88,12 +88,12 @@
     return path;
   }
 
-  // The scene of the page. With steep = 38 SGD's limit, 2/38, lies a little above η = .05.
+  // The scene of the page. With steep = 38, SGD's limit, 2/38, is a little above η = 0.05.
   const STEPS = 100;
   const START = 2.1; // from the minimum
-  const NORMALS = normalPairs(STEPS, 103); // of 200 seeds one with which all end near the median
+  const NORMALS = normalPairs(STEPS, 103); // one of 200 seeds: all three end near their median
 
-  /** The number that a slider means: two digits of a power of ten, but for noise and angle. */
+  /** The value of a slider: a power of ten with two digits, except for noise and angle. */
   const twoDigits = (x) => Number((10 ** x).toPrecision(2));
   const meaning = {
     eta: twoDigits,
@@ -103,11 +103,11 @@
     degrees: Number,
   };
 
-  /** After how many steps half of a gradient is forgotten. */
+  /** Return the steps after which a gradient has half of its weight. */
   const halfLife = (rho) => (rho > 0 ? Math.LN2 / -Math.log(rho) : 0);
   const largestStep = (rho) => 1 / Math.sqrt(1 - rho);
 
-  /** The surface and the three paths, all from one point and with one noise. */
+  /** Return the surface and the three paths, from the same point and with the same noise. */
   function scene({ eta, rho, eps, noise, degrees }) {
     const surface = ravine({ steep: 38, ratio: 100, degrees });
     const turn = ((degrees - 30) * Math.PI) / 180; // the start turns with the ravine
