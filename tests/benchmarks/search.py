@@ -100,7 +100,7 @@ def overhead(training, args, steps, trials, rounds, urls):
     )
     yield header(
         "storage", "concurrent trials", "ask, ms", "report, ms", "should_prune, ms", "tell, ms",
-        "study ÷ training", "goal", "run time ÷ memory", "compiles",
+        "study ÷ training", "goal", "run time ÷ in-memory study", "compiles",
     )  # fmt: skip
     base, measured = [run for run, _, _ in found["memory", 1]], []
     for (name, times), each in found.items():

@@ -104,7 +104,7 @@ def test_a_size_that_a_benchmark_does_not_take_is_refused():
 
 @pytest.mark.slow
 def test_quick_forms_of_segments_halving_and_population():
-    """All run in one process: sides with equal programs share their compiles."""
+    """Run in one process, where sides with equal programs share their compiles."""
     text = "\n".join(line for each in (segments, halving, population) for line in each.main(True))
     assert "| whole | 1 | 0 |" in text
     assert "| one segment | 2 | 0 |" in text

@@ -149,7 +149,7 @@ def test_a_sweep_runs_on_no_devices_that_are_only_described(platforms, monkeypat
 def test_what_the_tpu_must_keep_to_is_checked():
     tpu.refuse("plain", 1.0005, 0, 0)
     for ratio, temporary, collectives in ((1.01, 0, 0), (0.5, 0, 1), (0.5, 4, 0)):
-        with pytest.raises(RuntimeError, match="look at the compiled text"):
+        with pytest.raises(RuntimeError, match="Read the compiled text"):
             tpu.refuse("plain", ratio, temporary, collectives)
     text = "x = f32[8] all-reduce(y)\nz = f32[8] all-gather-start(x)\nw = f32[8] all-gather-done(z)"
     assert len(tpu.COLLECTIVE.findall(text)) == 2
