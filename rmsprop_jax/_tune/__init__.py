@@ -18,9 +18,9 @@ Where to find the answers to common questions:
 - Which trials can be best? `FinalStates` in `trials/final_states.py` while the sweep runs, and
   `SweepResult.ranked` in `results/result.py` afterwards.
 
-The main thread runs everything except the following. `compile/group_compiler.py` compiles programs
-in a pool of threads. With several processes, `run/cluster.py` meets the other processes in a daemon
-thread. If a study's storage has heartbeats, `search/study_client.py` records them in a daemon
-thread. tqdm starts a daemon thread, its monitor, with the first progress bar, even one that is not
-shown.
+The calling thread runs everything except the following. A sweep compiles its programs in a pool of
+threads (`compile_ahead` in `compile/group_compiler.py`); a search compiles on the calling thread.
+With several processes, `run/cluster.py` meets the other processes in a daemon thread. If a study's
+storage has heartbeats, `search/study_client.py` records them in a daemon thread. tqdm starts a
+daemon thread, its monitor, with the first progress bar, even one that is not shown.
 """

@@ -40,8 +40,8 @@ def argument(
     Args:
       default: the value where it is not given.
       agree: whose value counts.
-      remembered: the entries of a folder's manifest that follow from it; none where a later call
-        with the folder may pass another value.
+      remembered: the entries of a folder's manifest that follow from it. `manifest.extended` says
+        in which of them a later call may differ.
       stepwise: whether only a `Training` takes it.
     """
     declared = {"agree": agree, "remembered": remembered, "stepwise": stepwise}

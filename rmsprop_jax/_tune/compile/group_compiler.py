@@ -62,7 +62,7 @@ class GroupCompiler:
         the memory.
       trials: the number of trials that may share a call. No batch is larger than one device's part
         of them.
-      most: a further limit of the batch size, also of an explicit one; None for no limit.
+      most: a further limit of the batch size; None for no limit.
 
     Attributes:
       size: the batch size that is tried first.

@@ -66,7 +66,7 @@ class PointResult:
     keys: tuple[jax.Array, ...]
     """The random key of each seed, in order."""
     objective: float
-    """The mean over the seeds that did not fail."""
+    """The mean over the seeds whose trials are complete."""
     std: float
     """The sample standard deviation over those seeds; NaN for one seed."""
     ci95: tuple[float, float]
@@ -460,9 +460,9 @@ class SweepResult:
     def best(self, *, by: Objective | None = None, mode: str | None = None) -> PointResult:
         """Return the point with the best mean objective over the seeds.
 
-        A point with a trial that is not complete ranks after all others, and a point that is not
-        `feasible` after all that are. The best of many points is in part the luckiest, so that its
-        objective is an optimistic estimate.
+        Feasible points come first. Among them, and among the others, points whose trials are all
+        complete come first. Then the mean decides. The best of many points is in part the luckiest,
+        so that its objective is an optimistic estimate.
 
         Args:
           by: another objective, as for `rescored`.
@@ -509,10 +509,11 @@ class SweepResult:
         ]
 
     def ranked(self) -> np.ndarray:
-        """Return the indices of the points with a complete trial, best first, int array.
+        """Return the indices of the points that can be best, best first, int array.
 
-        A point with a trial that is not complete ranks after all others, and a point that is not
-        `feasible` after all that are.
+        These are the points with at least one complete trial whose objective is finite. Feasible
+        points come first. Among them, and among the others, points whose trials are all complete
+        come first. Then the mean decides.
 
         Raises:
           ValueError: for several objectives.

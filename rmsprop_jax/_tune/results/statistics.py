@@ -58,9 +58,9 @@ def means(table: np.ndarray) -> np.ndarray:
 def ranked(table: np.ndarray, mode: str, feasible: np.ndarray | None = None) -> np.ndarray:
     """Return the rows of a table in the order of their means, best first.
 
-    Rows with a value that is not finite come after all others, among them rows without a finite
-    value last. Rows that are not feasible come after all feasible ones. Of equal rows the first
-    comes first.
+    Feasible rows come first. Among them, and among the others, rows whose values are all finite
+    come first, and rows without a finite value last. Then the mean decides. Equal rows keep their
+    order.
 
     Args:
       table: float array, shape (points, seeds).

@@ -37,7 +37,7 @@ TrialStates: TypeAlias = NotStarted | OnDevice | OnHost | OnDisk
 
 @dataclasses.dataclass
 class TrialBatch:
-    """Some trials that run in one wave.
+    """The trials of one wave: on each device some batches, of `batch_size` trials each.
 
     Args:
       group: the number of the static group.

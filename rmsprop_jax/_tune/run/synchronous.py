@@ -23,7 +23,7 @@ from rmsprop_jax._tune.trials.decision_log import AppliedDecision
 class SynchronousRunner:
     """A runner that runs all trials from evaluation step to evaluation step.
 
-    The devices hold the states of all trials.
+    The devices, or the host after a rung, hold the states of all trials.
 
     Args:
       experiment: the experiment of the call.

@@ -6,8 +6,10 @@ A search differs from `sweep` in this:
 - Its points come from the study while it runs. `Experiment.group_for` adds new static groups.
 - The study replaces the scheduler, and its storage replaces the folder. A search has no `path`,
   checkpoints, or `batches`, and runs in one process.
-- When a study trial ends, another takes its slots at once (`ContinuousWaves`). If the memory runs
-  out, the call ends: a search does not try a smaller batch.
+- After each segment of a wave, new study trials take the slots of those that ended
+  (`ContinuousWaves`). A study trial ends early if its objective is not finite.
+- Static groups compile on the calling thread. If the memory runs out, the call ends: a search does
+  not try a smaller batch.
 """
 
 import collections

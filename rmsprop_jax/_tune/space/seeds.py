@@ -11,7 +11,8 @@ from rmsprop_jax._tune.space.values import is_int, is_key
 def key_of(seed: int) -> jax.Array:
     """Return the key of every trial with this seed.
 
-    `TrialTable` stacks the data of these keys, and gives each kernel that of its trial (`inputs`).
+    `TrialTable` stacks the data of these keys, and gives each kernel the data of its trial
+    (`inputs`). `GroupKernels` makes a key of the data again.
     """
     return jax.random.key(seed)
 

@@ -30,7 +30,10 @@ class StaticGroup(NamedTuple):
 
 
 def group_points(points: Points) -> list[StaticGroup]:
-    """Return the static groups of some points, in order of appearance."""
+    """Return the static groups of some points, in order of appearance.
+
+    `Points.is_traced` says which hyperparameters are traced. All others are static.
+    """
     groups: dict[Hashable, StaticGroup] = {}
     dtypes = {name: points.dtype(name) for name in points.names}
     for i, point in enumerate(points):

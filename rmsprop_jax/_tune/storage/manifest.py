@@ -212,8 +212,9 @@ def extended(
     This is the rule by which a folder resumes. The call must agree with the folder on:
 
     - the version of JAX;
-    - the hash of `args`, `record_every`, the static names, and the names, dtypes, and ranks of the
-      metrics;
+    - the hash of `args` (which a folder that was saved with very large `args` does not have, so
+      that it never resumes), `record_every`, the static names, and the names, dtypes, and ranks of
+      the metrics;
     - the dtypes of traced hyperparameters that both have;
     - the programs, and the arrays that they close over, of each static group that both have;
     - the kind of `train`, the scheduler, its rungs, `evaluate_every`, and the metrics of

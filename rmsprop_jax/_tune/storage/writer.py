@@ -1,7 +1,8 @@
 """The one writer of a sweep's folder, and the order in which a call writes.
 
 Each file appears whole or not at all (`LockedFolder.write`). The manifest comes before the first
-other file of a call, and before the first deletion. A call that is refused, or interrupted before
+other file of a call, and before the first deletion of a file that a reader may need: only files
+that a killed call wrote by half are deleted first. A call that is refused, or interrupted before
 that, leaves the folder unchanged. After the manifest, the order is:
 
 - a wave of a function: its metrics;
@@ -15,6 +16,8 @@ After a kill, `Session.open` reads the folder and ends the trials that decisions
 `CheckpointManager.rewind` sets each other unfinished trial back to its newest checkpoint, or to
 step 0. The steps after this checkpoint run again, with the same values. A kill in a gap leaves:
 
+- After the manifest: the folder asks for more, and holds what it held before.
+- Between two files of metrics: each file has its own trials and steps, and the others run again.
 - After metrics and before states: the metrics are ahead of the newest checkpoint. The trial resumes
   from this checkpoint.
 - Between two files of states: each file has one batch. Its trials resume from the new file, all

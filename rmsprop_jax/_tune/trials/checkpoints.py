@@ -29,7 +29,10 @@ class CheckpointManager:
     These methods write a checkpoint (`write`):
 
     - `SequentialRunner._run_wave`, of its wave, when a checkpoint is due or the time is up;
-    - `SynchronousRunner._after`, of all trials, also after a rung at which a trial copied another.
+    - `SynchronousRunner._after`, of all trials, when a checkpoint is due, the time is up, or a
+      trial copied another at this rung.
+
+    An interrupt writes no checkpoint.
 
     Checkpoints are deleted (`delete_stale`) after each `write`, at the end of trials by
     `Session.finish`, and at the end of a call by `Session.tidy`.
