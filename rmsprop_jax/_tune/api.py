@@ -47,84 +47,85 @@ def sweep(
 ) -> SweepResult:
     """Train every point with every seed, with one compile per static group, on every device.
 
-    A *trial* is a point with one seed. Points that share their static hyperparameters are a *static
-    group*, and share their compiled programs: one for a function; one each for `init`, a segment
-    of steps, and `evaluate` of a `Training`. Programs compile side by side while trials of other
-    groups run, once per process.
+    A *trial* is a point with one seed. Points that share their static hyperparameters form a
+    *static group*, and share their compiled programs. A function has one program per static group.
+    A `Training` has one each for `init`, a segment of steps, and `evaluate`. Programs compile in
+    parallel while trials of other groups run, once per process.
 
     Args:
       train: `train(hp, key, *args) -> metrics`, a pure function that runs one whole training; or a
         `Training`, which the sweep can also show live, prune, save, resume, and change mid-run.
         `hp` is a dict, whose numbers are traced scalars. Metrics are arrays by name, of rank 0 (one
-        value) or 1 (one value per step). Their names, ranks, and dtypes must be the same for all
-        points. A float metric may have fewer steps in some static groups: NaN follows its last
+        value) or 1 (one value per step). All points must return metrics with the same names, ranks,
+        and dtypes. A float metric may have fewer steps in some static groups: NaN follows the last
         value. Build the optimizer inside: `rj.rmsprop(hp["learning_rate"], decay=hp["decay"])`.
       points: `Points`, or a list of dicts with the same names.
-      seeds: a count n, which stands for 0 … n−1, or the seeds. Every point gets the same keys
-        `jax.random.key(s)`.
+      seeds: a count n, for the seeds 0 … n−1, or the seeds themselves. Every point gets the same
+        keys, `jax.random.key(seed)`.
       objective: the number that ranks trials: a metric's name (its last value counts), or a
         function from one trial's metrics, as NumPy arrays on the host, to a float. The function is
-        tried on zeros first. For a trial that is still running, the last value is that of its
-        current step, and the function gets the metrics up to this step. A trial whose objective is
-        not finite has failed: it is saved and marked, is never the best, and affects no other
-        trial.
+        tried on zeros first. While a trial runs, the metrics up to the present step count. A trial
+        whose objective is not finite has failed. A failed trial is saved and marked, counts in no
+        mean, and does not affect other trials.
       mode: "min" or "max": which objective is better.
-      args: a tuple of arrays, or pytrees of arrays, that every trial reads. They are copied to each
-        device once.
-      batch_size: how many trials share one `vmap` on a device. "auto" is 1 on a CPU, where `vmap`
-        is no faster. Elsewhere it is as many as fit the memory, by the compiler's own analysis. If
-        memory runs out, the sweep halves it (but not with `scheduler`, `batches`, or several
-        processes). If trials draw with `rbg` or `unsafe_rbg` keys, whose numbers `vmap` changes,
-        "auto" is 1, and a larger number is refused. The free slots of an incomplete batch run its
-        last trial again.
+      args: a tuple of arrays, or pytrees of arrays, that every trial reads. The arrays are copied
+        to each device once.
+      batch_size: the number of trials that share one `vmap` on a device. "auto" is 1 on a CPU,
+        where `vmap` is no faster. On other devices, "auto" is as many as fit the memory, by the
+        compiler's own analysis. If memory runs out, the sweep halves an automatic batch size,
+        except with `scheduler`, `batches`, or several processes. If trials draw with `rbg` or
+        `unsafe_rbg` keys, whose numbers `vmap` changes, "auto" is 1, and a larger number is
+        refused. The free slots of an incomplete batch run the last trial again.
       devices: the devices to run on. `None`: all devices, of every process after
         `jax.distributed.initialize()`. Every process must then make the same call, and gets the
         same result. Process 0 writes, draws the progress bar, asks the scheduler, and evaluates the
-        objective. An exception on one process ends all. On a CPU, give JAX one device per core
-        before its first use: `jax.config.update("jax_num_cpu_devices", os.cpu_count())`.
+        objective. An exception on one process ends the call on all. On a CPU, give JAX one device
+        per core before any other use of JAX:
+        `jax.config.update("jax_num_cpu_devices", os.cpu_count())`.
       path: a folder for the finished trials, as plain `.json` and `.npz`, with one writer at a
-        time. The same call resumes where an earlier one was stopped or killed, on any number of
-        devices and with any `batch_size`. With more points or seeds, only the new trials run. The
-        folder holds metrics, so a call with another `objective` or `mode` can use them. For a
-        `Training`, it also holds checkpoints of running trials, and the decisions of a scheduler,
-        which the same call replays. With a scheduler, points and seeds cannot be added.
+        time. After a call was stopped or killed, the same call resumes, on any number of devices
+        and with any `batch_size`. With more points or seeds, only the new trials run. The folder
+        holds metrics, so a later call may have another `objective` or `mode`. For a `Training`, the
+        folder also holds checkpoints of running trials, and the decisions of a scheduler, which the
+        same call replays. With a scheduler, points and seeds cannot be added.
       progress: whether to draw a progress bar: the steps or trials done, the numbers of complete,
         pruned, and failed trials, the best objective so far, and the time left.
-      record_every: store only every k-th value of a metric with one value per step, and the last,
-        to save memory. A number k applies to metrics as long as the objective or, if the objective
-        is not one of them, as long as the longest. A dict from metrics to numbers sets k for each.
-        A function as `objective` gets the stored values.
+      record_every: store only every k-th value of a metric with one value per step, and the last
+        value, to save memory. A number k applies to metrics with as many values as the objective
+        or, if the objective is not a metric per step, with the most values. A dict from metrics to
+        numbers sets k for each. A function as `objective` gets the stored values.
       callback: `callback(report)` is called on process 0 after each wave, with a tuple of
-        `TrialReport`: number, point, seed, step, and the newest value of each metric. If it raises,
-        the sweep stops on every process, and keeps the finished trials.
-      steps: the number of steps of each trial. This and all following arguments are for a
-        `Training`. The same call with more steps resumes a folder in which all states were kept, if
-        there is no scheduler.
+        `TrialReport`: number, point, seed, step, and the newest value of each metric. If `callback`
+        raises, the sweep stops on every process, and keeps the finished trials.
+      steps: the number of steps of each trial. This argument, and all up to `checkpoint_seconds`,
+        are for a `Training`. The same call with more steps resumes a folder in which all states
+        were kept, if there is no scheduler.
       evaluate_every: the steps of a segment, at least 1. After each segment `evaluate` runs, the
         callback is called, and a checkpoint is written if it is due. `None`: a twentieth of the
         steps. Shorter segments, at the end or before a rung, compile nothing again.
       scheduler: `SuccessiveHalving`, `PopulationBasedTraining`, or an object with the method
         `decide` of `Scheduler`. With a scheduler or `batches`, all trials reach an evaluation step
         before any passes it, so the devices must hold the states of all trials.
-      keep_states: of how many of the best points to keep the last states, of all seeds, for
-        `result.state`: 0, a number, or "all". With `path`, they are in the folder. With more seeds
-        in a later call, another point may become the best, but its states are gone unless this was
-        "all" from the start. That call warns before it runs.
+      keep_states: the number of best points whose final states are kept for `result.state`, with
+        all their seeds: an int of at least 0, or "all". With `path`, the states are in the folder.
+        With more seeds in a later call, another point may become the best. The states of this point
+        are missing, unless all calls passed "all". The later call warns before it runs.
       batches: `batches(t)`, a pure function from the step to a batch, for data that does not fit a
         device. A batch is a pytree of arrays, with the same shapes and dtypes for every t. `step`
-        gets it before `args`. The function is called once per step for all trials, in every
-        process, on your thread, while the devices run the segment before. Its arrays are copied, so
-        it may return the same buffer each time.
+        gets the batch before `args`. `batches` is called once per step for all trials, in every
+        process, on your thread, while the devices run the segment before. The arrays are copied, so
+        `batches` may return the same buffer each time.
       checkpoint_seconds: with `path`, the shortest time between two checkpoints of running trials,
-        in seconds. 0 writes one at each evaluation step. A kill loses the steps since the last one.
-      timeout: the seconds after which the sweep stops and returns what it has. They count from the
-        start of the call, tracing and compiling included. It stops at the next evaluation step or,
-        for a function, after the next wave. With `path`, it writes a checkpoint, and the same call
-        resumes. Every call advances at least one trial to its next evaluation step.
+        in seconds. 0 writes a checkpoint at each evaluation step. A kill loses the steps since the
+        last checkpoint.
+      timeout: the time limit in seconds, from the start of the call, with tracing and compiling.
+        After this time, the sweep stops at the next evaluation step or, for a function, after the
+        next wave, and returns its result. With `path`, the sweep writes a checkpoint first, and the
+        same call resumes. Every call advances at least one trial to the next evaluation step.
         `result.is_complete` tells whether all trials have ended.
 
     Returns:
-      A `SweepResult`. With `batch_size=1`, its numbers are bit for bit those of
+      A `SweepResult`. With `batch_size=1`, the numbers are bit for bit those of
       `jax.jit(train)(hp, key)` or, on a CPU and for at least 2 steps, of `jax.jit(training.run)`.
       `vmap` rounds differently in the last digits.
 
@@ -134,22 +135,23 @@ def sweep(
         or a bool; linear algebra that can hang with this jaxlib on a CPU; random keys whose numbers
         a `batch_size` above 1 would change; a state that changes its structure, shapes, or dtypes,
         or has leaves that are not arrays; states that need more memory or disk than is free; a
-        `path` that holds another sweep, or one by another JAX, or is damaged; and arguments that
-        differ between processes (only `progress` may differ, and processes other than 0 may leave
-        out `callback`). Later, for a decision of a scheduler that cannot be followed, and for a
-        batch of another shape or one that differs between processes.
-      RuntimeError: if another process writes to `path`, or that folder is moved or deleted
-        meanwhile. Also, if another process of the same call left it by an exception, which the
-        message quotes.
+        `path` that is damaged, or holds another sweep or a sweep of another version of JAX; and
+        arguments that differ between processes (only `progress` may differ, and processes other
+        than 0 may leave out `callback`). Later, for a decision of a scheduler that cannot be
+        followed, and for a batch of another shape or a batch that differs between processes.
+      RuntimeError: if another process writes to `path`, or the folder is moved or deleted
+        meanwhile. Also, if another process of the same call raised an exception, which the message
+        quotes.
       OSError: if `path` cannot be written.
-      SweepInterrupted: on Ctrl-C. Its `.result` holds the finished trials. Any other exception
-        while the sweep runs also has `.result`, and so has the `SystemExit` of a signal handler.
+      SweepInterrupted: on Ctrl-C. The attribute `.result` holds the finished trials. All other
+        exceptions while the sweep runs also have `.result`, as does the `SystemExit` of a signal
+        handler.
 
     Warns:
       UserWarning: for several seeds of a `train` that never reads its key; for a program so long
         that a Python loop was probably unrolled; for states that `keep_states` asks for and an
-        earlier call dropped; for a rung at which no objective is finite; and for an automatic
-        `batch_size` that is 1 because of the random keys.
+        earlier call dropped; for a rung (a step at which a scheduler decides) without a finite
+        objective; and for an automatic `batch_size` that is 1 because of the random keys.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax, rmsprop_jax as rj
@@ -170,7 +172,10 @@ def sweep(
         if not isinstance(points, Points):
             points = Points(points)
         if not len(points):
-            raise ValueError("sweep needs at least one point, got none.")
+            raise ValueError(
+                "points must have at least one point, got none. Pass, for example, "
+                "points=rj.grid(learning_rate=[1e-3, 1e-2])."
+            )
         options = Options(
             train=train,
             points=points,
@@ -217,8 +222,11 @@ def run_sweep(options: Options, machine: Machine | None = None) -> SweepResult:
 
 
 def runner_for(experiment: Experiment, session: Session) -> SequentialRunner | SynchronousRunner:
-    """Return what runs the trials: all to each evaluation step where a scheduler decides or where
-    they share the data of the steps, else each to its end."""
+    """Return the runner of the trials.
+
+    With a scheduler or `batches`, all trials reach an evaluation step before any passes it.
+    Otherwise each wave runs to its end.
+    """
     if session.decisions is not None or experiment.data is not None:
         return SynchronousRunner(experiment, session)
     return SequentialRunner(experiment, session)

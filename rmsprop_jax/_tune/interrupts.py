@@ -1,4 +1,4 @@
-"""What an exception gives a user: what was finished before it."""
+"""The result that an exception of a call carries: all trials, with their status."""
 
 import contextlib
 from collections.abc import Generator
@@ -8,35 +8,37 @@ from rmsprop_jax._tune.session import Session
 
 
 class SweepInterrupted(KeyboardInterrupt):
-    """Ctrl-C during a sweep; `result` holds the trials that were finished.
+    """The exception for Ctrl-C during a sweep. Its `result` holds the finished trials.
 
     Attributes:
-      result: a `SweepResult` of them, and of those under way, which are "unfinished".
+      result: a `SweepResult` of all trials. Trials under way, and trials that have not begun, have
+        the status "unfinished".
     """
 
     def __init__(self, result: SweepResult):
-        super().__init__(result)  # as `pickle` makes it again
+        super().__init__(result)  # `pickle` calls the class with these arguments
         self.result = result
 
     def __str__(self) -> str:
         return (
-            f"interrupted; .result holds what is finished: {self.result!r}. What JAX has begun (a "
-            "wave, a compile) it brings to its end before this process can end."
+            f"the sweep was interrupted, and .result holds the finished trials: {self.result!r}. "
+            "This process can only end after JAX has finished the wave or the compilation under "
+            "way."
         )
 
 
 @contextlib.contextmanager
 def interruptible(session: Session) -> Generator[None]:
-    """Give the exception of a call a `.result` with what was finished.
+    """Give every exception of a call a `.result` with the finished trials.
 
     Raises:
-      SweepInterrupted: on Ctrl-C. Any other exception goes on as it is, with a note.
+      SweepInterrupted: on Ctrl-C. Any other exception is raised unchanged, with a note.
     """
     try:
         yield
     except KeyboardInterrupt as interrupt:
         raise SweepInterrupted(session.result()) from interrupt
-    except BaseException as error:  # SystemExit, too, as a handler of SIGTERM raises it
+    except BaseException as error:  # also the SystemExit of a handler of SIGTERM
         error.__dict__["result"] = result = session.result()
-        error.add_note(f"What was finished is in this exception's .result: {result!r}")
+        error.add_note(f"The finished trials are in this exception's .result: {result!r}")
         raise

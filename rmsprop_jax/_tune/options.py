@@ -1,7 +1,8 @@
 """The arguments of `sweep` and of `search.optimize`, validated once.
 
-Each field declares on whose value the processes of a cluster must agree, and what a folder
-remembers of it. `agreement.py` and `storage/manifest.py` read these declarations.
+Each field declares which processes of a cluster must pass the same value, and which entries of a
+folder's manifest follow from the value. `agreement.py` and `storage/manifest.py` read these
+declarations.
 """
 
 import dataclasses
@@ -21,10 +22,10 @@ from rmsprop_jax._tune.trials.progress import Report
 
 
 class Agreement(enum.Enum):
-    """Whose value of an argument counts, where several processes make one call."""
+    """The rule by which several processes of one call agree on an argument."""
 
-    ALL = "every process must pass the same"
-    LEADER = "the leader's value counts, the others need not pass it"
+    ALL = "every process must pass the same value"
+    LEADER = "the leader's value counts, and the other processes need not pass one"
     ONE_PROCESS = "only a call in one process has the argument"
 
 
@@ -38,11 +39,11 @@ def argument(
     """Declare a field of `Options`.
 
     Args:
-      default: the value where it is not given.
-      agree: whose value counts.
-      remembered: the entries of a folder's manifest that follow from it. `manifest.extended` says
-        in which of them a later call may differ.
-      stepwise: whether only a `Training` takes it.
+      default: the value if a call does not pass the argument.
+      agree: the rule by which several processes agree on the value.
+      remembered: the entries of a folder's manifest that follow from the value. `manifest.extended`
+        says in which of them a later call may differ.
+      stepwise: whether only a `Training` takes the argument.
     """
     declared = {"agree": agree, "remembered": remembered, "stepwise": stepwise}
     return dataclasses.field(default=default, metadata=declared)
@@ -83,7 +84,7 @@ class Options:
     batches: Callable[[int], Any] | None = argument(None, agree=ALL, stepwise=True)
     checkpoint_seconds: float = argument(30, agree=ALL)
     timeout: float | None = argument(None, agree=ALL)
-    # Of `search.optimize`.
+    # Arguments of `search.optimize` only.
     n_trials: int = argument(1, agree=ONE_PROCESS)
     max_concurrent_trials: int | None = argument(None, agree=ONE_PROCESS)
     study_callbacks: Sequence[Callable[..., Any]] = argument((), agree=ONE_PROCESS)
@@ -100,13 +101,13 @@ class Options:
             change("batch_size", count("batch_size", self.batch_size, ' or "auto"'))
         if self.callback is not None and not callable(self.callback):
             raise ValueError(
-                f"callback must be a function of a report, got {self.callback!r}. Write "
+                f"callback must be a function of a report, got {self.callback!r}. Pass "
                 "callback=lambda report: print(report[0].metrics)."
             )
         if self.timeout is not None and (not is_real(self.timeout) or not self.timeout > 0):
             raise ValueError(
                 f"timeout must be a number of seconds above 0, or None, got {self.timeout!r}. "
-                "Write timeout=3600."
+                "Pass timeout=3600."
             )
         self._check_training()
         if self.devices is not None:
@@ -117,19 +118,19 @@ class Options:
         seconds, keep, scheduler = self.checkpoint_seconds, self.keep_states, self.scheduler
         if not is_real(seconds) or not seconds >= 0:
             raise ValueError(
-                f"checkpoint_seconds must be a number of at least 0, got {seconds!r}. Write "
+                f"checkpoint_seconds must be a number of at least 0, got {seconds!r}. Pass "
                 "checkpoint_seconds=30."
             )
         if keep != "all" and (not is_int(keep) or int(keep) < 0):
             raise ValueError(
-                f'keep_states must be 0, a whole number, or "all", got {keep!r}. Write '
+                f'keep_states must be an int of at least 0, or "all", got {keep!r}. Pass '
                 "keep_states=1."
             )
         if scheduler is None:
             return
         if isinstance(scheduler, type) or not callable(getattr(scheduler, "decide", None)):
             raise ValueError(
-                f"scheduler must be an object with decide(step, view), got {scheduler!r}. Write "
+                f"scheduler must be an object with decide(step, view), got {scheduler!r}. Pass "
                 "scheduler=rj.SuccessiveHalving() or rj.PopulationBasedTraining(space)."
             )
 
@@ -141,15 +142,15 @@ class Options:
         callbacks = self.study_callbacks
         if not isinstance(callbacks, list | tuple) or not all(map(callable, callbacks)):
             raise ValueError(
-                "study_callbacks must be a list of functions (study, frozen trial), got "
-                f"{callbacks!r}. Write study_callbacks=[callback]."
+                "study_callbacks must be a list of functions of a study and a frozen trial, got "
+                f"{callbacks!r}. Pass study_callbacks=[callback]."
             )
         catch: Any = self.catch
         catch = tuple(catch) if hasattr(catch, "__iter__") else (catch,)
         if not all(isinstance(kind, type) and issubclass(kind, Exception) for kind in catch):
             raise ValueError(
-                f"catch must be a class of exceptions, or a tuple of some, got {self.catch!r}. "
-                "Write catch=(ValueError,)."
+                f"catch must be an exception class, or a tuple of exception classes, got "
+                f"{self.catch!r}. Pass catch=(ValueError,)."
             )
         change("catch", catch)
 
@@ -161,7 +162,7 @@ class Options:
         """
         if self.steps is None:
             raise ValueError(
-                f"steps must be given for a Training, got None. Write {caller}(training, ..., "
+                f"steps must be given for a Training, got None. Call {caller}(training, ..., "
                 "steps=1000)."
             )
         steps = count("steps", self.steps)
@@ -173,7 +174,7 @@ class Options:
             if callable(rungs_of := getattr(self.scheduler, "rungs", None)):
                 listed: Any = rungs_of(steps)
                 rungs = list(listed)
-            else:  # whenever there is something new
+            else:  # at each evaluation step
                 rungs = list(range(every, steps, every))
             if not all(is_int(rung) and 0 < rung < steps for rung in rungs):
                 raise ValueError(
@@ -186,48 +187,48 @@ class Options:
         """Refuse arguments that only a `Training` takes.
 
         Raises:
-          ValueError: where one of them is given.
+          ValueError: if the call passes one of them.
         """
         stepwise = [field for field in dataclasses.fields(self) if field.metadata["stepwise"]]
         given = [field.name for field in stepwise if getattr(self, field.name) != field.default]
         if given:
             raise ValueError(
-                f"{', '.join(given)} must be left out where train is a function, which runs as a "
-                "whole. Write a Training, rj.Training(init, step), whose steps are known."
+                f"{', '.join(given)} must be left out if train is a function, which runs as a "
+                "whole. Pass a Training, rj.Training(init, step), or leave them out."
             )
 
 
 def check_args(args: Any) -> None:
-    """Refuse `args` that are no tuple."""
+    """Raise ValueError unless `args` is a tuple."""
     if not isinstance(args, tuple):
-        raise ValueError(f"args must be a tuple, got a {type(args).__name__}. Write args=(data,).")
+        raise ValueError(f"args must be a tuple, got a {type(args).__name__}. Pass args=(data,).")
 
 
 def count(name: str, value: Any, alternative: str = "") -> int:
     """Return an int of at least 1; ValueError for anything else."""
     if not is_int(value) or value < 1:
         raise ValueError(
-            f"{name} must be an int of at least 1{alternative}, got {value!r}. Write {name}=1."
+            f"{name} must be an int of at least 1{alternative}, got {value!r}. Pass {name}=1."
         )
     return int(value)
 
 
 def checked_devices(devices: Any) -> list[Any]:
-    """Return the devices as a list; ValueError for what cannot run a trial."""
+    """Return the devices as a list; ValueError for devices that cannot run trials."""
     listed = list(devices) if isinstance(devices, Iterable) else [devices]
     if not listed:
         raise ValueError("devices must not be empty, got []. Leave the argument out to use all.")
     if not all(isinstance(device, jax.Device) for device in listed):
         fix = f"jax.devices({devices!r})" if isinstance(devices, str) else "jax.devices()[:1]"
-        raise ValueError(f"devices must be JAX devices, got {devices!r}. Write devices={fix}.")
+        raise ValueError(f"devices must be JAX devices, got {devices!r}. Pass devices={fix}.")
     if len(set(listed)) < len(listed):
         raise ValueError(
-            f"devices must differ from one another, got {listed}. Name each of them once."
+            f"devices must differ from one another, got {listed}. List each device once."
         )
     if away := [device for device in listed if not _is_there(device)]:
         raise ValueError(
-            f"devices must be there to run on, got {away}, which are only described (of a topology "
-            "to compile for). Pass some of jax.devices()."
+            f"devices must exist in this process, got {away}, which are only described, for a "
+            "topology to compile for. Pass some of jax.devices()."
         )
     return listed
 

@@ -403,7 +403,7 @@ def test_refused_before_anything_runs(case):
 
 
 def test_an_empty_list_of_points_is_refused():
-    with pytest.raises(ValueError, match="at least one point"):
+    with pytest.raises(ValueError, match=r"points must have at least one point, got none\. Pass"):
         rj.sweep(lambda hp, key: {"loss": 0.0}, [], progress=False)
 
 
@@ -765,7 +765,7 @@ def test_ctrl_c_says_that_the_process_may_live_on():
             raise KeyboardInterrupt
         return 0.0
 
-    with pytest.raises(rj.SweepInterrupted, match=r"holds what is finished.*brings to its end"):
+    with pytest.raises(rj.SweepInterrupted, match=r"holds the finished trials.*can only end after"):
         rj.sweep(LOSS, ONE, objective=objective, progress=False)
 
 

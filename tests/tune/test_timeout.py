@@ -76,5 +76,5 @@ def test_a_search_asks_no_more_and_what_is_under_way_finishes():
 
 @pytest.mark.parametrize("timeout", [0, -1.0, float("nan"), "60", True])
 def test_what_is_no_time_is_refused(timeout):
-    with pytest.raises(ValueError, match=r"timeout must be .* Write timeout="):
+    with pytest.raises(ValueError, match=r"timeout must be .* Pass timeout="):
         trainings.sweep(steps=4, timeout=timeout)

@@ -166,7 +166,9 @@ def test_a_second_call_traces_and_compiles_nothing(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_inside_a_jit_it_says_to_call_it_outside(results, kind):
-    with pytest.raises(ValueError, match=r"retrain was called inside jax\.jit.*call it outside"):
+    with pytest.raises(
+        ValueError, match=r"retrain must be called outside jax\.jit.*Call it from plain"
+    ):
         jax.jit(lambda x: results[kind].retrain(POINTS[0], args=(x,)))(DATA)
 
 

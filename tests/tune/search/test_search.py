@@ -623,7 +623,7 @@ def test_a_waiting_trial_that_cannot_be_is_caught():
 
 @pytest.mark.parametrize("catch", [3, "ValueError", (ValueError, int), KeyboardInterrupt])
 def test_catch_must_be_exceptions(catch):
-    with pytest.raises(ValueError, match="catch must be a class of exceptions"):
+    with pytest.raises(ValueError, match="catch must be an exception class"):
         of_values(optuna.create_study(), catch=catch)
 
 
@@ -891,7 +891,7 @@ def test_an_objective_of_study_optimize_may_not_search():
     study = optuna.create_study()
     with pytest.raises(RuntimeError, match=r"inside an objective.*[Cc]all it outside"):
         study.optimize(lambda trial: of_values(study), n_trials=1)
-    with pytest.raises(ValueError, match=r"search\.optimize was called inside jax\.jit"):
+    with pytest.raises(ValueError, match=r"search\.optimize must be called outside jax\.jit"):
         jax.jit(lambda: of_values(study))()
 
 

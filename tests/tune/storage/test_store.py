@@ -553,7 +553,9 @@ def test_a_full_disk_is_a_clear_error_and_loses_nothing(tmp_path):
     )
     assert code == 1
     assert any("round-000000.npz cannot be written" in w and "File too large" in w for w in words)
-    assert any("finished is in this exception's .result: SweepResult(1 of 3" in w for w in words)
+    assert any(
+        "finished trials are in this exception's .result: SweepResult(1 of 3" in w for w in words
+    )
     assert list(contents(tmp_path)) == [store.MANIFEST]
 
 

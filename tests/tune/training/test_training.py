@@ -629,7 +629,7 @@ OPTIONS = {
     "steps 2.5": ({"steps": 2.5}, "steps must be an int"),
     "evaluate_every": ({"steps": 3, "evaluate_every": 0}, "evaluate_every must be an int"),
     "keep_states": ({"steps": 3, "keep_states": 3}, "keep_states must be at most .* 2"),
-    "keep_states -1": ({"steps": 3, "keep_states": -1}, 'must be 0, a whole number, or "all"'),
+    "keep_states -1": ({"steps": 3, "keep_states": -1}, 'must be an int of at least 0, or "all"'),
     "keep_states best": ({"steps": 3, "keep_states": "best"}, 'or "all", got'),
     "checkpoint_seconds": ({"steps": 3, "checkpoint_seconds": -1}, "checkpoint_seconds must be"),
     "callback": ({"steps": 3, "callback": 3}, "callback must be a function"),

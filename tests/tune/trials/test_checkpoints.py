@@ -214,7 +214,7 @@ def test_a_full_disk_is_a_clear_error_and_loses_nothing(tmp_path):
         for w in words
     )
     assert any(
-        "finished is in this exception's .result: SweepResult(1 of 2 trials complete, 1 unf" in w
+        "trials are in this exception's .result: SweepResult(1 of 2 trials complete, 1 unf" in w
         for w in words
     )
     assert not list(tmp_path.glob("states-*"))
