@@ -1,4 +1,4 @@
-"""Each recipe of docs/recipes.toml steps as what it was read from; its page says what it says."""
+"""Each recipe of docs/recipes.toml takes the steps of its source, and the page shows the table."""
 
 import inspect
 import re
@@ -27,7 +27,7 @@ each_row = rows_where(lambda row: True)
 
 
 def one_of_each(has):
-    """Of each preset the first row; the others are slow."""
+    """Return the first row of each preset; the other rows are slow tests."""
     table = {row["name"]: row for row in ROWS if has(row)}
     first = {row["preset"]: name for name, row in reversed(table.items())}
     return pytest.mark.parametrize("row", few(table, first.values()))
@@ -36,8 +36,8 @@ def one_of_each(has):
 rate_of = lambda row: next(iter(row["arguments"].values()))
 
 
-# What runs there: its own arguments, the equations in its own order, in NumPy's float64. Each is
-# given the rate of its step, and returns what is subtracted from θ.
+# The sources' optimizers in NumPy's float64, with their own arguments and order of operations. Each
+# gets the learning rate of the step, and returns the difference to subtract from θ.
 
 
 def torch_rmsprop(alpha=0.99, eps=1e-8, weight_decay=0.0, momentum=0.0, centered=False):
@@ -109,7 +109,7 @@ THERE = {
     "torch.optim.RMSprop": torch_rmsprop,
     "tf.train.RMSPropOptimizer": tensorflow_rmsprop,
     "optax.rmsprop": optax_rmsprop,
-    "rmsprop_pytorch_style": torch_rmsprop,  # Cleanba's own; no momentum, so no difference
+    "rmsprop_pytorch_style": torch_rmsprop,  # Cleanba's own, which without momentum is PyTorch's
     "torch.optim.Adam": torch_adam,
     "tf.keras.optimizers.Adam": keras_adam,
 }
@@ -118,7 +118,7 @@ flat = lambda tree: np.concatenate([np.ravel(tree[leaf]) for leaf in sorted(tree
 
 
 def stream(row):
-    """Gradients whose norm is under the row's clip in some steps and over it in others."""
+    """Return gradients whose norm is below the row's clip in some steps and above it in others."""
     random = np.random.default_rng(0)
     size = row.get("clip", 1.0) * np.exp(random.uniform(-2, 1, STEPS))
     return {
@@ -128,7 +128,7 @@ def stream(row):
 
 
 def travel_there(row, rate=None, norm_plus=0.0):
-    """θ_t − θ_0 of the row's source, where clipping is of the global norm."""
+    """Return θ_t − θ_0 of the row's source, with clipping by the global norm."""
     given = dict(row.get("there", row["arguments"]))
     start_rate = given.pop(next(iter(given)))
     rate = rate or (lambda t: start_rate)
@@ -162,13 +162,13 @@ evaluated = lambda code, **names: eval(code, {"rj": rj, "optax": optax, **names}
 
 
 @one_of_each(lambda row: True)
-def test_the_call_on_the_page_steps_as_its_source(row, x64):
+def test_the_call_on_the_page_takes_the_steps_of_its_source(row, x64):
     assert_same(travel_here(evaluated(SHOWN[row["name"]]), row), travel_there(row))
 
 
 @one_of_each(lambda row: not isinstance(rate_of(row), str))
-def test_it_does_so_under_a_falling_rate(row, x64):
-    """Which tells inside the momentum buffer from outside."""
+def test_the_call_takes_the_same_steps_with_a_falling_rate(row, x64):
+    """A changing η shows whether η is inside the momentum buffer."""
     falling = lambda t: rate_of(row) * (1 - 0.01 * t)
     name = next(iter(row["arguments"]))
     code = RECIPES["call"](row | {"arguments": row["arguments"] | {name: "falling"}})
@@ -177,14 +177,14 @@ def test_it_does_so_under_a_falling_rate(row, x64):
 
 
 @rows_where(lambda row: "clip" in row)
-def test_its_clip_bites_in_some_steps_and_not_in_others(row):
+def test_the_clip_applies_in_some_steps_and_not_in_others(row):
     grads = [g.reshape(STEPS, -1) for g in stream(row).values()]
     norms = np.linalg.norm(np.concatenate(grads, axis=1), axis=1)
     assert 10 < (norms > row["clip"]).sum() < 90
 
 
 @one_of_each(lambda row: "clip" in row and "torch" in row["by"])
-def test_pytorchs_clipping_is_no_further_than_the_page_says(row, x64):
+def test_pytorchs_clipping_differs_by_at_most_the_pages_bound(row, x64):
     ours = travel_here(evaluated(SHOWN[row["name"]]), row)
     assert_same(ours, travel_there(row, norm_plus=1e-6), 1e-6 / row["clip"])
 
@@ -205,9 +205,9 @@ def test_fields(row):
     assert KINDS.keys() - OPTIONAL <= row.keys() <= KINDS.keys()
     assert {name: type(value) for name, value in row.items()} == {name: KINDS[name] for name in row}
     assert all(value for name, value in row.items() if name not in ("there", "arguments"))
-    assert row["kind"] in ("agent", "net", "disguise")
+    assert row["kind"] in ("agent", "network", "adam")
     assert row["loss"] in ("sum", "mean")
-    assert ("there" in row) == (row["kind"] == "disguise")
+    assert ("there" in row) == (row["kind"] == "adam")
     assert row["by"] in THERE
     assert all(n == "n" or (isinstance(n, int) and n > 0) for n in row["batch"].values())
     assert re.fullmatch(r"[0-9a-f]{40}", row["commit"])
@@ -217,25 +217,25 @@ def test_fields(row):
 
 
 @each_row
-def test_arguments_are_the_presets_and_what_was_computed_is_right(row):
-    room = rj if row["preset"] == "rmsprop" else rj.presets
-    signature = inspect.signature(getattr(room, row["preset"]))
+def test_arguments_exist_in_the_preset_and_computed_values_are_right(row):
+    module = rj if row["preset"] == "rmsprop" else rj.presets
+    signature = inspect.signature(getattr(module, row["preset"]))
     signature.bind(**row["arguments"])
     assert next(iter(row["arguments"])) == next(iter(signature.parameters))
     for name, rule in row.get("computed", {}).items():
         assert row["arguments"][name] == pytest.approx(eval(rule, {}), rel=1e-15)
 
 
-def test_names_are_told_apart():
+def test_names_are_unique():
     assert len({row["name"] for row in ROWS}) == len(ROWS) == len(SHOWN)
 
 
-def test_the_page_is_as_the_table_says():
+def test_the_page_shows_the_table():
     assert RECIPES["filled"](PAGE) == PAGE, "run: python docs/recipes.py"
     assert {kind for _, kind, _ in RECIPES["MARKED"].findall(PAGE)} == {r["kind"] for r in ROWS}
 
 
-# RMSProp in disguise.
+# Adam with β₁ = 0.
 
 
 @pytest.mark.parametrize(("eps", "rho"), crossed([0.0, 1e-8, 1.0], [0.9, 0.99, 0.999]))
@@ -246,8 +246,8 @@ def test_adam_without_momentum_is_rmsprop_with_bias_correction(rho, eps, x64):
 
 
 @pytest.mark.parametrize("t", [1, 1000])
-def test_kerass_adam_counts_its_epsilon_more_in_the_first_steps(t):
-    """By what the page says: its step is PyTorch's with ε/√(1 − ρᵗ)."""
+def test_the_epsilon_of_keras_adam_is_larger_in_the_first_steps(t):
+    """By the page's factor: its step is PyTorch's with ε/√(1 − ρᵗ)."""
     fold = (1 - 0.999**t) ** -0.5
     assert fold == pytest.approx({1: 32, 1000: 1.26}[t], rel=0.02)
     keras, torch = keras_adam(0.0, 0.999, 0.1), torch_adam((0.0, 0.999), 0.1 * fold)
