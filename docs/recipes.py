@@ -60,7 +60,10 @@ def line(row):
 
 
 def table(kind):
-    head = "| project | original optimizer | with this package | schedule | loss | note |\n|---|---|---|---|---|---|\n"
+    head = (
+        "| project | original optimizer | with this package | schedule | loss | note |\n"
+        "|---|---|---|---|---|---|\n"
+    )
     return head + "".join(f"{line(row)}\n" for row in rows() if row["kind"] == kind)
 
 
