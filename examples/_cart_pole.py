@@ -1,22 +1,25 @@
-"""A pole on a cart, many at once; and the net that looks at it.
+"""CartPole, many carts at once, and a neural network.
 
-Barto, Sutton and Anderson, Neuronlike adaptive elements that can solve difficult learning control
-problems, 1983, without friction, with the numbers of Gymnasium's CartPole-v1.
+Barto, Sutton, and Anderson, Neuronlike adaptive elements that can solve difficult learning control
+problems, 1983, without friction, with the constants of Gymnasium's CartPole-v1.
 """
 
 import jax
 import jax.numpy as jnp
 
-LIMIT, GAMMA = 500, 0.99  # an episode ends after 500 steps, each with a reward of 1
+LIMIT, GAMMA = 500, 0.99  # an episode has at most 500 steps, with a reward of 1 each
 
 
 def upright(key, carts):
-    """Position, speed, angle and angular speed of each cart at the start of an episode."""
+    """Return position, speed, angle, and angular speed of each cart at the start of an episode."""
     return jax.random.uniform(key, (carts, 4), minval=-0.05, maxval=0.05)
 
 
 def move(state, right):
-    """.02 s under a force of 10 N: a cart of 1 kg, a pole of .1 kg and 1 m; and whether it fell."""
+    """Return the state after 0.02 s with a force of 10 N, and whether the pole fell.
+
+    The cart has 1 kg; the pole has 0.1 kg and a length of 1 m.
+    """
     _, speed, angle, turning = state.T
     sin, cos = jnp.sin(angle), jnp.cos(angle)
     push = (jnp.where(right, 10.0, -10.0) + 0.05 * turning**2 * sin) / 1.1
@@ -27,7 +30,11 @@ def move(state, right):
 
 
 def live(carts, right, begin):
-    """A step of all carts, `(state, age, length of the last episode)`, and what came of it."""
+    """Move all carts, `(state, age, length of the last episode)`, by one step.
+
+    Returns the new carts, and the state after the step, before a new episode begins, whether each
+    pole fell, and whether each episode ended.
+    """
     state, age, last = carts
     after, fell = move(state, right)
     age = age + 1
@@ -37,7 +44,10 @@ def live(carts, right, begin):
 
 
 def network(key, outputs, last):
-    """Two layers of 64 tanh; the last is `last` as large as 1/√inputs."""
+    """Return two tanh layers of 64 units and an output layer.
+
+    The weights have a scale of 1/√inputs, times `last` in the output layer.
+    """
     sizes, keys = [(4, 64), (64, 64), (64, outputs)], jax.random.split(key, 3)
     layers = zip(keys, sizes, [1, 1, last], strict=True)
     return [(s * jax.random.normal(k, n) / n[0] ** 0.5, jnp.zeros(n[1])) for k, n, s in layers]

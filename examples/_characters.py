@@ -1,4 +1,4 @@
-"""What the LSTM examples share: a text in characters, a model of it, and how that is trained."""
+"""The parts that the LSTM examples share: a text, a character model, and its training."""
 
 import argparse
 import os
@@ -17,7 +17,7 @@ BATCH, LENGTH = 32, 64
 
 
 class Corpus(NamedTuple):
-    characters: str  # of the training text; symbol i is characters[i], and 0 is any other
+    characters: str  # of the training text: symbol i is characters[i], and 0 any other character
     train: np.ndarray
     validation: np.ndarray
     test: np.ndarray
@@ -29,13 +29,18 @@ def encode(characters, text):
 
 
 def load(path=None, held_out=None):
-    """Each topic goes to one part; a repeated paragraph counts once, in the longest topic."""
+    """Return the text as symbols, split into training, validation, and test.
+
+    Each help topic goes to one split. A repeated paragraph counts once, in the longest topic.
+    """
     pieces, parts, seen = topics, {"train": [], "validation": [], "test": []}, set()
     if path is not None:
         try:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise SystemExit(f"--text {path} is no readable UTF-8 file: {error}") from None
+            raise SystemExit(
+                f"--text must be a readable UTF-8 file, got {path}: {error}. Pass another file."
+            ) from None
         size = len(text) // 50 + 1
         pieces = {f"piece {i}": text[i * size : (i + 1) * size] for i in range(50)}
     for name, text in sorted(pieces.items(), key=lambda item: -len(item[1])):
@@ -49,8 +54,9 @@ def load(path=None, held_out=None):
     for part, least in {"train": 10_000, "validation": 500, "test": 500}.items():
         if len(texts[part]) < least:
             raise SystemExit(
-                f"{path or 'pydoc_data.topics'} is too short: without repetitions its {part} part "
-                f"has {len(texts[part]):,} characters and needs {least:,}. Give a longer text."
+                f"{path or 'pydoc_data.topics'} must have at least {least:,} characters in its "
+                f"{part} split, got {len(texts[part]):,} without repeated paragraphs. Pass a "
+                "longer text."
             )
     characters = "\N{REPLACEMENT CHARACTER}" + "".join(sorted(set(texts["train"])))
     train, validation, test = (encode(characters, text) for text in texts.values())
@@ -70,19 +76,19 @@ class CharLSTM(nn.Module):
 
 
 def cross_entropy(params, model, windows):
-    """Mean nats a character; each window starts with an empty memory."""
+    """Return the mean loss in nats per character. Each window starts with an empty LSTM state."""
     _, logits = model.apply(params, windows[:, :-1])
     return optax.softmax_cross_entropy_with_integer_labels(logits, windows[:, 1:]).mean()
 
 
 def first(model, optimizer, key):
-    """The parameters to begin with, and the optimiser's state."""
+    """Return the initial parameters and optimizer state."""
     params = model.init(key, jnp.zeros((1, 1), jnp.int32))
     return params, optimizer.init(params)
 
 
 def step(model, optimizer, params, state, key, text):
-    """One step on random windows of `text`: the new parameters and state, and the loss."""
+    """Take one step on random windows of `text`. Return the parameters, the state, and the loss."""
     starts = jax.random.randint(key, (BATCH,), 0, len(text) - LENGTH)
     windows = text[starts[:, None] + jnp.arange(LENGTH + 1)]
     loss, gradient = jax.value_and_grad(cross_entropy)(params, model, windows)
@@ -91,7 +97,7 @@ def step(model, optimizer, params, state, key, text):
 
 
 def fit(model, optimizer, key, text, steps):
-    """Trains for so many steps; returns the parameters and the loss of every step."""
+    """Train for `steps` steps. Return the parameters and the loss of every step."""
     init_key, steps_key = jax.random.split(key)
 
     def one(carry, key):
@@ -104,13 +110,13 @@ def fit(model, optimizer, key, text, steps):
 
 
 def evaluate(model, params, text):
-    """Nats a character over `text`, in windows side by side; an incomplete last one is left out."""
+    """Return the loss over consecutive windows of `text`, without an incomplete last window."""
     starts = np.arange((len(text) - 1) // LENGTH) * LENGTH
     return cross_entropy(params, model, text[starts[:, None] + np.arange(LENGTH + 1)])
 
 
 def sample(model, params, key, prompt, n):
-    """`n` symbols that the model draws after `prompt`, one at a time; never the unknown one."""
+    """Draw `n` symbols after `prompt`, one at a time, and never the symbol 0."""
 
     def draw(carry, key):
         memory, logits = carry
@@ -122,17 +128,17 @@ def sample(model, params, key, prompt, n):
 
 
 def unigram(corpus, text):
-    """Nats a character of the best guess without context: the baseline."""
+    """Return the loss of the character frequencies, which use no context: the baseline."""
     counts = np.bincount(corpus.train, minlength=len(corpus.characters)) + 1
     return -np.log(counts / counts.sum())[text].mean()
 
 
 def start(doc, output, argv, more=()):
-    """What the LSTM scripts begin with: arguments (`more` for one only), devices, text, model."""
+    """Return the arguments of an LSTM script, its text, and its model, and set up the devices."""
     parser = argparse.ArgumentParser(description=doc)
     add = parser.add_argument
-    add("--quick", action="store_true", help="a tiny model, few steps, few settings: seconds")
-    add("--text", metavar="FILE", help="learn this UTF-8 file instead of Python's help topics")
+    add("--quick", action="store_true", help="a tiny model, few steps, and few points: seconds")
+    add("--text", metavar="FILE", help="train on this UTF-8 file instead of Python's help topics")
     add("--output", metavar="DIR", type=Path, help=f"default: {output}, quick_{output}")
     for flag, options in more:
         add(flag, **options)
@@ -142,7 +148,7 @@ def start(doc, output, argv, more=()):
     corpus = load(args.text, held_out=4_000 if args.quick else None)
     args.output.mkdir(parents=True, exist_ok=True)
     print(
-        f"Text: {args.text or 'pydoc_data.topics'}; {corpus.train.size:,} characters to train on, "
-        f"{corpus.validation.size:,} to choose by, {corpus.test.size:,} to test on."
+        f"Text: {args.text or 'pydoc_data.topics'}; {corpus.train.size:,} training, "
+        f"{corpus.validation.size:,} validation, and {corpus.test.size:,} test characters."
     )
     return args, corpus, CharLSTM(len(corpus.characters), hidden=8 if args.quick else 64)

@@ -1,4 +1,4 @@
-"""Settings of optimisers, compared on the pole: tuned on some seeds, judged on others, drawn."""
+"""Compare optimizers on CartPole: tune on some seeds, evaluate on other seeds, and draw."""
 
 import argparse
 import os
@@ -13,33 +13,34 @@ from scipy.stats import t as student
 
 import rmsprop_jax as rj
 
-PLAIN, CENTRED, ADAM = (rj.plots.COLORS[name] for name in ("RMSProp", "RMSProp, centered", "Adam"))
+PLAIN, CENTERED, ADAM = (rj.plots.COLORS[name] for name in ("RMSProp", "RMSProp, centered", "Adam"))
 
 
 class Setting(NamedTuple):
-    solver: Callable  # from the learning rate
-    divisor: int  # of the summed loss: 1 is the sum, the batch's size the mean
+    solver: Callable  # from the learning rate to the optimizer
+    divisor: int  # of the summed loss: 1 gives the sum, the size of the batch the mean
     color: str
     dashes: str = "-"
 
 
 def summary(length):
-    """50 values for the curve, their mean, and the mean of the last tenth."""
+    """Return 50 values for the curve, their mean, and the mean of the last tenth."""
     curve = length.reshape(50, -1).mean(axis=1)
     return {"curve": curve, "return": curve.mean(), "at the end": curve[-5:].mean()}
 
 
 def mean_and_interval(values):
-    """Over the last axis, the seeds: the mean, and half of its 95% interval by Student's t."""
+    """Return the mean over the last axis, the seeds, and half of its 95% interval (Student's t)."""
     n = values.shape[-1]
     half = student.ppf(0.975, n - 1) * values.std(axis=-1, ddof=1) / n**0.5
     return values.mean(axis=-1), half
 
 
 def compare(train, settings, pictures, rates, seeds, steps, folder, shared=None):
-    """Tunes each setting's rate on `seeds` seeds, judges on three times as many others; draws.
+    """Tune each setting's rate on `seeds` seeds, evaluate on three times as many others, and draw.
 
-    All are judged at one rate, too: the place `shared` in `rates`, or the best one of the first.
+    All settings are also evaluated at one shared rate: `rates[shared]`, or by default the best rate
+    of the first setting.
     """
     names, (first, *_) = list(settings), settings
     options = {"objective": "return", "mode": "max"}
@@ -47,7 +48,7 @@ def compare(train, settings, pictures, rates, seeds, steps, folder, shared=None)
     tuned = tuning.by_point().reshape(len(names), len(rates), seeds)
     best = tuned.mean(axis=-1).argmax(axis=1)
     shared = best[0] if shared is None else shared
-    # Each at its own best rate, one rate higher, and at the shared one.
+    # Each setting at its best rate, at the next higher rate, and at the shared rate.
     wanted = [[own, min(own + 1, len(rates) - 1), shared] for own in best]
     points = list(dict.fromkeys((i, at) for i, three in enumerate(wanted) for at in three))
     judged = rj.sweep(
@@ -57,7 +58,7 @@ def compare(train, settings, pictures, rates, seeds, steps, folder, shared=None)
         **options,
     )
     places = [[points.index((i, at)) for at in three] for i, three in enumerate(wanted)]
-    # Each by setting, by which of the three rates, by seed.
+    # Axes: setting, one of the three rates, seed.
     found, end, curves = (
         np.array(np.split(judged.metrics[name], len(points)))[np.array(places)]
         for name in ("return", "at the end", "curve")
@@ -71,16 +72,17 @@ def compare(train, settings, pictures, rates, seeds, steps, folder, shared=None)
     lost, rate = (end < LIMIT / 2).sum(axis=-1), f"{rates[shared]:.2g}"
     n, factor = 3 * seeds, f"{rates[1] / rates[0]:.2g}"
     print(
-        f"Steps without a fall, at most {LIMIT}, in the mean of a training. The best of "
-        f"{len(rates)} rates by {seeds}\nseeds, then {n} other seeds: mean ± half of its 95% "
-        f"interval; less {first},\nseed by seed (* where that interval leaves out 0); the last "
-        f"tenth; and how many of the {n}\nare lost: fewer than {LIMIT // 2} steps in the last "
-        "tenth.\n"
+        f"Mean episode length over a training, in steps (at most {LIMIT}). Each rate is the best "
+        f"of {len(rates)} on {seeds}\nseeds. The figures are from {n} other seeds: mean ± half of "
+        f"the 95% interval.\ndiff: difference to {first}, paired by seed (* if its 95% interval "
+        f"excludes 0).\nend: the last tenth of the training. lost: seeds, of {n}, with fewer than "
+        f"{LIMIT // 2} steps at the end.\n"
     )
     width = max(map(len, names))
     print(
-        f"{'':{width}}    own best rate{'':33}× {factor:14}all at {rate}\n{'':{width}}    "
-        "rate   mean       less          end  lost   mean       lost  mean       less        lost"
+        f"{'':{width + 11}}{'at its best rate':37}{f'at {factor} × the rate':18}at {rate}\n"
+        f"{'':{width}}    rate   mean       diff          end  lost   mean       lost  mean       "
+        "diff        lost"
     )
     for i, name in enumerate(names):
         means = [f"{m:3.0f} ± {h:<3.0f}" for m, h in zip(mean[i], half[i], strict=True)]
@@ -91,17 +93,17 @@ def compare(train, settings, pictures, rates, seeds, steps, folder, shared=None)
             f"{end[i, 0].mean():5.0f}  {lost[i, 0]:4}   {means[1]}  {lost[i, 1]:4}   "
             f"{means[2]}  {gaps[2]:11} {lost[i, 2]:4}"
         )
-    for text, k in (("\nWith the rate tuned", 0), (f"All at a rate of {rate}", 2)):
+    for text, k in (("\nAt the best rate", 0), (f"At a rate of {rate}", 2)):
         order = [i for i in less[:, k].argsort() if apart[i, k]]
         which = ", ".join(f"{names[i]} {less[i, k]:+.0f}" for i in order)
-        print(f"{text}, apart from {first}: {which or 'none'}.")
+        print(f"{text}, different from {first}: {which or 'none'}.")
 
     named = lambda values: dict(zip(names, values, strict=True))
     own, alike = (named(curves[:, k].swapaxes(1, 2)) for k in (0, 2))
     panels = {
-        f"mean of the training ({seeds} seeds)": (rates, named(tuned)),
-        f"each at its own best rate ({n} other seeds)": (steps, own),
-        f"all at a rate of {rate} (the same seeds)": (steps, alike),
+        f"mean over the training ({seeds} seeds)": (rates, named(tuned)),
+        f"each at its best rate ({n} other seeds)": (steps, own),
+        f"all at a rate of {rate} (the same {n} seeds)": (steps, alike),
     }
     for picture, shown in pictures.items():
         looks = {name: settings[name] for name in shown if name in settings}
@@ -110,7 +112,7 @@ def compare(train, settings, pictures, rates, seeds, steps, folder, shared=None)
 
 
 def draw(looks, panels, file):
-    """A panel for each title, its x and the values of each setting: means and their intervals."""
+    """Draw one panel per title: the mean of each setting and its interval."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -124,7 +126,7 @@ def draw(looks, panels, file):
             ax.plot(x, mean, marker="o" if ax is axes[0] else "", ms=4, **look)
             ax.fill_between(x, mean - half, mean + half, color=style.color, alpha=0.13, lw=0)
         ax.set_title(title)
-        ax.set(xlabel="steps of the environment, thousands", ylabel="steps without a fall")
+        ax.set(xlabel="environment steps (thousands)", ylabel="episode length (steps)")
     axes[0].set(xscale="log", xlabel="learning rate η")
     axes[0].set_ylim(0, min(LIMIT, axes[0].get_ylim()[1]))
     below = {"loc": "upper center", "bbox_to_anchor": (0.45, -0.2), "frameon": False}
@@ -134,7 +136,7 @@ def draw(looks, panels, file):
 
 
 def start(doc, folder, argv):
-    """What both examples begin with: the arguments, the folder, one device a core."""
+    """Return the arguments, create the folder, and make each core a device."""
     parser = argparse.ArgumentParser(description=doc)
     parser.add_argument("--quick", action="store_true", help="short trainings, few rates: seconds")
     parser.add_argument("--output", type=Path, default=folder)

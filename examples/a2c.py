@@ -1,9 +1,10 @@
-"""Whose RMSProp for A2C? Presets, learning rates and mix-ups on a pole that must not fall.
+"""Compare RMSProp presets for A2C (advantage actor-critic) on CartPole.
 
-Whole trainings of an advantage actor-critic, each environment step included, run inside one sweep;
-what names the optimiser is an axis of it. First the published settings, each with the loss that it
-belongs to, summed or a mean; then Stable-Baselines3's with one thing changed; then the published
-ones on the wrong loss. The rate is tuned on some seeds, and all that is said rests on others.
+One sweep runs whole trainings, with the environment. The name of the optimizer is one axis of the
+sweep. The first group is the published optimizers, each with its own loss, a sum or a mean. The
+second group changes one argument of Stable-Baselines3's optimizer. The third group is the published
+optimizers with the wrong loss. The learning rates are tuned on some seeds, and all figures come
+from other seeds.
 """
 
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from _cart_pole import GAMMA, apply, live, network, upright
-from _settings import ADAM, CENTRED, PLAIN, Setting, compare, start, summary
+from _settings import ADAM, CENTERED, PLAIN, Setting, compare, start, summary
 
 import rmsprop_jax as rj
 
@@ -25,21 +26,21 @@ SETTINGS = {
     SB3: Setting(lambda rate: rj.presets.torch(rate, alpha=0.99, eps=1e-5), BATCH, PLAIN),
     "A3C 2016": Setting(rj.presets.a3c2016, CARTS, RED),  # summed over the steps
     "IMPALA 2018": Setting(rj.presets.impala2018, 1, ORANGE),
-    "DQN 2015": Setting(rj.presets.dqn2015, 1, CENTRED),
+    "DQN 2015": Setting(rj.presets.dqn2015, 1, CENTERED),
     "Optax's default": Setting(rj.presets.optax, BATCH, BLUE),
     "Adam": Setting(optax.adam, BATCH, ADAM),
     "Adam, ε = √1e-5": Setting(lambda rate: optax.adam(rate, eps=1e-5**0.5), BATCH, ADAM, "--"),
     "ε in the root": Setting(base(eps_in_sqrt=True), BATCH, BLUE),
     "s₀ = 1": Setting(base(initial_scale=1.0), BATCH, RED),
     "both (OpenAI Baselines)": Setting(base(eps_in_sqrt=True, initial_scale=1.0), BATCH, BLACK),
-    "centred": Setting(base(centered=True), BATCH, CENTRED),
-    "ρ = .9": Setting(base(decay=0.9), BATCH, ORANGE),
+    "centered": Setting(base(centered=True), BATCH, CENTERED),
+    "ρ = 0.9": Setting(base(decay=0.9), BATCH, ORANGE),
     "ε = 1e-8": Setting(base(eps=1e-8), BATCH, BLUE, "--"),
-    "its loss summed": Setting(base(), 1, PLAIN, "--"),
-    "summed, clip left at .5": Setting(clipped, 1, PLAIN, ":"),
+    "summed loss": Setting(base(), 1, PLAIN, "--"),
+    "summed loss, clip 0.5": Setting(clipped, 1, PLAIN, ":"),
     "A3C 2016, mean": Setting(rj.presets.a3c2016, BATCH, RED, "--"),
     "IMPALA 2018, mean": Setting(rj.presets.impala2018, BATCH, ORANGE, "--"),
-    "DQN 2015, mean": Setting(rj.presets.dqn2015, BATCH, CENTRED, "--"),
+    "DQN 2015, mean": Setting(rj.presets.dqn2015, BATCH, CENTERED, "--"),
 }
 _NAMES = list(SETTINGS)
 PICTURES = {
@@ -51,7 +52,7 @@ PICTURES = {
 
 def train(hp, key, updates):
     solver, divisor, *_ = SETTINGS[hp["setting"]]
-    # The norm is clipped at .5 of the mean's units, so that it is the same clip for a sum.
+    # 0.5 limits the norm for the mean. For a sum, the limit grows by the same factor as the loss.
     solver = optax.chain(optax.clip_by_global_norm(0.5 * BATCH / divisor), solver(hp["rate"]))
 
     def loss(params, states, actions, returns):
@@ -68,15 +69,15 @@ def train(hp, key, updates):
 
         def act(carts, noise):
             actions = jnp.argmax(apply(params["policy"], carts[0]) + noise, axis=1)
-            new, came = live(carts, actions == 1, begin)
-            return new, (carts[0], actions, *came)
+            new, outcome = live(carts, actions == 1, begin)
+            return new, (carts[0], actions, *outcome)
 
         begin = upright(begin_key, CARTS)
         carts, (states, actions, after, fell, ended) = jax.lax.scan(act, carts, noise)
         values = apply(params["value"], after)[..., 0]
 
         def discounted(future, now):
-            value, fell, ended = now  # one that ran out of time has a future
+            value, fell, ended = now  # an episode that ended by its time limit has a future value
             future = 1 + GAMMA * jnp.where(fell, 0, jnp.where(ended, value, future))
             return future, future
 

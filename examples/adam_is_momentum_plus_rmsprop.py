@@ -1,18 +1,19 @@
-"""Adam = momentum + RMSProp, to the last digit; and RMSProp with momentum is not Adam.
+"""Adam is momentum plus RMSProp, up to rounding. RMSProp with momentum is not Adam.
 
     RMSProp              s ← ρ s + (1−ρ) g²
                          θ ← θ − η g / (√s + ε)
 
-    Adam                 s ← ρ s + (1−ρ) g²             the same s; Adam calls it v, and ρ β₂
+    Adam                 s ← ρ s + (1−ρ) g²             the same s; Adam's names are v and β₂
                          m ← β m + (1−β) g              momentum: an average of gradients
                          θ ← θ − η m̂ / (√ŝ + ε)         m̂ = m/(1−βᵗ), ŝ = s/(1−ρᵗ): bias correction
 
-    RMSProp + momentum   b ← μ b + η g / (√s + ε)       an average of scaled steps
+    RMSProp + momentum   b ← μ b + η g / (√s + ε)       a decaying sum of scaled steps
                          θ ← θ − b
 
-Both averages weigh the gradient of k steps ago by βᵏ. Adam divides all of them by today's √s;
-RMSProp with momentum has divided each by the √s of its own day. While s stands still, that is the
-same; when it moves, they part.
+Adam's m and the buffer b weight the gradient of k steps ago by βᵏ and μᵏ. Adam divides the whole
+average by the current √s. RMSProp with momentum divided each gradient by the √s of its own step.
+For μ = β and a constant s, the steps differ only by a constant factor. When s changes, this is no
+longer true.
 """
 
 import argparse
@@ -28,22 +29,22 @@ import optax
 import rmsprop_jax as rj
 
 ETA, RHO, BETA, EPS = 1e-3, 0.99, 0.9, 1e-8
-# Equal: |difference| ≤ LIMIT × the largest step. Sums in another order, and quotients instead of
-# products, cost a few of float64's 2e-16.
+# Equal means |difference| ≤ LIMIT × the largest step. Another order of sums, and quotients instead
+# of products, change a few units of float64's 2e-16.
 LIMIT = 1e-14
-N = 40  # steps before the gradient that parts Adam and RMSProp with momentum
-TURN, NOISE = 100, 2.0  # the mean gradient is 1, after so many steps −1, under this noise
+N = 40  # steps before the large gradient, after which Adam and RMSProp with momentum differ
+TURN, NOISE = 100, 2.0  # the mean gradient is 1 for 100 steps, then −1, with this noise
 
 
 def steps(solver, gradients):
-    """What `solver` subtracts from θ at every step, and its last state."""
+    """Return the step of `solver` at every gradient (subtracted from θ), and its last state."""
     start = solver.init(jnp.zeros_like(gradients[0]))
     state, updates = jax.lax.scan(lambda s, g: solver.update(g, s)[::-1], start, gradients)
     return -np.asarray(updates), state
 
 
 def adam_equations(gradients, beta, s=0.0):
-    """Adam without bias correction, as its equations stand."""
+    """Return the steps of Adam without bias correction, from the equations."""
     m, out = 0.0, []
     for g in gradients:
         m = beta * m + (1 - beta) * g
@@ -53,14 +54,14 @@ def adam_equations(gradients, beta, s=0.0):
 
 
 def identities(gradients):
-    """What must be equal: (name, one side, the other side). And what noise leaves of the step."""
+    """Return the equalities (name, one side, other side), and Adam's share of RMSProp's step."""
     run = lambda solver: steps(solver, jnp.asarray(gradients))
     nu = lambda state: np.asarray(optax.tree_utils.tree_get(state, "nu"))
     rmsprop, state = run(rj.rmsprop(ETA, RHO, EPS))
     corrected, _ = run(rj.rmsprop(ETA, RHO, EPS, bias_correction=True))
     adam, adam_state = run(optax.adam(ETA, b1=BETA, b2=RHO, eps=EPS))
     average = -run(optax.ema(BETA, debias=True))[0]
-    # Without ε, which bias correction does not rescale.
+    # Without ε, because bias correction does not rescale ε.
     bare, bare_corrected = (
         run(rj.rmsprop(ETA, RHO, 0.0, bias_correction=b))[0] for b in (False, True)
     )
@@ -81,17 +82,17 @@ def identities(gradients):
 
 
 def parting():
-    """Gradients of 1, one of 30, of 1 again; s starts at 1, so that at first it stands still."""
+    """Return gradients of 1 with one of 30, and both methods' steps. s starts at 1, its limit."""
     gradients = np.ones(3 * N)
     gradients[N] = 30.0
-    # η (1−μ): Adam's average has the weight 1 − β that the buffer lacks.
+    # η (1−μ), because Adam's average has a factor 1 − β, and the buffer has none.
     solver = rj.rmsprop(ETA * (1 - BETA), RHO, EPS, initial_scale=1.0, momentum=BETA)
     buffered, _ = steps(solver, jnp.asarray(gradients))
     return gradients, adam_equations(gradients, BETA, s=1.0), buffered
 
 
 def turning(seeds):
-    """What plain RMSProp and Adam subtract when the mean gradient turns; (steps, seeds)."""
+    """Return the steps of plain RMSProp and Adam, (steps, seeds), when the mean gradient turns."""
     t = np.arange(2 * TURN)[:, None]
     noise = np.random.default_rng(1).normal(size=(2 * TURN, seeds))
     gradients = jnp.asarray(np.where(t < TURN, 1.0, -1.0) + NOISE * noise)
@@ -102,7 +103,7 @@ def turning(seeds):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="few steps of few parameters")
+    parser.add_argument("--quick", action="store_true", help="few steps and few parameters")
     parser.add_argument("--output", type=Path, default="adam_is_momentum_plus_rmsprop_output")
     args = parser.parse_args(argv)
     args.output.mkdir(parents=True, exist_ok=True)
@@ -119,7 +120,7 @@ def main(argv=None):
         f"η = {ETA:g}, ρ = {RHO:g}, β = μ = {BETA:g}, ε = {EPS:g}.\n"
     )
     row = lambda *cells: "{:45} {:>10}   {}".format(*cells).rstrip()
-    print(row("these are equal:", "difference", "the largest, / the largest value"))
+    print(row("equal up to rounding:", "difference", "largest, / the largest value"))
     for name, difference in differences.items():
         print(row(name, f"{difference:.1e}", ""))
 
@@ -127,7 +128,7 @@ def main(argv=None):
         steps(rj.rmsprop(ETA, RHO, EPS, bias_correction=corrected), jnp.ones((1, 1)))[0].item()
         / ETA
     )
-    print("\n" + row("what Adam adds to RMSProp", "measured", "closed form"))
+    print("\n" + row("the parts that Adam adds to RMSProp", "measured", "closed form"))
     noise_left = f"√((1−β)/(1+β)) = {np.sqrt((1 - BETA) / (1 + BETA)):.3f}"
     print(row("β: steps under pure noise, Adam / RMSProp", f"{noise:.3f}", noise_left))
     large = f"1/√(1−ρ) = {1 / np.sqrt(1 - RHO):.3f}"
@@ -136,7 +137,7 @@ def main(argv=None):
 
     params = jnp.zeros(1000, jnp.float32)
     kept = lambda solver: sum(leaf.nbytes for leaf in jax.tree.leaves(solver.init(params))) // 1000
-    print("\n" + row("what they keep, bytes a parameter (float32)", "RMSProp", "Adam"))
+    print("\n" + row("state, bytes per parameter (float32)", "RMSProp", "Adam"))
     print(row("", kept(rj.rmsprop()), kept(optax.adam(1e-3))))
     print(row('with state_dtype="bfloat16"', kept(rj.rmsprop(state_dtype="bfloat16")), ""))
 
@@ -144,15 +145,13 @@ def main(argv=None):
     before = slice(TURN // 2, TURN)
     print("\n" + row(f"mean gradient 1, then −1; noise of {NOISE:g}", "RMSProp", "Adam"))
     wrong = [f"{(x[before] < 0).mean():.1%}" for x in (plain, averaged)]
-    print(row(f"steps the wrong way, of {TURN // 2 + 1} to {TURN}", *wrong))
+    print(row(f"steps in the wrong direction, {TURN // 2 + 1} to {TURN}", *wrong))
     late = [str(np.argmax(x[TURN:].mean(1) < 0) + 1) for x in (plain, averaged)]
-    print(row("steps until the mean step turns, too", *late))
+    print(row("steps until the mean step changes sign", *late))
 
     gradients, adam, buffered = parting()
-    print(
-        "\n" + row("Adam and RMSProp with momentum, by stretches", "difference", "the largest, / η")
-    )
-    parts = ["g = 1 (s stands still)", "one g = 30, then 1", "g = 1, later"]
+    print("\n" + row("Adam and RMSProp with momentum", "difference", "largest in 40 steps, / η"))
+    parts = ["g = 1 (s is constant)", "g = 30 once, then 1", "g = 1, later"]
     gaps = abs(adam - buffered).reshape(3, N).max(axis=1) / ETA
     for name, gap in zip(parts, gaps, strict=True):
         print(row(name, f"{gap:.1e}", ""))
@@ -165,11 +164,11 @@ def main(argv=None):
     draw(gradients, adam, buffered, args.output / "parting.png")
     print(f"\nWrote parting.csv, parting.png and beside.png to {args.output}.")
     if not all(difference <= LIMIT for difference in [*differences.values(), gaps[0]]):
-        sys.exit(f"Not equal: a difference of more than {LIMIT:g}.")
+        sys.exit(f"A difference is larger than {LIMIT:g}.")
 
 
 def draw_turning(plain, adam, path):
-    """One run of each, and the mean of all."""
+    """Draw one run of each optimizer, and the mean of all runs."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -177,14 +176,18 @@ def draw_turning(plain, adam, path):
 
     _, axes = plt.subplots(2, figsize=(5.5, 6), layout="constrained", sharex=True, sharey=True)
     for ax, values, title in (
-        (axes[0], (plain[:, 0], adam[:, 0]), "one run: Adam's steps are averages"),
-        (axes[1], (plain.mean(1), adam.mean(1)), f"mean of {plain.shape[1]} runs: and turn later"),
+        (axes[0], (plain[:, 0], adam[:, 0]), "one run: Adam averages"),
+        (
+            axes[1],
+            (plain.mean(1), adam.mean(1)),
+            f"mean of {plain.shape[1]} runs: Adam turns later",
+        ),
     ):
         for name, steps in zip(("RMSProp", "Adam"), values, strict=True):
             ax.plot(steps / ETA, color=rj.plots.COLORS[name], label=name, lw=1.5)
         ax.axhline(0, color="k", lw=0.8)
         ax.axvline(TURN, color="0.5", ls=":")
-        ax.set(title=title, ylabel="subtracted from θ, in η")
+        ax.set(title=title, ylabel="step / η")
     axes[0].legend(loc="lower left")
     axes[1].annotate("the mean gradient turns", (TURN, 0.9), (TURN + 4, 1.6), fontsize=9)
     axes[1].set_xlabel("step t")
@@ -210,12 +213,12 @@ def draw(gradients, adam, buffered, path):
     )
     bottom.plot(t, adam / ETA, color=color["Adam"], lw=1.8, label="Adam, no bias correction")
     bottom.fill_between(t, adam / ETA, buffered / ETA, color="0.8", lw=0)
-    bottom.set(xlabel="step t", ylabel="what is subtracted from θ, in η", ylim=(0, None))
+    bottom.set(xlabel="step t", ylabel="step / η", ylim=(0, None))
     note = {"textcoords": "offset points", "arrowprops": {"arrowstyle": "->", "color": "0.4"}}
-    bottom.annotate("s stands still:\nequal", (N // 2, 0.87), (40, -70), ha="center", **note)
+    bottom.annotate("s is constant:\nequal steps", (N // 2, 0.87), (40, -70), ha="center", **note)
     bottom.annotate(
-        "Adam divides all that it\nremembers by the new √s;\nthe buffer holds steps that\n"
-        "are divided, and rolls on",
+        "Adam divides the whole\naverage by the new √s.\nThe buffer holds gradients\n"
+        "divided by earlier √s.",
         (N + 4, buffered[N + 3] / ETA),
         (30, 0),
         va="center",

@@ -1,10 +1,10 @@
-"""Whose RMSProp for DQN? A loss that is summed or a mean, and an ε that belongs to one of them.
+"""Compare RMSProp settings for DQN (deep Q-network) on CartPole, with a summed and a mean loss.
 
-Whole trainings of a deep Q-network, replay memory and target net included, run inside one sweep, on
-the pole of a2c.py. The paper's ε = .01 belongs to a loss that is summed over 32
-transitions. Beside it stand that ε on a mean, DQN Zoo's .01/32² on a mean, MinAtar's .01 outside
-the root on a mean, the paper's without the mean of gradients and with hardly an ε, and the defaults
-of PyTorch and Adam.
+One sweep runs whole trainings, with the replay memory and the target network. The paper's ε = 0.01
+belongs to a loss that is summed over 32 transitions. The example compares this setting with the
+same ε for a mean, DQN Zoo's 0.01/32² for a mean, and MinAtar's 0.01 outside the root for a mean. It
+also compares the paper's setting without `centered`, the paper's setting with a tiny ε, and the
+defaults of PyTorch's RMSprop and of Adam.
 """
 
 import jax
@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from _cart_pole import GAMMA, apply, live, network, upright
-from _settings import ADAM, CENTRED, PLAIN, Setting, compare, start, summary
+from _settings import ADAM, CENTERED, PLAIN, Setting, compare, start, summary
 
 import rmsprop_jax as rj
 
-CARTS, BATCH = 4, 32  # four steps of the environment for each of the optimiser, as in the paper
-FIRST, RENEW = 250, 100  # updates before the training, and between new target nets
+CARTS, BATCH = 4, 32  # four environment steps per optimizer step, as in the paper
+FIRST, RENEW = 250, 100  # updates before the training, and between two copies to the target network
 PAPER = "DQN 2015, sum"
 minatar = lambda rate: rj.presets.torch(rate, alpha=0.95, eps=0.01, centered=True)
 paper = lambda **changes: (
@@ -26,12 +26,12 @@ paper = lambda **changes: (
     )
 )
 SETTINGS = {
-    PAPER: Setting(rj.presets.dqn2015, 1, CENTRED),
+    PAPER: Setting(rj.presets.dqn2015, 1, CENTERED),
     "DQN 2015, mean": Setting(rj.presets.dqn2015, BATCH, "#0072b2"),
-    "mean, ε = .01/32² (DQN Zoo)": Setting(paper(eps=0.01 / BATCH**2), BATCH, "#000000", ":"),
-    "sum, not centred": Setting(paper(centered=False), 1, PLAIN),
+    "mean, ε = 0.01/32² (DQN Zoo)": Setting(paper(eps=0.01 / BATCH**2), BATCH, "#000000", ":"),
+    "sum, not centered": Setting(paper(centered=False), 1, PLAIN),
     "sum, ε = 1e-8": Setting(paper(eps=1e-8), 1, "#e69f00"),
-    "mean, ε = .01 outside (MinAtar)": Setting(minatar, BATCH, "#d55e00"),
+    "mean, ε = 0.01 outside (MinAtar)": Setting(minatar, BATCH, "#d55e00"),
     "mean, PyTorch's default": Setting(rj.presets.torch, BATCH, PLAIN, "--"),
     "mean, Adam": Setting(optax.adam, BATCH, ADAM),
 }
@@ -85,7 +85,7 @@ def main(argv=None):
     args = start(__doc__, "dqn_output", argv)
     updates, seeds = (500, 2) if args.quick else (15000, 8)
     halves = [0, 1] if args.quick else range(-1, 5)
-    rates = 2.5e-4 * 10 ** (np.array(halves) / 2)  # about the paper's
+    rates = 2.5e-4 * 10 ** (np.array(halves) / 2)  # around the paper's rate
     steps = np.arange(1, 51) / 50 * updates * CARTS / 1000
     whole = lambda hp, key: train(hp, key, updates)
     settings = dict(list(SETTINGS.items())[:: 3 if args.quick else 1])

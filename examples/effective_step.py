@@ -1,8 +1,8 @@
-"""What RMSProp divides by: the learning rate of each parameter, over time.
+"""Draw the effective learning rate of each parameter, η/(√s + ε), over time.
 
-Adagrad, whose s only grows, and RMSProp, whose s forgets, behind a target that jumps, both at one
-rate; η/(√s + ε) of both for four kinds of gradient; what the decay ρ does to that memory; and what
-ε does inside and outside the root as s goes to 0.
+Four parts: Adagrad and RMSProp follow a target that jumps, with the same learning rate. The
+effective rates of both for four kinds of gradient. The memory of s for several decays ρ. The effect
+of ε inside and outside the root as s goes to 0.
 """
 
 import argparse
@@ -17,13 +17,13 @@ import optax
 import rmsprop_jax as rj
 
 RATE, DECAY, PERIOD = 0.01, 0.9, 25
-STRETCH, COMMON = 500, 0.1  # steps between two jumps of a target, and the rate behind it
+STRETCH, COMMON = 500, 0.1  # steps between two jumps of the target, and the common learning rate
 DECAYS = [0.5, 0.9, 0.99, 0.999]
 LIGHT_TO_DARK = ["#e69f00", "#56b4e9", "#0072b2", "#000000"]
 
 
 def moments(solver, name, grads):
-    """The second moment in a solver's state after each step of a stream of gradients."""
+    """Return the second moment in the solver's state after each gradient."""
 
     def step(state, g):
         state = solver.update(g, state)[1]
@@ -33,25 +33,25 @@ def moments(solver, name, grads):
 
 
 def streams(steps):
-    """Four gradients over time; what they are named by is their size |g|."""
+    """Return four sequences of gradients. The numbers in their names are |g|."""
     t = np.arange(steps)
     return {
         "large: 10": np.full(steps, 10.0),
-        "small: .01": np.full(steps, 0.01),
+        "small: 0.01": np.full(steps, 0.01),
         f"sparse: 1 in every {PERIOD}th step": np.where(t % PERIOD == 0, 1.0, 0.0),
-        "switching: 1, then .03": np.where(t < steps // 2, 1.0, 0.03),
+        "switching: 1, then 0.03": np.where(t < steps // 2, 1.0, 0.03),
     }
 
 
 def adagrad(rate):
-    """s starts at 0, as Duchi et al. and PyTorch have it; Optax's default is 0.1."""
+    """Return Adagrad with s₀ = 0, as in Duchi et al. and PyTorch. Optax's default is 0.1."""
     return optax.adagrad(rate, initial_accumulator_value=0.0, eps=1e-8)
 
 
 def draw_fault(plt, stretches, seeds, file):
-    """One parameter behind a target that jumps from 1 to −1 and back, by noisy gradients.
+    """Draw one parameter that follows a target with noisy gradients. The target jumps from 1 to −1.
 
-    Returns rows for the table: after how many steps each is half way, jump by jump.
+    Returns rows for the table: the number of steps to half of the distance, for each jump.
     """
     t = np.arange(stretches * STRETCH)
     target = np.where(t // STRETCH % 2 == 0, 1.0, -1.0)
@@ -82,9 +82,9 @@ def draw_fault(plt, stretches, seeds, file):
         half[name] = np.where(there.any(-1), there.argmax(-1), np.inf)
     axes[2].plot(t + 1, target, "k--", lw=1, label="target")
     axes[0].set(ylabel="s", title="Adagrad's sum of squares only grows")
-    axes[1].set(ylabel="η/√s", ylim=(1e-3, 1), title="so its effective rate falls, like 1/√t")
+    axes[1].set(ylabel="η/√s", ylim=(1e-3, 1), title="Adagrad's effective rate falls like 1/√t")
     axes[2].set(
-        ylabel="θ", xlabel="step", title=f"and it follows ever more slowly (both η = {COMMON})"
+        ylabel="θ", xlabel="step", title=f"Adagrad follows more and more slowly (η = {COMMON})"
     )
     for ax, place in zip(axes, ("center right", "center right", "lower left"), strict=True):
         ax.legend(loc=place, fontsize=9, framealpha=0.9)
@@ -95,7 +95,7 @@ def draw_fault(plt, stretches, seeds, file):
 
 
 def draw_effective_step(plt, steps, file):
-    """Both optimisers on the four gradients; returns rows for the table."""
+    """Draw both optimizers for the four gradients. Return rows for the table."""
     grads = streams(steps)
     stacked = jnp.stack(list(grads.values()), 1)
     sums = moments(adagrad(RATE), "sum_of_squares", stacked)
@@ -108,8 +108,8 @@ def draw_effective_step(plt, steps, file):
     rj.plots.effective_step(nu, RATE, eps=1e-8, eps_in_sqrt=True, ax=left)
     nu = dict(zip(grads, averages.T, strict=True))
     rj.plots.effective_step(nu, RATE, ax=right)
-    left.set(title="Adagrad: falls for ever, like 1/√t", xscale="log")
-    right.set(title=f"RMSProp, ρ = {DECAY}: settles, follows", xscale="log")
+    left.set(title="Adagrad: falls like 1/√t", xscale="log")
+    right.set(title=f"RMSProp, ρ = {DECAY}: settles, then adapts", xscale="log")
     handles = left.get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=2, title="gradient")
     figure.savefig(file, dpi=110)
@@ -119,7 +119,7 @@ def draw_effective_step(plt, steps, file):
     for i, name in enumerate(grads):
         falling, settled = left.lines[i].get_ydata(), right.lines[i].get_ydata()
         exponent = np.polyfit(np.log(late + 1), np.log(falling[late]), 1)[0]
-        # The limit of s: g², or for the sparse gradient what one of them leaves, every 25 steps.
+        # The limit of s: g², or for the sparse gradient its value after each 25th step.
         s = (1 - DECAY) / (1 - DECAY**PERIOD) if "sparse" in name else grads[name][-1] ** 2
         last, limit = settled[-PERIOD:].min(), RATE / (np.sqrt(s) + 1e-8)
         rows.append([name, falling[0], falling[-1], exponent, settled[0], last, limit])
@@ -127,7 +127,7 @@ def draw_effective_step(plt, steps, file):
 
 
 def draw_memory(plt, steps, file):
-    """s after the gradient stops, and √s behind a noisy gradient whose size jumps."""
+    """Draw s after the last gradient, and √s under a noisy gradient whose size jumps."""
     figure, (left, right) = plt.subplots(2, figsize=(5.5, 8), layout="constrained")
     jump = (np.arange(steps) // (steps // 3)) % 2
     noisy = np.random.default_rng(0).normal(size=steps) * np.where(jump, 10.0, 1.0)
@@ -135,7 +135,7 @@ def draw_memory(plt, steps, file):
     for decay, color in zip(DECAYS, LIGHT_TO_DARK, strict=True):
         solver = rj.scale_by_rms(decay, initial_scale=1.0)
         s = np.append(1.0, moments(solver, "nu", jnp.zeros(5000)))
-        k = np.argmax(s <= 0.5)  # between k − 1 and k, in a straight line on the log scale
+        k = np.argmax(s <= 0.5)  # interpolated between k − 1 and k on the log scale
         measured = k - 1 + np.log(s[k - 1] / 0.5) / np.log(s[k - 1] / s[k])
         rows.append([decay, measured, np.log(2) / -np.log(decay)])
         left.semilogx(
@@ -143,16 +143,20 @@ def draw_memory(plt, steps, file):
             s[1:3001],
             color=color,
             lw=2,
-            label=f"ρ = {decay}: half in {measured:.3g}",
+            label=f"ρ = {decay}: half after {measured:.3g}",
         )
         root = np.sqrt(moments(rj.scale_by_rms(decay), "nu", jnp.asarray(noisy)))
         right.plot(root, color=color, lw=1.3, label=f"ρ = {decay}")
     left.axhline(0.5, color="0.6", ls=":")
-    left.set(xlabel="steps after the last gradient", ylabel="s, of what it was", ylim=(-0.3, 1.05))
+    left.set(
+        xlabel="steps after the last gradient",
+        ylabel="s / s at the last gradient",
+        ylim=(-0.3, 1.05),
+    )
     left.set_title("how long s remembers a gradient")
     right.plot(np.where(jump, 10.0, 1.0), color="#d55e00", ls="--", lw=1.5, label="true size")
     right.set(yscale="log", ylim=(0.03, 50), xlabel="step", ylabel="√s")
-    right.set_title("√s behind a noisy gradient that jumps")
+    right.set_title("√s under a noisy gradient whose size jumps")
     for ax in (left, right):
         ax.legend(ncols=2, fontsize=9, loc="lower left" if ax is left else "lower right")
     figure.savefig(file, dpi=110)
@@ -160,7 +164,7 @@ def draw_memory(plt, steps, file):
 
 
 def draw_epsilon(plt, file):
-    """|step|/η under a constant gradient, when s has settled at g²."""
+    """Draw |step|/η for a constant gradient, after s has reached g²."""
     sizes = jnp.geomspace(1e-13, 1.0, 400)
     figure, ax = plt.subplots(figsize=(5.5, 4.6), layout="constrained")
     rows = []
@@ -168,7 +172,7 @@ def draw_epsilon(plt, file):
         for inside in (False, True):
             solver = rj.scale_by_rms(0.5, eps=eps, eps_in_sqrt=inside)
             state = solver.init(sizes)
-            for _ in range(60):  # .5⁶⁰ of s is missing
+            for _ in range(60):  # s then lacks only 0.5⁶⁰ of g²
                 steps, state = solver.update(sizes, state)
             formula = "g/√(s + ε)" if inside else "g/(√s + ε)"
             label = f"{formula}, ε = {eps:.0e}".replace("e-0", "e-")
@@ -204,27 +208,25 @@ def main(argv=None):
     show = {"index": False, "float_format": "{:.4g}".format}
     jumps = draw_fault(plt, stretches, seeds, args.output / "fault.png")
     print(
-        f"A target that jumps by 2 every {STRETCH} steps, noise of 1, both at η = {COMMON}: steps\n"
-        f"until half of the way is gone, median of {seeds} seeds.\n"
+        f"The target jumps by 2 every {STRETCH} steps, with noise of 1 and η = {COMMON}. Steps to\n"
+        f"half of the distance, median of {seeds} seeds.\n"
     )
     print(pd.DataFrame(jumps, columns=["target", "Adagrad", "RMSProp"]).to_string(**show))
 
     steps = 300 if args.quick else 3000
-    columns = ["gradient", "Adagrad: step 1", f"step {steps}", "exponent of its fall"]
+    columns = ["gradient", "Adagrad: step 1", f"step {steps}", "exponent of t"]
     columns += ["RMSProp: step 1", "at the end", "closed form"]
     rates = draw_effective_step(plt, steps, args.output / "effective_step.png")
     rates = pd.DataFrame(rates, columns=columns)
     rates.to_csv(args.output / "effective_step.csv", index=False)
-    print(
-        f"\nη/(√s + ε) with η = {RATE}, ρ = {DECAY}; the exponent of t fitted before the switch.\n"
-    )
+    print(f"\nη/(√s + ε) with η = {RATE}, ρ = {DECAY}. The exponent is fitted before the switch.\n")
     print(rates.to_string(**show))
 
-    print("\nSteps until s has halved after the last gradient.\n")
+    print("\nSteps after the last gradient until s is half.\n")
     halves = draw_memory(plt, steps, args.output / "memory.png")
     print(pd.DataFrame(halves, columns=["ρ", "measured", "ln 2 / −ln ρ"]).to_string(**show))
 
-    print("\n|g| at which ε halves the step, and the largest effective rate, s = 0.\n")
+    print("\nThe |g| at which ε halves the step, and the largest effective rate (at s = 0).\n")
     eps = draw_epsilon(plt, args.output / "epsilon.png")
     columns = ["step", "measured |g|", "closed form", "largest rate / η"]
     print(pd.DataFrame(eps, columns=columns).to_string(**show))

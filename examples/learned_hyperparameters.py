@@ -1,8 +1,9 @@
 """Learn η and ρ by gradient descent through training.
 
 Every number of `rmsprop` is differentiable, so the loss after training has a derivative with
-respect to the learning rate and the decay. Adam follows it from poor settings, and what it finds is
-compared with a sweep over a grid. Learned on 8 tasks, judged on 64 others.
+respect to the learning rate and the decay. Adam follows this derivative from poor initial values.
+The example compares the learned values with the best point of a grid. The values are learned on 8
+tasks, and evaluated on 64 others.
 """
 
 import argparse
@@ -20,7 +21,7 @@ STEPS = 50
 
 
 def initial(key):
-    """A network with one hidden layer of 16."""
+    """Return a network with one hidden layer of 16 units."""
     first, second = jax.random.split(key)
     return {
         "w1": 2 * jax.random.normal(first, (1, 16)),
@@ -34,7 +35,7 @@ def loss(params, x, y):
 
 
 def train(hp, key):
-    """Fits one sine wave of its own phase; the loss of each step, on its minibatch of 32."""
+    """Fit a sine wave with a random phase. Return the loss of each step, on 32 new points."""
     init_key, phase_key, data_key = jax.random.split(key, 3)
     phase = jax.random.uniform(phase_key, maxval=2 * jnp.pi)
     solver = rj.rmsprop(hp["learning_rate"], decay=hp["decay"])
@@ -53,7 +54,7 @@ def train(hp, key):
 
 
 def hyperparameters(free):
-    """Any two real numbers as η > 0 and ρ in (0, 1)."""
+    """Return η > 0 and ρ in (0, 1) for any two real numbers."""
     return {
         "learning_rate": jnp.exp(free["log_rate"]),
         "decay": jax.nn.sigmoid(free["logit_decay"]),
@@ -75,7 +76,7 @@ def main(argv=None):
     tasks = jax.random.split(jax.random.key(0), 8)
     others = jax.random.split(jax.random.key(1), 64)
 
-    # Clipped: a long training is now and then chaotic, and its derivative huge.
+    # Clipped, because a long training is sometimes chaotic, and its derivative then huge.
     adam = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.05))
     free = {"log_rate": jnp.log(1e-3), "logit_decay": jax.scipy.special.logit(0.99)}
 

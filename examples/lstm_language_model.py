@@ -1,8 +1,7 @@
-"""A character language model, one LSTM, trained by RMSProp and by three neighbours.
+"""Compare RMSProp, SGD, Adagrad, and Adam on a character language model, one LSTM.
 
-Every optimiser gets the same budget: four learning rates, the same steps, batches and
-first parameters. The rate is chosen on validation topics and the result reported on
-test topics, by which nothing was chosen.
+Every optimizer gets four learning rates, and the same steps, batches, and initial parameters. The
+learning rate is chosen on the validation split, and the result is reported on the test split.
 """
 
 import functools
@@ -37,7 +36,7 @@ def main(argv=None):
 
     grid = lambda name: rj.grid(optimizer=[name], learning_rate=OPTIMIZERS[name][1][some])
     points = functools.reduce(operator.add, map(grid, optimizers))
-    print(f"Sweep: {len(points)} trainings of {steps} steps: {', '.join(optimizers)}.")
+    print(f"Sweep: {len(points)} trials of {steps} steps: {', '.join(optimizers)}.")
     data = jax.tree.map(jnp.asarray, corpus[1:])
     result = rj.sweep(train, points, objective="validation", args=data)
     print(f"Compiled in {result.compile_seconds:.1f} s, ran in {result.run_seconds:.1f} s.\n")
@@ -52,20 +51,24 @@ def main(argv=None):
     _, ax = plt.subplots(figsize=(5.5, 4), layout="constrained")
     window = max(1, steps // 15)
     row = "{:10} {:>6} {:>11.3f} {:>7.3f} {:>10.2f}  {}".format
-    print("optimiser    rate  validation    test  test bits  (else nats a character; one seed)")
+    print(
+        "optimizer    rate  validation    test  test bits  (the rest: nats per character; one seed)"
+    )
     best = table[~table.failed].sort_values("objective").drop_duplicates("optimizer")
     for i, trial in best.iterrows():
         name, rate = trial.optimizer, f"{trial.learning_rate:.3g}"
         rates = table[table.optimizer == name].learning_rate
-        edge = "edge of its rates" if trial.learning_rate in (rates.min(), rates.max()) else ""
+        edge = (
+            "at the edge of its rates" if trial.learning_rate in (rates.min(), rates.max()) else ""
+        )
         print(row(name, rate, trial.validation, trial.test, trial.test / np.log(2), edge))
         losses = np.convolve(result.metrics["loss"][i], np.ones(window) / window, "valid")
         look = {"color": rj.plots.COLORS[name], "label": f"{name}, learning rate {rate}"}
         ax.plot(np.arange(window, steps + 1), losses, **look)
     base = unigram(corpus, corpus.test)
     print(row("unigram", "", unigram(corpus, corpus.validation), base, base / np.log(2), ""))
-    ax.set_title(f"each at the best of {len(points) // len(optimizers)} learning rates")
-    ax.set(xlabel="step", ylabel=f"training loss, nats a character (mean of {window} steps)")
+    ax.set_title(f"each optimizer at the best of {len(points) // len(optimizers)} learning rates")
+    ax.set(xlabel="step", ylabel=f"training loss, nats per character (mean of {window} steps)")
     ax.legend()
     plt.savefig(args.output / "curves.png", dpi=110)
     print(f"\nWrote {args.output / 'trials.csv'} and {args.output / 'curves.png'}.")

@@ -1,8 +1,8 @@
-"""A target that stands, drifts or jumps, and a loss whose scale changes: who keeps up?
+"""Compare how optimizers follow a target that is constant, drifts, or jumps, or a rescaled loss.
 
-Each optimiser follows θ* in ten parameters of curvature 0.1 to 10 by noisy gradients. Its learning
-rate is tuned by `sweep` on the first 1,000 steps, and it is judged with other seeds: on those
-steps, and, at the same rate, nine thousand steps later.
+Each optimizer follows θ* with noisy gradients, in ten parameters of curvature 0.1 to 10. `sweep`
+tunes the learning rate on the first 1,000 steps. The evaluation uses other seeds, on these steps
+and, at the same rate, nine thousand steps later.
 """
 
 import argparse
@@ -21,7 +21,7 @@ OPTIMIZERS = {
     "SGD": optax.sgd,
     "Adagrad": lambda rate: optax.adagrad(rate, initial_accumulator_value=0.0),
     "Adam": optax.adam,
-    "Adam, β₂ .9": lambda rate: optax.adam(rate, b2=0.9),  # RMSProp's memory
+    "Adam, β₂ .9": lambda rate: optax.adam(rate, b2=0.9),  # the decay of RMSProp
     "RMSProp": rj.rmsprop,
 }
 
@@ -31,9 +31,9 @@ def train(hp, key, steps, window):
     t = jnp.arange(steps)
     still = jnp.broadcast_to(walk[0], walk.shape)
     drifting = walk[0] + jnp.cumsum(0.03 * walk, axis=0)
-    # Indexed by a number, so that all targets share the compile of an optimiser.
+    # Indexed by a number, so that all targets share one compiled program per optimizer.
     target = jnp.stack([still, drifting, walk[t // 250], drifting])[hp["target"]]
-    # Rescaled: for every other 250 steps the gradients are 1% as large.
+    # Rescaled: in every other block of 250 steps, the gradients are 1% as large.
     small = (hp["target"] == TARGETS.index("rescaled")) & (t // 250 % 2 == 1)
     scale = jnp.where(small, 0.01, 1.0)
     curvature = jnp.geomspace(0.1, 10.0, 10)
@@ -96,9 +96,9 @@ def main(argv=None):
     table["late / early"] = table.late / table.early
     table.to_csv(args.output / "tracking.csv", index=False)
     print(
-        f"Root mean square distance to the target, mean ± standard error of {seeds} seeds; the\n"
-        f"rate is tuned on others. Early: steps 1 to {window}, for which it is tuned; late: the\n"
-        f"last {window} of {10 * window}.\n"
+        f"Root mean square distance to the target: mean ± standard error of {seeds} seeds. The\n"
+        f"rates are tuned on other seeds. early: steps 1 to {window}, for which the rates are\n"
+        f"tuned. late: the last {window} of {10 * window} steps.\n"
     )
     print(table.to_string(index=False, float_format="{:.3g}".format))
     late = table.set_index(["target", "optimizer"]).late.unstack()

@@ -1,7 +1,8 @@
-"""RMSProp by hand: every number of every step, and the library's beside it.
+"""RMSProp by hand: every number of every step, next to the library's numbers.
 
-Plain Python arithmetic, one line an equation. `rmsprop_jax`, in float64, must give the same numbers
-or the script fails. Do your own: --gradients="1,-2;0.5,-2" is two steps on two parameters.
+The script uses plain Python arithmetic, one line per equation. The script fails if `rmsprop_jax`
+gives other numbers in float64. Pass your own gradients, for example --gradients="1,-2;0.5,-2" for
+two steps of two parameters.
 """
 
 import argparse
@@ -17,8 +18,8 @@ import optax
 
 import rmsprop_jax as rj
 
-# One parameter with large gradients and one with small ones; at the end the first one's gradient
-# falls, and the second one's grows.
+# One parameter with large gradients and one with small gradients. At the end, the gradient of the
+# first parameter falls, and the gradient of the second grows.
 GRADIENTS = "4,0.01; 3,-0.02; -2,0.01; 0.5,0.04"
 START = 1.0
 NAMES = ["t", "i", "g", "g²", "ρs", "(1−ρ)g²", "s", "√s", "step", "θ", "library's θ"]
@@ -26,7 +27,7 @@ ULPS = 4
 
 
 def by_hand(gradients, eta, rho, eps):
-    """A row (see NAMES, without the last) for each parameter i at each step t."""
+    """Return a row (NAMES without the last) for each parameter i at each step t."""
     rows, s, theta = [], [0.0] * len(gradients[0]), [START] * len(gradients[0])
     for t, gradient in enumerate(gradients, start=1):
         for i, g in enumerate(gradient):
@@ -42,7 +43,7 @@ def by_hand(gradients, eta, rho, eps):
 
 
 def by_library(gradients, solver):
-    """The same rows' s, step and θ."""
+    """Return s, step, and θ of the same rows."""
     theta = jnp.full(len(gradients[0]), START)
     state, rows = solver.init(theta), []
     for gradient in gradients:
@@ -53,26 +54,28 @@ def by_library(gradients, solver):
 
 
 def parse(text):
-    """ "1,-2;0.5,-2" as [[1.0, -2.0], [0.5, -2.0]]: a list for each step."""
+    """Return a list for each step: "1,-2;0.5,-2" becomes [[1.0, -2.0], [0.5, -2.0]]."""
     steps = []
     for step in text.strip().rstrip(";").split(";"):
         try:
             steps.append([float(number) for number in step.split(",")])
         except ValueError:
             raise argparse.ArgumentTypeError(
-                f"got {step!r} for a step, wanted numbers between commas, and a semicolon between "
-                'steps: --gradients="1,-2;0.5,-2".'
+                f"each step must be numbers separated by commas, got {step!r} for a step. Separate "
+                'steps by semicolons: --gradients="1,-2;0.5,-2".'
             ) from None
         if len(steps[-1]) != len(steps[0]):
             raise argparse.ArgumentTypeError(
-                f"step 1 has {len(steps[0])} numbers and step {len(steps)} has {len(steps[-1])}: "
-                "give one gradient for each parameter at every step."
+                "every step must have one gradient for each parameter, but "
+                f"step 1 has {len(steps[0])} numbers and step {len(steps)} has {len(steps[-1])}. "
+                "Add the missing numbers."
             )
         for g in steps[-1]:
             if g and not 1e-140 < abs(g) < 1e150:  # NaN, too
                 raise argparse.ArgumentTypeError(
-                    f"got a gradient of {g:g}, whose square is no ordinary float64: wanted 0 or a "
-                    "size between 1e-140 and 1e150."
+                    "a gradient must be 0 or have an absolute value between 1e-140 and 1e150, "
+                    f"got a gradient of {g:g}, whose square is not a normal float64 number. Scale "
+                    "the gradients."
                 )
     return steps
 
@@ -94,8 +97,8 @@ def main(argv=None):
     add("--eta", type=float, default=1e-3, help="the learning rate; default: %(default)s")
     add("--rho", type=float, default=0.9, help="default: %(default)s")
     add("--eps", type=float, default=1e-8, help="outside the root; default: %(default)s")
-    add("--markdown", action="store_true", help="print the table in Markdown")
-    add("--quick", action="store_true", help="only the first two steps")
+    add("--markdown", action="store_true", help="print the table as Markdown")
+    add("--quick", action="store_true", help="only two steps")
     add("--output", type=Path, default="numerical_example_output", help="default: %(default)s")
     args = parser.parse_args(argv)
     jax.config.update("jax_enable_x64", True)
@@ -109,7 +112,7 @@ def main(argv=None):
     rows = by_hand(gradients, args.eta, args.rho, args.eps)
     library = by_library(gradients, solver)
     ours = np.array(rows)[:, [6, 8, 9]]  # s, step, θ
-    # θ may pass through 0: its units are those of its start at least.
+    # θ may pass through 0, so its unit is at least the unit of its start.
     ulps = (abs(ours - library) / np.spacing(np.maximum(abs(ours), [0, 0, START]))).max(axis=0)
     rows = [[*row, theta] for row, theta in zip(rows, library[:, 2].tolist(), strict=True)]
 
@@ -118,21 +121,19 @@ def main(argv=None):
     print("s ← ρs + (1−ρ)g²      step = η g/(√s + ε)      θ ← θ − step\n")
     print(table(rows, args.markdown))
     bound = args.eta / math.sqrt(1 - args.rho)
-    print(
-        f"\nThe first step is η/√(1−ρ) = {bound:.7g} for every gradient but 0, less what ε takes."
-    )
-    print("By hand and by rmsprop_jax in float64, largest difference in units of the last place:")
+    print(f"\nThe first step is η/√(1−ρ) = {bound:.7g} for every gradient far above ε.")
+    print("Largest difference from rmsprop_jax in float64, in units of the last place:")
     print(", ".join(f"{n} {x:g}" for n, x in zip(("s", "step", "θ"), ulps, strict=True)) + ".")
     with open(args.output / "steps.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([NAMES, *rows])
     draw(np.array(rows), bound, args.output / "steps.png")
     print(f"Wrote {args.output / 'steps.csv'} and {args.output / 'steps.png'}.")
     if not (ulps <= ULPS).all():
-        sys.exit(f"Not equal: more than {ULPS} units of the last place.")
+        sys.exit(f"The numbers differ by more than {ULPS} units of the last place.")
 
 
 def draw(rows, bound, path):
-    """For up to four parameters: what s is made of, and the step."""
+    """Draw the two parts of s, and the step, for up to four parameters."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -143,8 +144,8 @@ def draw(rows, bound, path):
     _, axes = plt.subplots(2 * len(shown), **size)
     for i, (top, bottom) in zip(shown, axes.reshape(-1, 2), strict=True):
         t, _, g, _, kept, new, _, _, step = rows[rows[:, 1] == i].T[:9]
-        top.bar(t, kept, color="#56b4e9", label="ρs, remembered")
-        top.bar(t, new, bottom=kept, color="#d55e00", label="(1−ρ)g², new")
+        top.bar(t, kept, color="#56b4e9", label="ρs, from earlier steps")
+        top.bar(t, new, bottom=kept, color="#d55e00", label="(1−ρ)g², from this step")
         top.set_title(f"parameter {i}:  g = " + ", ".join(f"{x:g}" for x in g[:6]))
         top.ticklabel_format(axis="y", scilimits=(-2, 3), useMathText=True)
         bottom.bar(t, step, color=rj.plots.COLORS["RMSProp"])

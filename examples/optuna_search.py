@@ -1,14 +1,16 @@
-"""An adaptive search, random search or halving? RMSProp's numbers on an LSTM, by Optuna.
+"""Compare an adaptive search, random search, and successive halving, for RMSProp on an LSTM.
 
-Optuna's TPE proposes learning rate, decay, ε and centered, and its median pruner stops trials
-between the segments of their training; they run side by side, through one compiled program for each
-value of `centered`. Beside it stand random search and successive halving, over settings drawn from
-the same space, each with as many steps in all; three runs of each, with seeds of their own. In each
-run the best is chosen on validation topics, and tested on topics that nothing was chosen by.
+Optuna's TPE sampler proposes the learning rate, the decay, ε, and centered. Optuna's median pruner
+ends trials between the segments of their training. Many trials run at the same time, in one
+compiled program for each value of `centered`. Random search and successive halving draw points from
+the same space, and get the same total number of steps. Each method has three runs with different
+seeds. In each run, the best point is chosen on the validation split, and evaluated on the test
+split.
 
-The studies lie in a file in the output folder, to go on with or for optuna-dashboard; or in a
-database, --storage postgresql+psycopg://user@host/name, that workers on many machines share.
-With --workers 2 two processes of this machine search. What was stopped goes on when called again.
+The studies are saved in a file in the output folder, from which the same command resumes, and which
+optuna-dashboard can open. With --storage postgresql+psycopg://user@host/name, the studies are in a
+database that workers on many machines can share. With --workers 2, two processes of this machine
+search.
 """
 
 import argparse
@@ -36,10 +38,10 @@ ETA, RUNS = 3, 3
 
 
 def open_study(url, run, worker):
-    """A run's study, as each worker opens it."""
+    """Open the study of a run."""
     storage = optuna.storages.RDBStorage(
         url,
-        heartbeat_interval=10,  # trials of a worker that died are tried again by another
+        heartbeat_interval=10,  # another worker repeats the trials of a worker that died
         heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
     )
     return optuna.create_study(
@@ -54,7 +56,7 @@ def open_study(url, run, worker):
 
 
 def steps_of(study, of_running=0):
-    """All that its trials have run; of those that still run, so many each."""
+    """Return the steps that the study has used. A running trial counts as `of_running` steps."""
     return sum(
         (trial.last_step or 0) if trial.state.is_finished() else of_running
         for trial in study.get_trials(deepcopy=False)
@@ -62,7 +64,7 @@ def steps_of(study, of_running=0):
 
 
 def most_points(budget, steps):
-    """As many as halving can begin with: the steps of each rung, times who comes there."""
+    """Return the largest number of points that successive halving can train with the budget."""
     rungs = [0, *rj.SuccessiveHalving(ETA).rungs(steps), steps]
 
     def cost(n):
@@ -75,14 +77,14 @@ def most_points(budget, steps):
 def main(argv=None):
     more = [
         ("--storage", {"metavar": "URL", "help": "a database; default: a file in the folder"}),
-        ("--workers", {"type": int, "default": 1, "help": "how many processes search"}),
+        ("--workers", {"type": int, "default": 1, "help": "number of processes that search"}),
         ("--worker", {"type": int, "default": 0, "help": argparse.SUPPRESS}),
     ]
     args, corpus, model = start(__doc__, "optuna_search_output", argv, more)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     whole, steps = (5, 18) if args.quick else (24, 600)
-    every = -(-steps // 9)  # the rungs of halving are among these
+    every = -(-steps // 9)  # the rungs of halving are evaluation steps
     budget, url = whole * steps, args.storage or f"sqlite:///{args.output / 'studies.db'}"
     text, validation, test = map(jnp.asarray, corpus[1:])
     training = trainer(model, lambda hp: hp["eps"])
@@ -94,7 +96,7 @@ def main(argv=None):
     }
 
     def adaptive(run):
-        """Ask until the steps are spent: a study, of which this worker's share is run here."""
+        """Run this worker's share of a study until the budget is used. Return the study."""
 
         def enough(study, trial):
             if steps_of(study, of_running=steps) >= budget:
@@ -118,9 +120,11 @@ def main(argv=None):
             adaptive(run)
         return
 
-    print(f"{RUNS} runs of each, {budget:,} steps a run: as many as {whole} whole trainings.")
+    print(
+        f"{RUNS} runs of each method, {budget:,} steps per run, the steps of {whole} full trials."
+    )
     for run in range(RUNS):
-        open_study(url, run, 0)  # made once, for all workers
+        open_study(url, run, 0)  # created once, for all workers
     others = [
         subprocess.Popen([sys.executable, __file__, *(argv or sys.argv[1:]), f"--worker={i}"])
         for i in range(1, args.workers)
@@ -128,7 +132,7 @@ def main(argv=None):
     studies = [adaptive(run) for run in range(RUNS)]
     for other in others:
         if other.wait():
-            raise SystemExit(f"a worker ended with {other.returncode}")
+            raise SystemExit(f"A worker process ended with exit code {other.returncode}.")
     halving, count = rj.SuccessiveHalving(ETA), most_points(budget, steps)
     draw = lambda n, run: rj.sample(SPACE, n, seed=run, method="random")
     results = {
@@ -145,7 +149,7 @@ def main(argv=None):
     score = jax.jit(evaluate, static_argnums=0)
 
     def tested(point, run):
-        """The test loss of a setting, trained again."""
+        """Train a point again, and return its test loss."""
         numbers = {name: jnp.float32(point[name]) for name in SPACE if name != "centered"}
         params = trained(numbers, point["centered"], jax.random.key(run))
         return float(score(model, params, test))
@@ -160,7 +164,7 @@ def main(argv=None):
             best, spent = result.best(), int(result.steps_completed.sum())
             found = best.objective, tested(best.point, run)
             rows.append((name, run, len(result), spent, *found))
-    print("\nsearch    run  trials   steps  validation   test  (nats a character)")
+    print("\nsearch    run  trials   steps  validation   test  (nats per character)")
     for name, run, trials, spent, chosen, last in rows:
         print(f"{name:8} {run:4} {trials:7} {spent:7,}  {chosen:10.3f}  {last:.3f}")
     names = ("TPE", *results)
@@ -168,17 +172,17 @@ def main(argv=None):
         means = {n: np.mean([row[column] for row in rows if row[0] == n]) for n in names}
         first, second, *_ = sorted(means, key=means.__getitem__)
         print(
-            f"Best on {part} topics in the mean: {first}, {means[first]:.3f}, before {second}, "
+            f"Lowest mean {part} loss: {first}, {means[first]:.3f}. Second: {second}, "
             f"{means[second]:.3f}."
         )
     table = ["search,run,trials,steps,validation,test", *(",".join(map(str, r)) for r in rows)]
     (args.output / "searches.csv").write_text("\n".join(table) + "\n", encoding="utf-8")
     pictures(args.output, studies[0], studies, results)
-    print(f"Wrote {args.output / 'searches.csv'}, and pictures beside it.")
+    print(f"Wrote {args.output / 'searches.csv'}, and pictures to the same folder.")
 
 
 def pictures(folder, study, studies, results):
-    """The best so far over the steps spent; and Optuna's own of the first study."""
+    """Draw the best loss so far over the steps used, and Optuna's own plots of the first study."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -195,7 +199,7 @@ def pictures(folder, study, studies, results):
             ax.step(spent, best, where="post", color=color, marker=marker, label=label)
     lowest = min(best[-1] for lines in ways.values() for _, best in lines)
     ax.set_ylim(lowest - 0.01, lowest + 0.3)
-    ax.set(xlabel="steps in all", ylabel="best validation loss so far, nats a character")
+    ax.set(xlabel="steps of all trials", ylabel="best validation loss so far, nats per character")
     ax.legend()
     plt.savefig(folder / "searches.png", dpi=110)
     plt.close("all")
@@ -203,8 +207,8 @@ def pictures(folder, study, studies, results):
         axes = getattr(of_optuna, f"plot_{name}")(study)
         plt.gcf().set_size_inches(5.5, 6 if name == "slice" else 3.5)
         if name == "intermediate_values":
-            axes.get_legend().remove()  # a line for each of the trials
-        if name == "slice":  # Optuna has four in a row; two by two are read on a telephone, too
+            axes.get_legend().remove()  # with one line per trial, it is too long
+        if name == "slice":  # two by two instead of four in a row, for phones
             places = plt.gcf().add_gridspec(2, 2, right=0.75, top=0.93, hspace=0.3)
             for ax, place in zip(axes, places, strict=True):
                 ax.set_subplotspec(place)
@@ -215,7 +219,7 @@ def pictures(folder, study, studies, results):
 
 
 def so_far(study):
-    """Of the trials in the order in which they ended."""
+    """Return the steps and the best loss so far, over the trials in the order of their end."""
     done = [t for t in study.trials if t.state.is_finished()]
     done.sort(key=lambda trial: trial.datetime_complete)
     values = [t.value if t.state == optuna.trial.TrialState.COMPLETE else np.inf for t in done]
@@ -223,7 +227,7 @@ def so_far(study):
 
 
 def best_by_steps(result):
-    """Of a sweep's trials in their order; of halving, all end together."""
+    """Return the same for a sweep. With halving, all trials count as one."""
     values = np.where(result.status == "complete", result.objective, np.inf)
     if result.rungs:
         return np.array([result.steps_completed.sum()]), np.array([values.min()])

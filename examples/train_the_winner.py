@@ -1,8 +1,9 @@
-"""From a saved sweep to the best model: which setting, how sure, what matters.
+"""Choose the best point of a saved sweep: compare the best four again, and save the winner's model.
 
-Reads the sweep that lstm_sweep.py left (and runs it where there is none). One seed chose among 40
-settings, so the first may only be the luckiest: the four best meet again on five seeds that none
-was chosen by. What the winner of these learnt is saved, read back and tested.
+The script reads the sweep that lstm_sweep.py saved, or runs that sweep first. The sweep ranked 40
+points with one seed each, so the best point may only be lucky. The four best points therefore train
+again with five other seeds. The script also prints the sensitivity to each hyperparameter, saves
+the parameters of the winner, loads the parameters, and evaluates the model on the test split.
 """
 
 from pathlib import Path
@@ -18,7 +19,7 @@ import rmsprop_jax as rj
 
 
 def save(path, params):
-    """Parameters as plain arrays, each under its place in the tree; nothing is pickled."""
+    """Save parameters as plain arrays, each under its path in the tree, without pickle."""
     named, _ = jax.tree_util.tree_flatten_with_path(params)
     np.savez(path, **{jax.tree_util.keystr(place): leaf for place, leaf in named})
 
@@ -40,7 +41,7 @@ def main(argv=None):
         lstm_sweep.main([*["--quick"] * args.quick, *text, "--output", str(folder.parent)])
 
     screened = rj.SweepResult.load(folder)
-    print(f"\n{screened}\nWhat matters, nats between the best and the worst value at their best:")
+    print(f"\n{screened}\nSensitivity (range of the best loss over the values, in nats):")
     for name, nats in screened.sensitivity().items():
         print(f"  {name:14} {nats:.3f}")
 
@@ -56,20 +57,21 @@ def main(argv=None):
         args=(text, validation),
         path=args.output / "final",
     )
-    print("\nThe best again, on seeds of their own (validation loss, nats a character):")
+    print("\nThe best points again, with other seeds (validation loss, nats per character):")
     for record in final.top():
         low, high = record.ci95
-        setting = ", ".join(f"{name} {value}" for name, value in record.point.items())
-        print(f"  {record.objective:.3f}  95% {low:.3f} … {high:.3f}  {setting}")
+        point = ", ".join(f"{name} {value}" for name, value in record.point.items())
+        print(f"  {record.objective:.3f}  95% {low:.3f} … {high:.3f}  {point}")
     best, second = final.top(2)
     lead = final.compare(second, best)
     low, high = lead.ci95
     print(
-        f"The first leads the second by {lead.difference:.3f} nats (95% {low:.3f} … {high:.3f}, "
+        f"The first point is better than the second by {lead.difference:.3f} nats "
+        f"(95% {low:.3f} … {high:.3f}, "
         f"p = {lead.p_value:.2g}, paired over {lead.seeds} seeds)."
     )
 
-    params, _ = final.state(best)  # of the first seed, as it stood after its last step
+    params, _ = final.state(best)  # of the first seed, after the last step
     save(args.output / "winner.npz", params)
     again = load(args.output / "winner.npz", params)
     validated, loss = (
@@ -77,8 +79,8 @@ def main(argv=None):
         for part in (validation, test)
     )
     print(
-        f"\nIts model of seed {final.seeds[0]}: validation {validated:.3f}, test {loss:.3f} nats = "
-        f"{loss / np.log(2):.2f} bits a character."
+        f"\nThe first point's model of seed {final.seeds[0]}: validation {validated:.3f}, test "
+        f"{loss:.3f} nats = {loss / np.log(2):.2f} bits per character."
     )
 
     import matplotlib
@@ -86,7 +88,7 @@ def main(argv=None):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    plt.rc("font", size=11)  # so that a legend, which is "small", has 9 points
+    plt.rc("font", size=11)  # so that the "small" font of a legend has 9 points
     names = list(screened.sensitivity())
     _, axes = plt.subplots(len(names), figsize=(5.5, 3 * len(names)), layout="constrained")
     for name, ax in zip(names, np.atleast_1d(axes), strict=True):
@@ -94,7 +96,7 @@ def main(argv=None):
     plt.savefig(args.output / "sensitivity.png", dpi=110)
     _, ax = plt.subplots(figsize=(5.5, 4), layout="constrained")
     rj.plots.curves(final, "validation", ax=ax)
-    ax.set_title("validation loss, nats a character")
+    ax.set_title("validation loss, nats per character")
     plt.savefig(args.output / "curves.png", dpi=110)
     final.to_dataframe().to_csv(args.output / "final.csv", index=False)
     for name in ("winner.npz", "final.csv", "sensitivity.png", "curves.png"):

@@ -1,9 +1,9 @@
-"""Optimisers on surfaces: zig-zag, slow-down and steady descent, seen and counted.
+"""Draw the paths of optimizers on surfaces, and count their steps.
 
-First SGD, Adagrad and RMSProp at one rate in a ravine, under noisy gradients, with the ravine along
-an axis or turned. Then six optimisers on four surfaces without noise, each at the learning rate
-that `sweep` finds best for it there: the lowest loss at the end of 200 steps (geometric mean over 8
-starts).
+The first part compares SGD, Adagrad, and RMSProp in a ravine, with one learning rate and noisy
+gradients. The ravine is along an axis, or turned by an angle. The second part compares six
+optimizers on five surfaces without noise. For each optimizer and surface, `sweep` finds the
+learning rate with the lowest loss at the end of 200 steps (geometric mean over 8 starts).
 """
 
 import argparse
@@ -20,15 +20,15 @@ import optax
 import rmsprop_jax as rj
 
 STEPS = 200
-RATE, NOISE, SHOWN = 0.05, 0.03, 150  # one rate for all; steps in the picture
+RATE, NOISE, SHOWN = 0.05, 0.03, 150  # one rate for all; the number of steps in the picture
 DESCENT = 20, 100  # steps
-ANGLES, PICTURED = [0, 10, 30, 45], 10  # by how many degrees the ravine is turned
+ANGLES, PICTURED = [0, 10, 30, 45], 10  # of the ravine, in degrees
 
 
 def ravine(degrees):
-    """A quadratic 200 times as curved across as along, turned by an angle.
+    """Return a quadratic that is curved 200 times as much across the ravine as along it.
 
-    SGD at `RATE` is at .95 of the limit beyond which it diverges.
+    The learning rate `RATE` is 0.95 of the limit above which SGD diverges.
     """
     cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     steep = 0.95 * 2 / RATE
@@ -39,7 +39,7 @@ def beale(x, y):
     return (1.5 - x + x * y) ** 2 + (2.25 - x + x * y**2) ** 2 + (2.625 - x + x * y**3) ** 2
 
 
-# f, start, minima (where f is 0), window of x and of y.
+# f, start, minima (f is 0 there), range of x, and range of y.
 SURFACES = {
     "ravine": (ravine(PICTURED), (-2.3, 0.15), [(0, 0)], (-2.7, 0.7), (-1.5, 0.8)),
     "ravine at 0°": (ravine(0), (-2.3, 0.5), [(0, 0)], (-2.7, 0.7), (-1.2, 1.2)),
@@ -63,22 +63,24 @@ OPTIMIZERS = {
 }
 THREE = ["SGD", "Adagrad", "RMSProp"]
 ONE_RATE = """\
-All at η = {rate}, {seeds} seeds; each gradient is that of the ravine moved by a normal vector of
-{noise} in each coordinate. Distance to the minimum, of {start:.3g} at the start, after some steps;
-off the floor: the root mean square distance from the bottom line in steps {low} to {high}; rate:
-the geometric mean of the two parameters' effective rates there, / η.
+All at η = {rate}, with {seeds} seeds. Each gradient is taken at a point with normal noise of
+{noise} in each coordinate. Numbered columns: the distance to the minimum after so many steps
+({start:.3g} at the start). off the floor: the root mean square distance from the bottom line of the
+ravine in steps {low} to {high}. rate: the geometric mean of the two parameters' effective rates in
+these steps, / η.
 """
 CAPTION = """\
-Without noise. Each rate is tuned for the loss at the end: mean of the last 20 of {steps} steps
-+ 1e-8, geometric mean of {seeds} starts. Turned back: steps by more than 90°, of those down to 1%
-of the loss, from the start of the pictures. Falling: the loss at the end where the rate falls to
-0, tuned for that. Steps: until the loss stays below .1 (median of the starts) at the tuned rate;
-fewest: at the quickest rate.
+Without noise. rate: tuned for the loss at the end. end: this loss, the mean of the last 20 of
+{steps} steps + 1e-8, as a geometric mean of {seeds} starts. turned back: steps that turn by more
+than 90°, of the steps until the loss is 1% of its first value, from the start in the pictures.
+falling: the loss at the end with a rate that falls to 0, and is tuned for this. steps: steps until
+the loss stays below 0.1 at the tuned rate (median of the starts). fewest: the same at the fastest
+rate.
 """
 
 
 def descend(f, solver, first, noise):
-    """The path from `first`: each step's gradient is that of the surface moved by its noise."""
+    """Return the path from `first`, with each gradient taken at a point that is moved by noise."""
 
     def step(carry, moved):
         params, state = carry
@@ -91,7 +93,7 @@ def descend(f, solver, first, noise):
 
 
 def at_one_rate(steps, seeds):
-    """The paths of all seeds in the ravine of the pictures; prints a table over its angle."""
+    """Print a table over the angles of the ravine. Return the paths for the pictures."""
     keys = jax.random.split(jax.random.key(0), seeds)
     noise = NOISE * jax.vmap(lambda key: jax.random.normal(key, (steps, 2)))(keys)
     _, start, *_ = SURFACES["ravine"]
@@ -99,7 +101,7 @@ def at_one_rate(steps, seeds):
     after = [n for n in (25, 50, 100, 200, 1000) if n <= steps]
     paths = {}
     print(ONE_RATE.format(rate=RATE, noise=NOISE, seeds=seeds, start=away, low=low, high=high))
-    print(f"{'turned by':>9}  {'optimiser':9}" + "".join(f"{n:>7}" for n in after), end="")
+    print(f"{'turned by':>9}  {'optimizer':9}" + "".join(f"{n:>7}" for n in after), end="")
     print("  off the floor   rate")
     for degrees, name in itertools.product(ANGLES, THREE):
         turn = np.radians(degrees - PICTURED)
@@ -122,7 +124,7 @@ def at_one_rate(steps, seeds):
 
 
 def draw_one_rate(plt, paths, file):
-    """The first steps of the first seed, and the distance of all seeds."""
+    """Draw the first steps of the first seed, and the distances of all seeds."""
     f, _, minima, *window = SURFACES["ravine"]
     figure, (top, bottom) = plt.subplots(
         2, figsize=(5.5, 7.6), height_ratios=[1.25, 1], layout="constrained"
@@ -153,7 +155,7 @@ def draw_one_rate(plt, paths, file):
 
 
 def animate(plt, paths, every):
-    """The three at once; the whole path stays, and the end is held."""
+    """Animate the three paths. The last frame is repeated."""
     from matplotlib.animation import FuncAnimation
 
     f, _, minima, *window = SURFACES["ravine"]
@@ -178,7 +180,7 @@ def animate(plt, paths, every):
 
 
 def train(hp, key):
-    """Without noise, from a start of its own, near that of the picture."""
+    """Train without noise, from a random start near the start of the picture."""
     start = jnp.array(SURFACES[hp["surface"]][1])
     return measured(hp, start + 0.2 * jax.random.normal(key, (2,)))
 
@@ -189,20 +191,22 @@ def measured(hp, first):
     solver = OPTIMIZERS[hp["optimizer"]](rate)
     x, y = descend(f, solver, first, jnp.zeros((STEPS, 2)))[0].T
     loss = f(x, y)
-    there = jnp.where(loss < 0.1, 0, jnp.arange(1, STEPS + 2)).max()  # below .1 for good
+    there = jnp.where(
+        loss < 0.1, 0, jnp.arange(1, STEPS + 2)
+    ).max()  # the first step after which it stays below 0.1
     there = jnp.where(there > STEPS, jnp.inf, there)
     end = jnp.log10(loss[-20:].mean() + 1e-8)
     return {"x": x, "y": y, "loss": loss, "there": there, "end": end}
 
 
 def turned_back(path, loss):
-    """Steps that turn back by more than 90°, of those down to 1% of the loss."""
+    """Return the number of steps that turn by more than 90°, until the loss is 1% of the first."""
     steps = np.diff(path[: np.argmax(np.append(loss < loss[0] / 100, True)) + 1], axis=0)
     return f"{((steps[1:] * steps[:-1]).sum(1) < 0).sum()} of {len(steps)}"
 
 
 def draw(plt, surface, runs):
-    """The paths at tuned rates."""
+    """Draw the paths at the tuned rates."""
     f, _, minima, *window = SURFACES[surface]
     figure, ax = plt.subplots(figsize=(5.5, 5.8), layout="constrained")
     mine = {name: runs[surface, name] for name in OPTIMIZERS}
@@ -230,7 +234,7 @@ def draw_losses(plt, surfaces, runs):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one surface, few rates: seconds")
+    parser.add_argument("--quick", action="store_true", help="one surface and few rates: seconds")
     parser.add_argument("--output", type=Path, default="trajectories_output")
     args = parser.parse_args(argv)
     args.output.mkdir(parents=True, exist_ok=True)
@@ -268,14 +272,14 @@ def main(argv=None):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    columns = ["surface", "optimiser", "rate", "turned back", "end", "falling", "steps", "fewest"]
+    columns = ["surface", "optimizer", "rate", "turned back", "end", "falling", "steps", "fewest"]
     tuned = pd.DataFrame(tuned, columns=columns)
     tuned.to_csv(args.output / "tuned.csv", index=False)
     print("\n" + CAPTION.format(steps=STEPS, seeds=seeds))
     print(tuned.to_string(index=False, float_format="{:.3g}".format))
-    fewest = tuned.set_index(["optimiser", "surface"]).fewest
+    fewest = tuned.set_index(["optimizer", "surface"]).fewest
     ratios = (fewest["RMSProp"] / fewest["Adam"]).dropna()
-    print("\nFewest steps to .1, RMSProp's / Adam's:", end=" ")
+    print("\nFewest steps to 0.1, RMSProp / Adam:", end=" ")
     print(", ".join(f"{surface} {ratio:.2g}" for surface, ratio in ratios.items()) + ".")
 
     draw_one_rate(plt, paths, args.output / "one_rate.png")

@@ -1,7 +1,7 @@
-"""An average in two bytes: rounded to the nearest it stalls, rounded stochastically it does not.
+"""An average in two bytes stalls with rounding to nearest, but not with stochastic rounding.
 
-RMSProp's s for 1,000 elements under a constant gradient of 1, from 0 and then, after the gradient
-has dropped to a tenth, down again: in float32, in bfloat16 rounded to the nearest, and by
+The script follows RMSProp's s for 1,000 elements. The gradient is 1, and later 0.1. s is stored in
+float32, in bfloat16 with rounding to nearest, and in bfloat16 with stochastic rounding, by
 `rj.scale_by_rms(state_dtype="bfloat16")`.
 """
 
@@ -18,7 +18,7 @@ DECAY, ELEMENTS = 0.999, 1_000
 
 
 def averages(solver, gradients, dtype):
-    """s after each step, float32 of shape (steps, elements); kept in `dtype` if that is given."""
+    """Return s after each step, of shape (steps, elements). With `dtype`, s is stored in it."""
 
     def step(state, g):
         if dtype is not None:
@@ -47,11 +47,11 @@ def main(argv=None):
     short = rj.scale_by_rms(DECAY, state_dtype="bfloat16")
     found = {
         "float32": averages(full, gradients, None),
-        "bfloat16, to the nearest": averages(full, gradients, jnp.bfloat16),
+        "bfloat16, to nearest": averages(full, gradients, jnp.bfloat16),
         "bfloat16, stochastically": averages(short, gradients, None),
     }
     true = found["float32"][:, 0]
-    print(f"s at ρ = {DECAY}, mean ± standard deviation of {ELEMENTS:,} elements, ÷ the true one")
+    print(f"s / exact s at ρ = {DECAY}: mean ± standard deviation of {ELEMENTS:,} elements")
     print(f"{'':26} step {half:5}         step {2 * half:5}")
     rows = ["step," + ",".join(f"{name} {what}" for name in found for what in ("mean", "sd"))]
     for name, s in found.items():

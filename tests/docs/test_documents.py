@@ -239,20 +239,20 @@ def test_heavy_packages_are_imported_only_when_used():
 
 
 TELLS = {
-    "a2c.py": "With the rate tuned, apart from Stable-Baselines3",
+    "a2c.py": "At the best rate, different from Stable-Baselines3",
     "adam_is_momentum_plus_rmsprop.py": "closed form",
-    "dqn.py": "With the rate tuned, apart from DQN 2015",
+    "dqn.py": "At the best rate, different from DQN 2015",
     "lstm_language_model.py": "test bits",
-    "lstm_sweep.py": "At an edge of the grid: learning_rate 0.03 (tried 0.001 to 0.03)",
+    "lstm_sweep.py": "at an edge of the grid: learning_rate 0.03 (tried 0.001 to 0.03)",
     "learned_hyperparameters.py": "learned",
-    "population.py": "The schedule that it found",
+    "population.py": "The schedule of the best member",
     "two_byte_state.py": "bfloat16, stochastically",
     "numerical_example.py": "units of the last place",
-    "trajectories.py": "Fewest steps to .1",
-    "effective_step.py": "exponent of its fall",
+    "trajectories.py": "Fewest steps to 0.1",
+    "effective_step.py": "exponent of t",
     "nonstationary.py": "Late error, Adagrad / RMSProp",
-    "optuna_search.py": "Best on test topics in the mean",
-    "train_the_winner.py": "The first leads the second by",
+    "optuna_search.py": "Lowest mean test loss",
+    "train_the_winner.py": "The first point is better than the second by",
 }
 
 
@@ -277,10 +277,11 @@ def test_examples_run(example, tmp_path):
 @pytest.mark.parametrize(
     ("rate", "decay", "said"),
     [
-        (0.01, 0.9, "Within the grid on each axis."),
-        (0.01, 0.5, "At an edge of the grid: decay 0.5 (tried 0.5 to 0.99): widen it there."),
-        (0.1, 0.99, "At an edge of the grid: learning_rate 0.1 (tried 0.001 to 0.1), decay 0.99 "
-         "(tried 0.5 to 0.99): widen it there."),
+        (0.01, 0.9, "The best point is inside the grid on each axis."),
+        (0.01, 0.5, "The best point is at an edge of the grid: decay 0.5 (tried 0.5 to 0.99). "
+         "Widen the grid there."),
+        (0.1, 0.99, "The best point is at an edge of the grid: learning_rate 0.1 (tried 0.001 to "
+         "0.1), decay 0.99 (tried 0.5 to 0.99). Widen the grid there."),
     ],
 )  # fmt: skip
 def test_lstm_sweep_says_where_its_grid_is_too_narrow(rate, decay, said, monkeypatch):
@@ -296,7 +297,7 @@ BY_HAND = runpy.run_path(str(ROOT / "examples" / "numerical_example.py"))
 @pytest.mark.parametrize(
     ("gradients", "message"),
     [
-        ("1,a", "got '1,a' for a step, wanted numbers between commas"),
+        ("1,a", "must be numbers separated by commas, got '1,a' for a step"),
         ("1,2;3", "step 1 has 2 numbers and step 2 has 1"),
         ("1;nan", "got a gradient of nan"),
         ("1;1e200", "between 1e-140 and 1e150"),

@@ -65,7 +65,7 @@ def test_figures_in_the_text_are_those_of_the_tables(page):
     )[0]
     slower = number(r"Fewest steps to .*beale (\S+),", "trajectories")
     kept, adam_keeps = re.search(
-        r"what they keep.*\n +(\d) +(\d)", printed("adam_is_momentum_plus_rmsprop")
+        r"state, bytes per parameter.*\n +(\d) +(\d)", printed("adam_is_momentum_plus_rmsprop")
     ).groups()
     row = (
         r" +\S+ +\d+ ± \d+ +(?:[+-]\d+ ± \d+(?: \*)? +)?\d+ +(\d+) "  # rate, mean, less, end, lost
