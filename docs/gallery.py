@@ -1,7 +1,8 @@
-"""Draw the pictures of the pages anew: `python docs/gallery.py`, some minutes on 2 cores.
+"""Draw the pictures of the pages: `python docs/gallery.py [NAME ...]`.
 
-Runs the examples named below, keeps their pictures, tables and what they print beside the pages,
-and notes in `drawn.json` which code drew them; a test compares that with the present code.
+The program runs the examples below, and saves their pictures, tables, and printed output in
+`docs/pages/pictures`. `drawn.json` has the hash of the code that drew each picture. A test compares
+this hash with the hash of the present code.
 """
 
 import argparse
@@ -35,10 +36,10 @@ def code_hash(name):
 
 
 def code_of(name):
-    """The files of an example and of what it imports beside it, the plots and the optimiser.
+    """Return the files of an example, of its imports in the folder, the plots, and the optimizer.
 
-    Not the sweep: its own tests hold each trial to what `jax.jit(train)` gives, bit for bit, so no
-    change there changes a picture.
+    The sweep is left out. The sweep's tests check that each trial equals `jax.jit(train)` bit for
+    bit, so no change of the sweep changes a picture.
     """
     package, examples = ROOT / "rmsprop_jax", ROOT / "examples"
     files = {package / "presets.py", *package.glob("plots/*.py"), *package.glob("_optimizer/*.py")}
@@ -60,9 +61,9 @@ def imported(code):
 
 
 def drawing_code(code):
-    """The code without docstrings, comments, `raise` statements, and blank lines.
+    """Return the code without docstrings, comments, `raise` statements, and blank lines.
 
-    These change no picture, so that their texts may be improved without drawing all of them again.
+    These parts change no picture. You can edit their text without drawing the pictures again.
     """
     lines = code.splitlines(keepends=True)
     for token in tokenize.generate_tokens(io.StringIO(code).readline):
@@ -77,7 +78,7 @@ def drawing_code(code):
 
 
 def draw(name):
-    """Runs one example; returns what `drawn.json` says of it."""
+    """Run one example, and return its entry for `drawn.json`."""
     folder = PICTURES / name
     shutil.rmtree(folder, ignore_errors=True)
     command = [sys.executable, f"examples/{name}.py", "--output", folder.relative_to(ROOT)]
@@ -99,10 +100,12 @@ def draw(name):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(EXAMPLES)}")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"one of {', '.join(EXAMPLES)}; default: all"
+    )
     names = parser.parse_args(argv).names or EXAMPLES
     if unknown := set(names) - set(EXAMPLES):
-        parser.error(f"no such example: {', '.join(unknown)}; there are {', '.join(EXAMPLES)}.")
+        parser.error(f"NAME must be one of {', '.join(EXAMPLES)}, got {', '.join(unknown)}.")
     for name in names:
         start = time.perf_counter()
         drawn = json.loads(DRAWN.read_text("utf-8")) if DRAWN.exists() else {}

@@ -1,7 +1,7 @@
-"""What MkDocs does besides: formulas as MathML, each page in its language, a name for its search.
+"""Hooks of MkDocs: formulas as MathML, the language of each page, and a label for the search.
 
-A ```math block becomes MathML, which browsers draw with their own fonts; GitHub draws the same
-blocks by itself. No script and no font is fetched. A page with `lang:` says so in `<html>`.
+A ```math block becomes MathML, which browsers draw with their own fonts. GitHub draws the same
+blocks. The site fetches no script and no font. A page with `lang:` sets the language in `<html>`.
 """
 
 from latex2mathml.converter import convert

@@ -1,7 +1,7 @@
-"""Put what the code of the pages prints below it: `python docs/printed.py [PAGE ...]`.
+"""Write the printed output of the pages' code blocks: `python docs/printed.py [PAGE ...]`.
 
-Blocks run in order, each with what those before it have made. What one prints stands below it in a
-```text block entitled "prints"; a test runs the pages and compares.
+The blocks of a page run in order, in one namespace. The output of a block is below the block, in a
+```text block with the title "prints". A test runs the pages and compares the output.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ BLOCK = re.compile(
 
 
 def run(text, name):
-    """For each block of a page its match and what it printed."""
+    """Yield, for each block of a page, its match and its printed output."""
     names = {}
     for block in BLOCK.finditer(text):
         out = io.StringIO()
@@ -29,14 +29,14 @@ def run(text, name):
 
 
 def shown(text, name):
-    """The page with what its blocks print."""
-    printed = iter([said for _, said in run(text, name)])
+    """Return the page with the printed output of its blocks."""
+    printed = iter([output for _, output in run(text, name)])
 
-    def anew(block):
-        said = next(printed)
-        return block[1] + (f'\n```text title="prints"\n{said}```\n' if said else "")
+    def with_output(block):
+        output = next(printed)
+        return block[1] + (f'\n```text title="prints"\n{output}```\n' if output else "")
 
-    return BLOCK.sub(anew, text)
+    return BLOCK.sub(with_output, text)
 
 
 def main(names):

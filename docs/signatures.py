@@ -1,7 +1,8 @@
-"""Signatures on the API pages: their names lead to what explains them, private ones are spelt out.
+"""Signatures on the API pages: link names to their explanation, and write out private names.
 
-A hook of MkDocs, for the anchors of `api.md`, and an extension of Griffe, for `presets`: 0 for the
-default `_NONE`, as `help` has it, and Optax's types for their short names there.
+This file is a hook of MkDocs, for the anchors of `api.md`, and an extension of Griffe, for
+`presets`. The extension shows the default `_NONE` as 0, like `help`, and the private type names of
+`presets` as Optax's types.
 """
 
 import re
@@ -28,6 +29,6 @@ class Spelt(griffe.Extension):
 
 
 def spelt(annotation, module):
-    """What a private name of this module was set to; anything else as it is."""
+    """Return the value of a private name of this module, and any other annotation unchanged."""
     name = str(annotation)
     return module[name].value if name.startswith("_") else annotation

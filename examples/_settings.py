@@ -49,26 +49,26 @@ def compare(train, settings, pictures, rates, seeds, steps, folder, shared=None)
     best = tuned.mean(axis=-1).argmax(axis=1)
     shared = best[0] if shared is None else shared
     # Each setting at its best rate, at the next higher rate, and at the shared rate.
-    wanted = [[own, min(own + 1, len(rates) - 1), shared] for own in best]
-    points = list(dict.fromkeys((i, at) for i, three in enumerate(wanted) for at in three))
-    judged = rj.sweep(
+    chosen = [[place, min(place + 1, len(rates) - 1), shared] for place in best]
+    points = list(dict.fromkeys((i, at) for i, places in enumerate(chosen) for at in places))
+    evaluated = rj.sweep(
         train,
         [{"setting": names[i], "rate": rates[at]} for i, at in points],
         seeds=range(seeds, 4 * seeds),
         **options,
     )
-    places = [[points.index((i, at)) for at in three] for i, three in enumerate(wanted)]
+    rows = [[points.index((i, at)) for at in places] for i, places in enumerate(chosen)]
     # Axes: setting, one of the three rates, seed.
-    found, end, curves = (
-        np.array(np.split(judged.metrics[name], len(points)))[np.array(places)]
+    returns, end, curves = (
+        np.array(np.split(evaluated.metrics[name], len(points)))[np.array(rows)]
         for name in ("return", "at the end", "curve")
     )
-    table = judged.to_dataframe().groupby(["setting", "rate"], sort=False)
+    table = evaluated.to_dataframe().groupby(["setting", "rate"], sort=False)
     table[["return", "at the end"]].agg(["mean", "sem"]).to_csv(folder / "returns.csv")
 
-    mean, half = mean_and_interval(found)
-    less, doubt = mean_and_interval(found - found[0])
-    apart = abs(less) > doubt
+    mean, half = mean_and_interval(returns)
+    difference, margin = mean_and_interval(returns - returns[0])
+    is_different = abs(difference) > margin
     lost, rate = (end < LIMIT / 2).sum(axis=-1), f"{rates[shared]:.2g}"
     n, factor = 3 * seeds, f"{rates[1] / rates[0]:.2g}"
     print(
@@ -86,24 +86,26 @@ def compare(train, settings, pictures, rates, seeds, steps, folder, shared=None)
     )
     for i, name in enumerate(names):
         means = [f"{m:3.0f} ± {h:<3.0f}" for m, h in zip(mean[i], half[i], strict=True)]
-        stars = [" *" if star else "" for star in apart[i]]
-        gaps = [f"{less[i, k]:+.0f} ± {doubt[i, k]:.0f}{stars[k]}" if i else "" for k in range(3)]
+        stars = [" *" if star else "" for star in is_different[i]]
+        gaps = [
+            f"{difference[i, k]:+.0f} ± {margin[i, k]:.0f}{stars[k]}" if i else "" for k in range(3)
+        ]
         print(
             f"{name:{width}}{rates[best[i]]:8.2g}   {means[0]}  {gaps[0]:12}"
             f"{end[i, 0].mean():5.0f}  {lost[i, 0]:4}   {means[1]}  {lost[i, 1]:4}   "
             f"{means[2]}  {gaps[2]:11} {lost[i, 2]:4}"
         )
     for text, k in (("\nAt the best rate", 0), (f"At a rate of {rate}", 2)):
-        order = [i for i in less[:, k].argsort() if apart[i, k]]
-        which = ", ".join(f"{names[i]} {less[i, k]:+.0f}" for i in order)
-        print(f"{text}, different from {first}: {which or 'none'}.")
+        order = [i for i in difference[:, k].argsort() if is_different[i, k]]
+        listed = ", ".join(f"{names[i]} {difference[i, k]:+.0f}" for i in order)
+        print(f"{text}, different from {first}: {listed or 'none'}.")
 
     named = lambda values: dict(zip(names, values, strict=True))
-    own, alike = (named(curves[:, k].swapaxes(1, 2)) for k in (0, 2))
+    at_best, at_shared = (named(curves[:, k].swapaxes(1, 2)) for k in (0, 2))
     panels = {
         f"mean over the training ({seeds} seeds)": (rates, named(tuned)),
-        f"each at its best rate ({n} other seeds)": (steps, own),
-        f"all at a rate of {rate} (the same {n} seeds)": (steps, alike),
+        f"each at its best rate ({n} other seeds)": (steps, at_best),
+        f"all at a rate of {rate} (the same {n} seeds)": (steps, at_shared),
     }
     for picture, shown in pictures.items():
         looks = {name: settings[name] for name in shown if name in settings}

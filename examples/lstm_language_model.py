@@ -25,7 +25,7 @@ OPTIMIZERS = {
 
 def main(argv=None):
     args, corpus, model = start(__doc__, "lstm_language_model_output", argv)
-    steps, some = (10, slice(1, 3)) if args.quick else (300, slice(None))
+    steps, tried = (10, slice(1, 3)) if args.quick else (300, slice(None))
     optimizers = list(OPTIMIZERS)[: 2 if args.quick else None]
 
     def train(hp, key, text, validation, test):
@@ -34,7 +34,7 @@ def main(argv=None):
         score = functools.partial(evaluate, model, params)
         return {"loss": losses, "validation": score(validation), "test": score(test)}
 
-    grid = lambda name: rj.grid(optimizer=[name], learning_rate=OPTIMIZERS[name][1][some])
+    grid = lambda name: rj.grid(optimizer=[name], learning_rate=OPTIMIZERS[name][1][tried])
     points = functools.reduce(operator.add, map(grid, optimizers))
     print(f"Sweep: {len(points)} trials of {steps} steps: {', '.join(optimizers)}.")
     data = jax.tree.map(jnp.asarray, corpus[1:])

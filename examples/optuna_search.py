@@ -104,10 +104,10 @@ def main(argv=None):
 
         study = open_study(url, run, args.worker)
         if steps_of(study) < budget:
-            mine = jax.devices()[args.worker % len(jax.devices()) :: args.workers]
+            devices = jax.devices()[args.worker % len(jax.devices()) :: args.workers]
             rj.search.optimize(
                 training, study, SPACE, n_trials=budget // every, seeds=[run],
-                study_callbacks=[enough], devices=mine, **options,
+                study_callbacks=[enough], devices=devices, **options,
             )  # fmt: skip
         return study
 
@@ -187,24 +187,24 @@ def pictures(folder, study, studies, results):
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    from optuna.visualization import matplotlib as of_optuna
+    from optuna.visualization import matplotlib as optuna_plots
 
     _, ax = plt.subplots(figsize=(5.5, 4), layout="constrained")
-    ways = {"TPE": [so_far(each) for each in studies]}
+    curves = {"TPE": [so_far(each) for each in studies]}
     for name, each in results.items():
-        ways[name] = [best_by_steps(result) for result in each]
-    for (name, lines), color in zip(ways.items(), ("#0072b2", "#d55e00", "#009e73"), strict=True):
+        curves[name] = [best_by_steps(result) for result in each]
+    for (name, lines), color in zip(curves.items(), ("#0072b2", "#d55e00", "#009e73"), strict=True):
         for run, (spent, best) in enumerate(lines):
             label, marker = None if run else name, "o" if len(spent) == 1 else ""
             ax.step(spent, best, where="post", color=color, marker=marker, label=label)
-    lowest = min(best[-1] for lines in ways.values() for _, best in lines)
+    lowest = min(best[-1] for lines in curves.values() for _, best in lines)
     ax.set_ylim(lowest - 0.01, lowest + 0.3)
     ax.set(xlabel="steps of all trials", ylabel="best validation loss so far, nats per character")
     ax.legend()
     plt.savefig(folder / "searches.png", dpi=110)
     plt.close("all")
     for name in ("param_importances", "slice", "intermediate_values"):
-        axes = getattr(of_optuna, f"plot_{name}")(study)
+        axes = getattr(optuna_plots, f"plot_{name}")(study)
         plt.gcf().set_size_inches(5.5, 6 if name == "slice" else 3.5)
         if name == "intermediate_values":
             axes.get_legend().remove()  # with one line per trial, it is too long
