@@ -112,9 +112,9 @@ def main(argv=None):
     plt.savefig(args.output / "heatmap.png", dpi=110)
     _, axes = plt.subplots(2, figsize=(5.5, 7.5), layout="constrained")
     rj.plots.curves(result, "loss", smooth=steps // 18, ax=axes[0])
-    axes[0].set_title("training loss, nats per character")
+    axes[0].set_title("training loss, nats a character")
     rj.plots.curves(result, "validation", ax=axes[1])
-    axes[1].set_title("validation loss, nats per character")
+    axes[1].set_title("validation loss, nats a character")
     plt.savefig(args.output / "curves.png", dpi=110)
     for name in (folder.name, csv.name, "sample.txt", "heatmap.png", "curves.png"):
         print(f"Wrote {args.output / name}")

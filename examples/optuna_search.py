@@ -199,7 +199,7 @@ def pictures(folder, study, studies, results):
             ax.step(spent, best, where="post", color=color, marker=marker, label=label)
     lowest = min(best[-1] for lines in curves.values() for _, best in lines)
     ax.set_ylim(lowest - 0.01, lowest + 0.3)
-    ax.set(xlabel="steps of all trials", ylabel="best validation loss so far, nats per character")
+    ax.set(xlabel="steps in all", ylabel="best validation loss so far, nats a character")
     ax.legend()
     plt.savefig(folder / "searches.png", dpi=110)
     plt.close("all")

@@ -86,8 +86,8 @@ def main(argv=None):
             lowest = np.nanmin(each.metrics["validation"], axis=0)
             label = f"{name}, {runs} runs" if run == 0 else None
             axes[0].plot(each.steps["validation"], lowest, color=color, label=label)
-    axes[0].set(xlabel="step", ylabel="validation loss, nats per character")
-    axes[0].set_title(f"the best of {members} members at each step")
+    axes[0].set(xlabel="step", ylabel="validation loss, nats a character")
+    axes[0].set_title(f"the best of the {members} at each step")
     axes[0].legend()
     for ax, name in zip(axes[1:], SPACE, strict=True):
         rj.plots.lineage(first, name, ax=ax)
