@@ -97,9 +97,10 @@ def results(page: str) -> str:
     machine = known["sweep"][1].split("\n", 1)[0].split("; ", 1)[1]
     return f"""\
 - **Sweep.** {points} points of {trainings}, compile time included,
-  take {first(sweep["ours"][3])} s. The same trials take {longer["loop"]}× as long one by
-  one in a jitted function and {longer["vmap"]}× under one `jax.vmap`. An Optuna study that compiles
-  every trial would take {longer["Optuna"]}× as long, estimated from {sweep["Optuna"][0]} trials.
+  take {first(sweep["ours"][3])} s in one sweep. One by one in a jitted function, the same trials
+  take {longer["loop"]}× as long. Under one `jax.vmap`, the same trials take
+  {longer["vmap"]}× as long. An Optuna study that compiles every trial would take
+  {longer["Optuna"]}× as long, estimated from {sweep["Optuna"][0]} trials.
   `python -m tests.benchmarks sweep`
 - **Optimizer step.** One step of {leaf} float32 parameters, jitted with donated buffers,
   accesses {max(byte_ratios):.3f}× the bytes of `optax.rmsprop` and takes {min(times):.2f}× to
