@@ -29,10 +29,8 @@ class static(tuple[Value, ...]):  # noqa: N801 (reads as a function where it is 
     """A mark for static hyperparameters: `train` gets the axis's values as Python objects.
 
     JAX compiles one program for each combination of static values. Bools, strings, and `None` are
-    static without this mark. Shapes, layer counts, and optimizers' names need the mark.
-
-    Args:
-      values: for `grid`, a list, tuple, range, or 1-D array. For `sample`, a distribution.
+    static without this mark. Shapes, layer counts, and optimizers' names need the mark. The
+    argument is a list, tuple, range, or 1-D array for `grid`, and a distribution for `sample`.
 
     Raises:
       ValueError: for a string, a dict, a set, or a single value.
