@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from rmsprop_jax._tune.jax_settings import own_settings
 from rmsprop_jax._tune.results.result import SweepResult
-from rmsprop_jax._tune.run.cluster import Device
+from rmsprop_jax._tune.run.machine import Device, Machine
 from rmsprop_jax._tune.space.distributions import Distribution
 from rmsprop_jax._tune.space.values import PyTree, Value
 from rmsprop_jax._tune.training.training import Train, Training
@@ -170,12 +170,16 @@ def optimize(
       Akiba et al., [Optuna: A Next-generation Hyperparameter Optimization
       Framework](https://arxiv.org/abs/1907.10902), KDD 2019.
     """
+    machine = Machine()
+    start = machine.clock()
     runner = _with_optuna("optimize", "runner")
     with own_settings("search.optimize"):
         return runner.optimize(
             study,
             space,
             objective,
+            machine,
+            start,
             train=train,
             n_trials=n_trials,
             max_concurrent_trials=max_concurrent_trials,

@@ -1,9 +1,9 @@
-"""Errors for arguments that other frameworks' RMSProp has under another name, or alone."""
+"""Errors for arguments of other frameworks that `rmsprop` does not have."""
 
 import functools
 import inspect
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import NoReturn, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -51,14 +51,24 @@ def explains_foreign_names(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def explained(*args: P.args, **kwargs: P.kwargs) -> R:
-        for name in (kwargs.keys() - names) & PRESETS.keys():
-            _refuse(function.__name__, name, kwargs[name], OURS.get(name), names)
+        for name, value in kwargs.items():
+            if name in PRESETS and name not in names:
+                _refuse(function.__name__, name, value, names)
         return function(*args, **kwargs)
 
     return explained
 
 
-def _refuse(function: str, name: str, value: object, ours: str | None, names: set[str]) -> None:
+def _refuse(function: str, name: str, value: object, names: set[str]) -> NoReturn:
+    """Raise TypeError with our argument, if there is one, and the presets.
+
+    Args:
+      function: the name of the called function.
+      name: the other framework's argument.
+      value: the value that it got.
+      names: the arguments of the called function.
+    """
+    ours = OURS.get(name)
     if ours in names:
         fix = f"Pass {function}({ours}={value!r}), or call"
     elif ours is not None:

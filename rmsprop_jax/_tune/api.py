@@ -168,6 +168,8 @@ def sweep(
       >>> rj.sweep(train, points, progress=False).best().point["learning_rate"]
       0.01
     """
+    machine = Machine()
+    start = machine.clock()
     with own_settings("sweep"):
         if not isinstance(points, Points):
             points = Points(points)
@@ -197,19 +199,18 @@ def sweep(
             checkpoint_seconds=checkpoint_seconds,
             timeout=timeout,
         )
-        return run_sweep(options)
+        return run_sweep(options, machine, start)
 
 
-def run_sweep(options: Options, machine: Machine | None = None) -> SweepResult:
+def run_sweep(options: Options, machine: Machine, start: float) -> SweepResult:
     """Run `sweep` with these options.
 
     Args:
       options: the arguments of the call.
-      machine: the clock and the memory that the call uses; by default those of this machine.
+      machine: the clock and the memory that the call uses.
+      start: the time at which the call began, by the clock of the machine.
     """
-    devices = jax.devices() if options.devices is None else options.devices
-    cluster = Cluster(devices, machine)
-    start = cluster.machine.clock()
+    cluster = Cluster(jax.devices() if options.devices is None else options.devices, machine)
     with cluster.together("sweep"):
         experiment = Experiment.prepare(options, cluster, "sweep")
         experiment.refuse_disagreement()

@@ -24,7 +24,7 @@ from rmsprop_jax._tune.trials.progress import ProgressBar, report_of
 from rmsprop_jax._tune.trials.table import TrialTable
 
 MEMORY_SHARE = 0.8  # of the host's free memory that states may take
-WAVES_BESIDE = 6  # waves to allow for: empty slots take memory, and one wave is copied to the host
+EXTRA_WAVES = 6  # waves to allow for: empty slots take memory, and one wave is copied to the host
 
 
 class Session:
@@ -170,7 +170,7 @@ class Session:
         cluster = self.experiment.cluster
         wave = wave_bytes(cluster.mesh.size, largest, cluster.machine.buffer_bytes)
         copies = 1 if self.decisions is None else 2
-        return (copies * under_way + kept) * largest + WAVES_BESIDE * wave
+        return (copies * under_way + kept) * largest + EXTRA_WAVES * wave
 
     def _told_final_files(self) -> FinalFiles:
         """Return the files of final states, those to come included, on every process."""
@@ -227,9 +227,9 @@ class Session:
           trials: trials of one static group.
           fetch: a function that returns their final states. It is not called if none is kept.
         """
-        wanted = self.final_states.may_be_best(trials)
-        if wanted.any():
-            self.final_states.keep(trials[wanted], rows_of(fetch(), np.flatnonzero(wanted)))
+        kept = self.final_states.may_be_best(trials)
+        if kept.any():
+            self.final_states.keep(trials[kept], rows_of(fetch(), np.flatnonzero(kept)))
 
         def write() -> None:
             self.final_states.drop()
@@ -270,8 +270,9 @@ class Session:
         # A slice makes views of the arrays, not copies.
         rows: Any = slice(None) if len(begun) == len(table.data.number) else begun
         data = table.data.take(rows)
-        for name, steps in experiment.spec.recorded_steps.items():
-            # A search may have traced static groups that none of its points is in.
+        # A search may have traced static groups that none of its points is in.
+        is_whole = spec is experiment.spec
+        for name, steps in () if is_whole else experiment.spec.recorded_steps.items():
             is_recorded = np.isin(steps, spec.recorded_steps[name])
             if not is_recorded.all():
                 data.metrics[name] = data.metrics[name][:, is_recorded]

@@ -1,6 +1,5 @@
 """Time and memory of many tiny trials, and of other large counts."""
 
-import collections
 import contextlib
 import os
 import resource
@@ -45,7 +44,7 @@ HALVED = rj.Training(
 )
 
 
-class Timer(collections.UserDict):
+class Timer(dict):
     """Seconds of named operations."""
 
     @contextlib.contextmanager

@@ -113,7 +113,7 @@ def test_what_stops_the_first_process_stops_all(tmp_path):
 
 @pytest.fixture(scope="module")
 def came_to(tmp_path_factory):
-    """What calls that differ between two processes came to: name -> for each process."""
+    """Return the outcomes of calls that differ between two processes: by name, for each process."""
     folder = tmp_path_factory.mktemp("differences")
     processes = start("differences", folder)
     said = words(processes)

@@ -40,13 +40,13 @@ class Row(NamedTuple):
 
 
 def alias(**settings):
-    """What `optax.rmsprop` does, by the same arguments."""
+    """Return `optax.rmsprop` with the same arguments."""
     settings = {"learning_rate": RATE} | settings
     return Row(rj.rmsprop, settings | {"eps_in_sqrt": True}, lambda: optax.rmsprop(**settings))
 
 
 def beyond(settings, *parts):
-    """What takes a chain in Optax."""
+    """Return the optimizer that needs a chain in Optax."""
     settings = {"learning_rate": RATE, "eps_in_sqrt": True} | settings
     return Row(rj.rmsprop, settings, lambda: optax.chain(*parts))
 

@@ -239,7 +239,7 @@ def test_injected_with_its_defaults_it_is_the_plain_call(name, jitted):
     ("name", "dtype"), crossed(rj.presets.__all__, [jnp.bfloat16, jnp.float16])
 )
 def test_injected_in_half_precision_it_differs_by_one_rounding(name, dtype):
-    """Of its numbers, to that dtype; not where asked for float32."""
+    """The numbers are rounded to that dtype, except if the call asks for float32."""
     make = getattr(rj.presets, name)
     params = jax.tree.map(lambda p: p.astype(dtype), PARAMS)
     defaults = {

@@ -141,7 +141,7 @@ def test_centered_survives_a_constant_gradient(half, momentum):
 
 
 def test_centered_optax_goes_nan_under_the_same_gradient():
-    """What the test above saves us from. Not jitted: fused, it rounds otherwise, and may not."""
+    """The fault that the test above detects. Not jitted, because fused code rounds differently."""
     solver, g = optax.rmsprop(0.1, **CONSTANT), jnp.float32(3.0)
     state = solver.init(g)
     for _ in range(300):
@@ -322,7 +322,7 @@ def test_a_run_moves_between_optax_and_here(migration, x64, flags):
 
 
 def test_copying_optax_raw_moment_as_ours_is_wrong():
-    """What the test above would not forgive."""
+    """The test above fails with this fault."""
     settings = {"learning_rate": 0.1, "decay": 0.95, "centered": True, "eps_in_sqrt": True}
     theirs, ours = optax.rmsprop(**settings), rj.rmsprop(**settings)
     g = jnp.array([1.0, -2.0])

@@ -231,14 +231,14 @@ DESCENT = rj.Training(
 
 
 def halve(**options):
-    """Of 9 points 3 pass step 4, and 1 passes step 12; x = 9 fails."""
+    """3 of 9 points pass step 4, and 1 passes step 12. The point with x = 9 fails."""
     given = {"steps": 13, "evaluate_every": 5, "scheduler": rj.SuccessiveHalving(3, 4), "seeds": 2}
     given |= {"objective": "validation", "progress": False}
     return rj.sweep(DESCENT, XY, **given | options)
 
 
 def interrupted(call, after):
-    """What is there when the first trials have come to a step."""
+    """Return the result when the first trials have reached a step."""
 
     def callback(report):
         if report[0].step >= after:
@@ -256,7 +256,7 @@ def halved():
 
 @pytest.fixture(scope="module")
 def cut_off():
-    """Of 9 points 6 ended at 4; the others stand at 10, or still at 5."""
+    """6 of 9 points ended at step 4. The others have run 10 or 5 steps."""
     return interrupted(halve, 10)
 
 

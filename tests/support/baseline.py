@@ -40,7 +40,7 @@ SPACE = {
 
 
 class Recorder:
-    """What happens during a sweep, in order.
+    """The events of a sweep, in order.
 
     Args:
       folder: the sweep's; files elsewhere are ignored.
@@ -284,7 +284,7 @@ def search(recorder, path, train=train, pruner=None, **options):
 
 
 def study_trial(trial) -> str:
-    """What a study holds of a trial, but for the seconds."""
+    """Return a study's record of a trial, without the seconds."""
     attributes = {k: x for k, x in trial.user_attrs.items() if k != "seconds"}
     steps = sorted(trial.intermediate_values.items())
     return plain([trial.number, trial.state.name, trial.values, trial.params, attributes, steps])
@@ -312,7 +312,7 @@ def one_device(recorder, path):
 
 
 def two_processes(recorder, path):
-    """What the leader of two processes recorded and found."""
+    """Return the events and the arrays of the leader of two processes."""
     from tests.support import cluster
 
     with tempfile.TemporaryDirectory() as out:

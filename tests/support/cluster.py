@@ -330,7 +330,7 @@ EXCEPTIONS = {
 
 
 def canary(i):
-    """What the sweep uses of JAX's private names."""
+    """Call the private functions of JAX that the sweep uses."""
     assert coordination.is_connected()
     coordination.write(f"canary/{i}", f"from {i}")
     with pytest.raises(RuntimeError):
@@ -415,7 +415,7 @@ def start(problem, out, count=2):
 
 
 def words(processes):
-    """What each wrote to standard error, once they have ended."""
+    """Return the standard error of each process, after all have ended."""
     try:
         return [process.communicate(timeout=120)[1] for process in processes]
     finally:

@@ -11,5 +11,6 @@ def sweep(train, points, machine: Machine, **options):
     """Run a sweep as `rj.sweep` does, on this machine and without a bar."""
     points = points if isinstance(points, Points) else Points(points)
     options = {"progress": False} | options
+    start = machine.clock()
     with own_settings("sweep"):
-        return run_sweep(Options(train=train, points=points, **options), machine)
+        return run_sweep(Options(train=train, points=points, **options), machine, start)

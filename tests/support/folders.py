@@ -11,23 +11,23 @@ END = b'"}'
 
 
 def sealed(body):
-    """These bytes, up to the checksum, and the checksum."""
+    """Return the bytes with their checksum."""
     return body + hashlib.sha256(body).hexdigest().encode() + END
 
 
 def content(file):
-    """Of a JSON file."""
+    """Return the content of a JSON file."""
     return json.loads(file.read_bytes())["content"]
 
 
 def write_content(file, new):
-    """Another content under the same header, with a checksum that fits."""
+    """Replace the content of a JSON file, with a correct checksum."""
     document = json.loads(file.read_bytes()) | {"content": new, "sha256": ""}
     file.write_bytes(sealed(json.dumps(document).encode()[: -len(END)]))
 
 
 def write_arrays(file, arrays, compress=False):
-    """Other arrays under the same header, with a checksum that fits."""
+    """Replace the arrays of a file, with a correct checksum."""
     with zipfile.ZipFile(file) as archive:
         comment = archive.comment
     data = io.BytesIO()
@@ -38,6 +38,6 @@ def write_arrays(file, arrays, compress=False):
 
 
 def contents(folder):
-    """Of all files but the lock."""
+    """Return the bytes of all files except the lock, by name."""
     files = (file for file in folder.rglob("*") if file.is_file() and file.name != ".lock")
     return {str(file.relative_to(folder)): file.read_bytes() for file in files}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxlib.version import __version__ as jaxlib_version
 
-from rmsprop_jax._tune.run.cluster import Device
+from rmsprop_jax._tune.run.machine import Device
 
 if TYPE_CHECKING:
     from jax.extend.core import ClosedJaxpr, Jaxpr

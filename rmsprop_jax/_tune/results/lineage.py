@@ -21,7 +21,7 @@ class Change(NamedTuple):
 
 
 class Stretch(NamedTuple):
-    """Steps with the same hyperparameters on the way to a state."""
+    """A span of steps, before a state, with the same hyperparameters."""
 
     start: int
     """The step after which the stretch begins."""

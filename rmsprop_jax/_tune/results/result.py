@@ -195,8 +195,8 @@ class SweepResult:
     def __getstate__(self) -> dict[str, Any]:
         """Return the attributes without `train`, which may be a function that pickle refuses."""
         kept = None if self._kept is None else self._kept.without_structure()
-        made_anew = {"_retrainer": None, "_kept": kept, "_valid": None, "_history": None}
-        return self.__dict__ | made_anew
+        reset = {"_retrainer": None, "_kept": kept, "_valid": None, "_history": None}
+        return self.__dict__ | reset
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SweepResult":
         made = copy.copy(self)
@@ -320,9 +320,9 @@ class SweepResult:
           batches: the `batches` of the sweep.
 
         Returns:
-          Of a function its metrics, as NumPy arrays. Of a `Training` its last state, as JAX arrays,
-          and a dict with the metrics of every step, and with those of `evaluate` at the last. Bit
-          for bit the sweep's values, if its batch size was 1.
+          For a function, the metrics as NumPy arrays. For a `Training`, the last state as JAX
+          arrays, and a dict with the metrics of every step and the metrics of `evaluate` after the
+          last step. The values are bit for bit those of a sweep with a batch size of 1.
 
         Raises:
           ValueError: for a point that is not in the sweep, a seed that is not an int, args that

@@ -167,7 +167,7 @@ class SynchronousRunner:
         donors = table.copy(decision, sorted(self._arrived))
         if donors or not self._arrived.isdisjoint(pruned.tolist()):
             for group in self._batches:
-                self._form_anew(group, rung, pruned, donors)
+                self._form_waves(group, rung, pruned, donors)
         self._session.show()
         return bool(donors)
 
@@ -181,7 +181,7 @@ class SynchronousRunner:
                 states = rows_of(self._backend.states(batch), rows)
                 final_states.keep(batch.trials[rows], states)
 
-    def _form_anew(
+    def _form_waves(
         self, group: int, rung: int, pruned: np.ndarray, donors: Mapping[int, int]
     ) -> None:
         """Form full waves of the trials of a static group that continue after a rung.

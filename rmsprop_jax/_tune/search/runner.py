@@ -78,7 +78,7 @@ class StudyTrial(NamedTuple):
 
 
 def optimize(
-    study: Any, space: Any, objective: Any, machine: Machine | None = None, **arguments: Any
+    study: Any, space: Any, objective: Any, machine: Machine, start: float, **arguments: Any
 ) -> SweepResult:
     """Run `rmsprop_jax.search.optimize`, which documents the arguments.
 
@@ -86,7 +86,8 @@ def optimize(
       study: a study of Optuna.
       space: the distribution of each hyperparameter.
       objective: a metric or a function, or a tuple of these.
-      machine: the clock and the memory that the call uses; by default those of this machine.
+      machine: the clock and the memory that the call uses.
+      start: the time at which the call began, by the clock of the machine.
       **arguments: fields of `Options`.
     """
     if not isinstance(study, optuna.Study):
@@ -106,7 +107,6 @@ def optimize(
     )
     devices = jax.local_devices() if options.devices is None else options.devices
     cluster = Cluster(devices, machine)
-    start = cluster.machine.clock()
     if cluster.count > 1:
         raise ValueError(
             "devices must be of one process, got devices of several. Pass "

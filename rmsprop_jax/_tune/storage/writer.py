@@ -1,9 +1,9 @@
 """The one writer of a sweep's folder, and the order in which a call writes.
 
 Each file appears whole or not at all (`LockedFolder.write`). The manifest comes before the first
-other file of a call, and before the first deletion of a file that a reader may need: only files
-that a killed call wrote by half are deleted first. A call that is refused, or interrupted before
-that, leaves the folder unchanged. After the manifest, the order is:
+other file of a call, and before the first deletion. Only half-written files of a killed call are
+deleted before the manifest is written. A call that is refused, or interrupted before its first
+file, leaves the folder unchanged. After the manifest, the order is:
 
 - a wave of a function: its metrics;
 - a checkpoint: the metrics of all its trials, their states, then the deletion of older checkpoints;
@@ -16,8 +16,9 @@ After a kill, `Session.open` reads the folder and ends the trials that decisions
 `CheckpointManager.rewind` sets each other unfinished trial back to its newest checkpoint, or to
 step 0. The steps after this checkpoint run again, with the same values. A kill in a gap leaves:
 
-- After the manifest: the folder asks for more, and holds what it held before.
-- Between two files of metrics: each file has its own trials and steps, and the others run again.
+- After the manifest: the manifest names the new points, seeds, or steps. No other file changed.
+- Between two files of metrics: the trials and steps of the written file are saved. All others run
+  again.
 - After metrics and before states: the metrics are ahead of the newest checkpoint. The trial resumes
   from this checkpoint.
 - Between two files of states: each file has one batch. Its trials resume from the new file, all

@@ -37,7 +37,7 @@ def every(name):
 
 
 def bits(x):
-    """Of its numbers; which NaN is one, XLA does not keep."""
+    """Return the bits of the numbers. XLA does not keep the payload of a NaN."""
     nan = np.isnan(x.astype(np.float32))
     return np.where(nan, 0, x.view(f"u{x.itemsize}")).tobytes(), nan.tobytes()
 

@@ -58,7 +58,7 @@ def rounds(train, args, batch_size, **options):
 @pytest.mark.parametrize("batch_size", [1, 2])
 @pytest.mark.parametrize("kind", ["training", "function"])
 def test_rounds_of_a_sweep_are_exported_to_every_platform(kind, batch_size):
-    """Of a training its `init`, segment and `evaluate`; of a function the whole."""
+    """A `Training` has `init`, a segment, and `evaluate`. A function has one program."""
     if kind == "training":
         training, steps = trainings.noisy(), {"steps": 30}
         found = rounds(training, (trainings.SCALE,), batch_size, **steps)

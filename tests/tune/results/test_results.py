@@ -534,7 +534,7 @@ def test_an_exception_of_a_callback_is_pickled_with_the_result(error):
 
 
 def cut_off(call, count):
-    """What there is of a call that is interrupted at its so-manieth wave."""
+    """Return the result of a call that is interrupted at this wave."""
     with pytest.raises(rj.SweepInterrupted) as caught:
         call(callback=stop_at(count), **ONE_DEVICE)
     return caught.value.result
@@ -781,7 +781,7 @@ def saved(call, path):
 
 
 def test_values_of_functions_are_valid_where_they_ran():
-    """Of a shorter static group as far as it goes; NaN that `train` returned counts."""
+    """The values of a shorter static group are valid up to its end. NaN from `train` is valid."""
 
     def train(hp, key):
         loss = jnp.arange(float(hp["n"])) * hp["x"]

@@ -152,7 +152,7 @@ class Recorded(LocalDevices):
 
 
 def go(runner, platform, trials, schedule=None, groups=1, clock=time.perf_counter, **options):
-    """What a sweep of so many trials in each static group does, and what is recorded of it."""
+    """Return the actions of a sweep with this many trials per static group, and its records."""
     log, recorded = [], []
     schedule = schedule or WholeRun()
     session = types.SimpleNamespace(

@@ -236,8 +236,8 @@ def test_an_accelerators_batch_leaves_the_sampler_something_to_learn():
             lambda hp, x, key: (x - hp["rate"] * x, {"loss": x}),
         )
         runner.optimize(
-            study, {"rate": rj.uniform(0.0, 1.0)}, "loss", machine, train=train, n_trials=40,
-            seeds=2, steps=4, evaluate_every=4, progress=False,
+            study, {"rate": rj.uniform(0.0, 1.0)}, "loss", machine, machine.clock(), train=train,
+            n_trials=40, seeds=2, steps=4, evaluate_every=4, progress=False,
             callback=lambda report, seen=seen: seen.append(len({one.number for one in report})),
         )  # fmt: skip
         assert set(seen) == {at_once}

@@ -381,7 +381,7 @@ def resumed(folder):
 
 @pytest.mark.parametrize("flips", [10, pytest.param(400, marks=pytest.mark.slow)])
 def test_no_flipped_bit_is_silent_or_raw(flips, tampered, tmp_path):
-    """Of each kind of file: it is refused by its name, or it changed nothing that is read."""
+    """Each kind of file is refused by its name, or the change does not affect the result."""
     folder, whole = tampered
     moments = random.Random(flips)
     shutil.copytree(folder, tmp_path / "run")

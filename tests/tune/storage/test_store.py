@@ -197,7 +197,7 @@ def check_what_ran(ran, before, after, kind):
 
 
 def all_steps(result):
-    """Of trainings, as the log has them."""
+    """Return the trials of a `Training`, as the log has them."""
     each = zip(result.point_index, result.seed_index, result.steps_completed, strict=True)
     return {
         f"{p} {bits_of(result.seeds[s])} {step}"
@@ -207,12 +207,12 @@ def all_steps(result):
 
 
 def bits_of(seed):
-    """Of the key that `init` gets."""
+    """Return the bits of the key that `init` gets."""
     return int(jax.random.key_data(jax.random.fold_in(jax.random.key(seed), 0))[-1])
 
 
 def finished(result):
-    """Of functions, as the log has them."""
+    """Return the trials of a function, as the log has them."""
     done = result.steps_completed > 0
     return {
         f"{np.float32(result.points[p]['learning_rate'])} {result.points[p]['centered']} "

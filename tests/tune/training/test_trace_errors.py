@@ -114,7 +114,7 @@ def test_two_axes_that_only_together_are_the_cause():
 
 
 def test_the_remedies_help():
-    """What the messages say to write instead runs."""
+    """The code that the messages recommend runs."""
     points = rj.grid(lr=[0.1, 0.2], n=rj.static([2, 3]))
 
     def train(hp, key):

@@ -463,7 +463,7 @@ def made(step=STEP, init=lambda hp, key: jnp.zeros(2), evaluate=None):
 
 
 def train_state(hp, key):
-    """What a Flax user would write first: its tx closes over hp."""
+    """Return the state that a Flax user writes first: `tx` closes over hp."""
     return train_state_module.TrainState.create(
         apply_fn=jnp.sin, params={"w": jnp.ones(2)}, tx=rj.rmsprop(hp["x"])
     )
