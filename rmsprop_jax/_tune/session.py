@@ -117,7 +117,7 @@ class Session:
         if not self.experiment.state_specs or not len(self.table):
             return
         all_at_once = self.decisions is not None or self.experiment.data is not None
-        under_way = len(self.table) if all_at_once else self.experiment.cluster.mesh.size
+        under_way = len(self.table) if all_at_once else self.experiment.cluster.submeshes
         self.check_room(under_way, "path=..., which keeps final states on disk")
         self.final_states.warn_of_dropped()
 
@@ -168,7 +168,7 @@ class Session:
         """
         largest = max(spec.bytes for spec in self.experiment.state_specs)
         cluster = self.experiment.cluster
-        wave = wave_bytes(cluster.mesh.size, largest, cluster.machine.buffer_bytes)
+        wave = wave_bytes(cluster.submeshes, largest, cluster.machine.buffer_bytes)
         copies = 1 if self.decisions is None else 2
         return (copies * under_way + kept) * largest + EXTRA_WAVES * wave
 

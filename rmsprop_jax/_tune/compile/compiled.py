@@ -31,7 +31,7 @@ class WaveInputs(NamedTuple):
     """The inputs of a wave besides the states."""
 
     count: Any
-    """The number of batches that each device runs."""
+    """The number of batches that each submesh runs."""
     trials: Inputs
     """The inputs of the wave's trials."""
 
@@ -42,10 +42,11 @@ SPECS = WaveInputs(SPLIT, Inputs(SPLIT, SPLIT, SPLIT, WHOLE, WHOLE))
 class CompiledKernel:
     """One compiled program for all waves of a kernel.
 
-    Each device runs some batches one after the other, each of `batch_size` trials under one `vmap`.
-    With a `batch_size` of 1 the kernel runs without `vmap`, and its numbers are bit for bit those
-    of `jax.jit`. The number of batches of each device is an argument, from 0 to the capacity. One
-    program therefore serves waves of every length, and a short wave takes less time.
+    Each submesh runs some batches one after the other, each of `batch_size` trials under one
+    `vmap`. With a `batch_size` of 1 the kernel runs without `vmap`, and its numbers are bit for bit
+    those of `jax.jit`. The number of batches of each submesh is an argument, from 0 to the
+    capacity. One program therefore serves waves of every length, and a short wave takes less
+    time.
 
     Args:
       kernel: the kernel.
@@ -97,7 +98,7 @@ class CompiledKernel:
         Args:
           rows: a tree of NumPy arrays, with a leading axis over the trials.
           count: the number of trials.
-          first: the number of the device with the first trial.
+          first: the number of the submesh with the first trial.
         """
         return self._cluster.place(self._layout.lay(rows, count, first), "trial")
 
@@ -111,7 +112,7 @@ class CompiledKernel:
           inputs: `trial` and `data`, placed on the devices; `start` and `length`, NumPy arrays that
             a kernel without them ignores. `args` is ignored: the sweep's args are used.
           count: the number of trials, at most the number of slots.
-          first: the number of the device with the first trial.
+          first: the number of the submesh with the first trial.
         """
         layout, wanted = self._layout, self._kernel.inputs
         counts, start, length = self._cluster.place(
@@ -182,8 +183,8 @@ def wave_of(
     on = lambda tree, sharding: jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
     )
-    rows = layout.devices * capacity
-    counts = on(jax.ShapeDtypeStruct((layout.devices,), np.int32), split)
+    rows = layout.submeshes * capacity
+    counts = on(jax.ShapeDtypeStruct((layout.submeshes,), np.int32), split)
     abstract = Inputs(
         trial=on(stacked(inputs.trial, rows, size), split),
         start=on(stacked(inputs.start, rows, size), split),

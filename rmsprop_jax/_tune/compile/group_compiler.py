@@ -60,7 +60,7 @@ class GroupCompiler:
       batch_size: how many trials share a batch, or "auto". "auto" is 1 if the free memory of the
         devices is unknown, as on a CPU, where `vmap` is no faster. Otherwise it is as many as fit
         the memory.
-      trials: the number of trials that may share a call. No batch is larger than one device's part
+      trials: the number of trials that may share a call. No batch is larger than one submesh's part
         of them.
       most: a further limit of the batch size; None for no limit.
 
@@ -79,7 +79,7 @@ class GroupCompiler:
     ):
         self.kernels, self._args = kernels, args
         self._cluster, self._trials = cluster, trials
-        self._most = min(-(-trials // cluster.mesh.size), most or trials)
+        self._most = min(-(-trials // cluster.submeshes), most or trials)
         self._memory = cluster.free_memory() if batch_size == "auto" else None
         if self._memory is not None:
             self.size = self._most
@@ -90,7 +90,7 @@ class GroupCompiler:
         """Return the layout for batches of `size` trials."""
         cluster = self._cluster
         return DeviceLayout.fit(
-            cluster.mesh.size, size, self.kernels.bytes, self._trials, cluster.machine.buffer_bytes
+            cluster.submeshes, size, self.kernels.bytes, self._trials, cluster.machine.buffer_bytes
         )
 
     def make(self, size: int) -> GroupPrograms:

@@ -1,12 +1,13 @@
 """The kernels of one trial, which compiled programs run: pure functions of arrays.
 
 A kernel is `call(states, inputs) -> (states, outputs)`. `wave_of` (compiled.py) runs it for all
-trials of a wave. With D devices, C batches on each (the capacity), B trials in a batch, and a
-segment of at most L steps, these arrays enter and leave a wave:
+trials of a wave. With D submeshes (the devices of one trial each), C batches on each (the
+capacity), B trials in a batch, and a segment of at most L steps, these arrays enter and leave a
+wave:
 
     array            shape              sharding  content
     states           (D·C, B, leaf…)    trial     each leaf of the state; donated to the new states
-    count            (D,)               trial     the number of batches that the device runs
+    count            (D,)               trial     the number of batches that the submesh runs
     inputs.trial     (D·C, B, …)        trial     the traced hyperparameters, and the key's data
     inputs.start     (D·C, B)           trial     the steps that the trial has run
     inputs.length    (D·C,)             trial     the steps that the batch runs now

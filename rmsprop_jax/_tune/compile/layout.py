@@ -5,63 +5,64 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-MOST_BATCHES = 4096  # of one call on each device
+MOST_BATCHES = 4096  # of one call on each submesh
 
 
-def wave_bytes(devices: int, trial_bytes: int, buffer_bytes: int) -> int:
+def wave_bytes(submeshes: int, trial_bytes: int, buffer_bytes: int) -> int:
     """Return the most bytes that the states of a wave take, empty slots included."""
-    return devices * max(trial_bytes, buffer_bytes)
+    return submeshes * max(trial_bytes, buffer_bytes)
 
 
 class DeviceLayout(NamedTuple):
-    """The slots of a wave: on each device `capacity` batches of `batch_size` trials.
+    """The slots of a wave: on each submesh `capacity` batches of `batch_size` trials.
 
-    The first batch goes to the device with the number `first` (by default 0), the second to the
-    next device, and so on in turn.
+    A *submesh* is the devices of one trial: a single device, unless the sweep has a `mesh`. The
+    first batch goes to the submesh with the number `first` (by default 0), the second to the next
+    submesh, and so on in turn.
     """
 
-    devices: int
-    """The number of devices."""
+    submeshes: int
+    """The number of submeshes."""
     capacity: int
-    """The number of batches that fit one call on each device."""
+    """The number of batches that fit one call on each submesh."""
     batch_size: int
     """The number of trials that share a `vmap`."""
 
     @classmethod
     def fit(
-        cls, devices: int, batch_size: int, trial_bytes: int, trials: int, buffer_bytes: int
+        cls, submeshes: int, batch_size: int, trial_bytes: int, trials: int, buffer_bytes: int
     ) -> "DeviceLayout":
         """Return the layout for as many of these trials as one call can hold.
 
         Args:
-          devices: the number of devices.
+          submeshes: the number of submeshes.
           batch_size: the number of trials that share a `vmap`.
           trial_bytes: the bytes of one trial in a call.
           trials: the number of trials in all.
           buffer_bytes: the bytes on each device for the outputs of one call.
         """
-        most = -(-trials // (batch_size * devices))
+        most = -(-trials // (batch_size * submeshes))
         fit = buffer_bytes // max(trial_bytes * batch_size, 1)
-        return cls(devices, max(1, min(most, MOST_BATCHES, fit)), batch_size)
+        return cls(submeshes, max(1, min(most, MOST_BATCHES, fit)), batch_size)
 
     def slots(self, batches: int) -> int:
-        """Return the number of trials that fit this many batches on each device."""
-        return self.devices * batches * self.batch_size
+        """Return the number of trials that fit this many batches on each submesh."""
+        return self.submeshes * batches * self.batch_size
 
     def slots_of(self, count: int, first: int = 0) -> np.ndarray:
-        """Return the slot of each of `count` trials, among all slots of all devices."""
+        """Return the slot of each of `count` trials, among all slots of all submeshes."""
         batch, place = np.divmod(np.arange(count), self.batch_size)
         return self._rows(batch, first) * self.batch_size + place
 
     def _rows(self, batch: np.ndarray, first: int) -> np.ndarray:
-        """Return the row of each batch, among the rows of all devices."""
-        row, device = np.divmod(batch, self.devices)
-        return (device + first) % self.devices * self.capacity + row
+        """Return the row of each batch, among the rows of all submeshes."""
+        row, submesh = np.divmod(batch, self.submeshes)
+        return (submesh + first) % self.submeshes * self.capacity + row
 
     def batches_of(self, count: int, first: int = 0) -> np.ndarray:
-        """Return the number of batches that each device runs for `count` trials, int32."""
+        """Return the number of batches that each submesh runs for `count` trials, int32."""
         batches = -(-count // self.batch_size)
-        each = (batches + self.devices - 1 - np.arange(self.devices)) // self.devices
+        each = (batches + self.submeshes - 1 - np.arange(self.submeshes)) // self.submeshes
         return np.roll(each, first).astype(np.int32)
 
     def lay(self, rows: Any, count: int, first: int = 0) -> Any:
@@ -78,6 +79,6 @@ class DeviceLayout(NamedTuple):
 
     def lay_batches(self, values: np.ndarray, first: int = 0) -> np.ndarray:
         """Return an array with one value for each batch, arranged by rows."""
-        laid = np.zeros(self.devices * self.capacity, values.dtype)
+        laid = np.zeros(self.submeshes * self.capacity, values.dtype)
         laid[self._rows(np.arange(len(values)), first)] = values
         return laid

@@ -37,13 +37,13 @@ TrialStates: TypeAlias = NotStarted | OnDevice | OnHost | OnDisk
 
 @dataclasses.dataclass
 class TrialBatch:
-    """The trials of one wave: on each device some batches, of `batch_size` trials each.
+    """The trials of one wave: on each submesh some batches, of `batch_size` trials each.
 
     Args:
       group: the number of the static group.
       trials: the numbers of the trials among points × seeds.
       steps_completed: the steps that each trial has run.
-      first: the number of the device with the first trial. The other trials follow in turn.
+      first: the number of the submesh with the first trial. The other trials follow in turn.
       states: the place of the states, by its type.
       placed: the hyperparameters and keys on the devices, after the first dispatch.
     """

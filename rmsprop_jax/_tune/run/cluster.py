@@ -56,6 +56,8 @@ class Cluster:
       is_leader: whether this process is the leader, which writes, draws, and decides.
       count: the number of processes.
       mesh: the devices, on one axis named "trial".
+      submeshes: the number of submeshes, on each of which one batch of trials runs at a time. A
+        submesh is the devices of one trial.
 
     Raises:
       ValueError: for devices of some processes, but not all.
@@ -72,6 +74,7 @@ class Cluster:
         self.count = len(indices)
         self.is_leader = self.count == 1 or jax.process_index() == 0
         self.mesh = Mesh(np.asarray(devices), ("trial",))
+        self.submeshes = self.mesh.shape["trial"]
         self.machine = machine or Machine()
 
     @contextlib.contextmanager
@@ -341,6 +344,7 @@ class DescribedDevices(Cluster):
     def __init__(self, devices: Sequence[Device], memory: float | None = None):
         self.count, self.is_leader = 1, True
         self.mesh = Mesh(np.asarray(devices), ("trial",))
+        self.submeshes = self.mesh.shape["trial"]
         usable = None if memory is None else MEMORY_SHARE * memory
         self.machine = Machine(device_memory=lambda devices: usable)
 

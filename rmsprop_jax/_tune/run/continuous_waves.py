@@ -21,7 +21,7 @@ class ContinuousWaves:
       group: the number of the static group.
 
     Attributes:
-      batches: the waves, each of one batch per device. One wave runs while the host reads the
+      batches: the waves, each of one batch per submesh. One wave runs while the host reads the
         metrics of another.
     """
 
@@ -51,7 +51,7 @@ class ContinuousWaves:
         Args:
           leaving: the trials that leave these waves.
           coming: the trials that begin.
-          first: the number of the device with the first trial of a new wave.
+          first: the number of the submesh with the first trial of a new wave.
         """
         kept: list[TrialBatch] = []
         staying: list[tuple[np.ndarray, np.ndarray, HostStates]] = []

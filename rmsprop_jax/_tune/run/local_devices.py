@@ -25,7 +25,7 @@ from rmsprop_jax._tune.run.cluster import Cluster
 from rmsprop_jax._tune.session import Session
 from rmsprop_jax._tune.training.state_spec import StateSpec
 
-FIRST_WAVES = 4  # waves of one batch on each device, before waves grow; the first is slower
+FIRST_WAVES = 4  # waves of one batch on each submesh, before waves grow; the first is slower
 TIMED_WAVES = 10  # waves that are timed; later ones do not grow
 
 
@@ -40,14 +40,14 @@ class Handle(NamedTuple):
 
 
 class WaveSize:
-    """The number of batches per device in a wave, which grows while waves are short.
+    """The number of batches per submesh in a wave, which grows while waves are short.
 
     Args:
       layout: the layout of the waves.
       cluster: the processes, of which the leader decides.
 
     Attributes:
-      batches: the number of batches per device.
+      batches: the number of batches per submesh.
     """
 
     def __init__(self, layout: DeviceLayout, cluster: Cluster):
@@ -134,7 +134,7 @@ class LocalDevices:
           group: the number of the static group.
           trials: the numbers of the trials.
           steps_completed: the steps that each trial has run.
-          first: the number of the device with the first trial of each wave.
+          first: the number of the submesh with the first trial of each wave.
         """
         for step in np.unique(steps_completed).tolist():
             here, at = trials[steps_completed == step], 0

@@ -246,7 +246,7 @@ class ContinuousRunner:
         if batch_size == "auto" and cluster.free_memory() is None:
             batch_size = 1
         if batch_size != "auto" and (self._experiment.state_specs or self._max_concurrent is None):
-            return cluster.mesh.size * int(batch_size)
+            return cluster.submeshes * int(batch_size)
         count = self._experiment.options.n_trials
         trials = self._max_concurrent or -(-count // WAVES)
         return min(trials, count) * self._seeds
@@ -264,15 +264,15 @@ class ContinuousRunner:
           leaving: the points whose study trials ended.
           coming: the new study trials.
         """
-        spec, devices = self._experiment.spec, self._experiment.cluster.mesh.size
+        spec, submeshes = self._experiment.spec, self._experiment.cluster.submeshes
         gone = spec.trials_of(list(leaving)).tolist()
-        # Trials in waves that are not full: the next such wave begins on the next free device.
+        # Trials in waves that are not full: the next such wave begins on the next free submesh.
         loose = 0
         for group in dict.fromkeys([*self._waves, *(one.group for one in coming)]):
             if group not in self._waves:
                 self._waves[group] = ContinuousWaves(self._backend, spec.schedule, group)
             new = [one.point for one in coming if one.group == group]
-            first = -(-loose // self._backend.layout(group).batch_size) % devices
+            first = -(-loose // self._backend.layout(group).batch_size) % submeshes
             self._waves[group].exchange(gone, spec.trials_of(new), first)
             loose += self._waves[group].loose
 
