@@ -26,7 +26,7 @@ KEPT = {".png", ".gif", ".csv"}
 EXAMPLES = (
     *("trajectories", "effective_step", "nonstationary", "adam_is_momentum_plus_rmsprop"),
     *("numerical_example", "learned_hyperparameters", "lstm_language_model", "two_byte_state"),
-    *("lstm_sweep", "population", "optuna_search", "a2c", "dqn"),
+    *("lstm_sweep", "population", "optuna_search", "sharded_trials", "a2c", "dqn"),
 )
 
 

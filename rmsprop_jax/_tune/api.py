@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from rmsprop_jax._tune.experiment import Experiment
 from rmsprop_jax._tune.interrupts import interruptible
@@ -18,6 +19,7 @@ from rmsprop_jax._tune.run.synchronous import SynchronousRunner
 from rmsprop_jax._tune.schedulers import Scheduler
 from rmsprop_jax._tune.session import Session
 from rmsprop_jax._tune.space.points import Points
+from rmsprop_jax._tune.space.values import PyTree
 from rmsprop_jax._tune.training.training import Train, Training
 from rmsprop_jax._tune.trials.objective import Objective
 from rmsprop_jax._tune.trials.progress import Report
@@ -33,6 +35,7 @@ def sweep(
     args: tuple[Any, ...] = (),
     batch_size: int | str = "auto",
     devices: Sequence[Any] | None = None,
+    mesh: Mesh | None = None,
     path: str | os.PathLike[str] | None = None,
     progress: bool = True,
     record_every: int | Mapping[str, int] = 1,
@@ -42,6 +45,7 @@ def sweep(
     scheduler: Scheduler | None = None,
     keep_states: int | str = 1,
     batches: Callable[[int], Any] | None = None,
+    batch_sharding: PyTree = None,
     checkpoint_seconds: float = 30,
     timeout: float | None = None,
 ) -> SweepResult:
@@ -69,7 +73,7 @@ def sweep(
         mean, and does not affect other trials.
       mode: "min" or "max": which objective is better.
       args: a tuple of arrays, or pytrees of arrays, that every trial reads. The arrays are copied
-        to each device once.
+        to each device once. With a `mesh`, an array may be sharded over the axes of a trial.
       batch_size: the number of trials that share one `vmap` on a device. "auto" is 1 on a CPU,
         where `vmap` is no faster. On other devices, "auto" is as many as fit the memory, by the
         compiler's own analysis. If memory runs out, the sweep halves an automatic batch size,
@@ -82,6 +86,15 @@ def sweep(
         objective. An exception on one process ends the call on all. On a CPU, give JAX one device
         per core before any other use of JAX:
         `jax.config.update("jax_num_cpu_devices", os.cpu_count())`.
+      mesh: a mesh of devices for trials that need several, instead of `devices`. One of its axes is
+        named "trial". Its other axes belong to a trial: a mesh of 4 × 2 devices with the axes
+        ("trial", "model") runs 4 trials side by side, each on 2 devices. `train` names only the
+        axes of a trial: `jax.lax.with_sharding_constraint(x, P(None, "model"))` for automatic axes,
+        `jax.sharding.reshard` for explicit ones, or a `shard_map` without a mesh. The devices of a
+        trial exchange data; trials exchange nothing. The state of a `Training` stays sharded
+        between segments as the compiled `init` leaves it. The numbers equal those of one device
+        within rounding. A folder resumes on a mesh of any shape whose trial axes have the same
+        names, and without a mesh if `train` names no axis.
       path: a folder for the finished trials, as plain `.json` and `.npz`, with one writer at a
         time. After a call was stopped or killed, the same call resumes, on any number of devices
         and with any `batch_size`. With more points or seeds, only the new trials run. The folder
@@ -115,6 +128,9 @@ def sweep(
         gets the batch before `args`. `batches` is called once per step for all trials, in every
         process, on your thread, while the devices run the segment before. The arrays are copied, so
         `batches` may return the same buffer each time.
+      batch_sharding: with a `mesh`, the sharding of the arrays of a batch over the axes of a trial:
+        a `jax.sharding.PartitionSpec`, or a tree of them like a batch. `None`: each array as
+        `batches` placed it; arrays of the host are copied to every device.
       checkpoint_seconds: with `path`, the shortest time between two checkpoints of running trials,
         in seconds. 0 writes a checkpoint at each evaluation step. A kill loses the steps since the
         last checkpoint.
@@ -133,7 +149,9 @@ def sweep(
       ValueError: before anything runs, for points, seeds, metrics, or an objective that do not fit;
         an axis that `train` never reads; a name that no axis gives; a traced number used as a shape
         or a bool; linear algebra that can hang with this jaxlib on a CPU; random keys whose numbers
-        a `batch_size` above 1 would change; a state that changes its structure, shapes, or dtypes,
+        a `batch_size` above 1 would change; a mesh without an axis "trial", a name that the mesh
+        lacks, callbacks into Python on a mesh, and loops that could hang on a mesh of CPU devices;
+        a state that changes its structure, shapes, or dtypes,
         or has leaves that are not arrays; states that need more memory or disk than is free; a
         `path` that is damaged, or holds another sweep or a sweep of another version of JAX; and
         arguments that differ between processes (only `progress` may differ, and processes other
@@ -150,7 +168,8 @@ def sweep(
     Warns:
       UserWarning: for several seeds of a `train` that never reads its key; for a program so long
         that a Python loop was probably unrolled; for states that `keep_states` asks for and an
-        earlier call dropped; for a rung (a step at which a scheduler decides) without a finite
+        earlier call dropped; for a leaf of a state that each device of a trial holds whole, although
+        others of its shape are sharded; for a rung (a step at which a scheduler decides) without a finite
         objective; and for an automatic `batch_size` that is 1 because of the random keys.
 
     Examples:
@@ -187,6 +206,7 @@ def sweep(
             args=args,
             batch_size=batch_size,
             devices=devices,
+            mesh=mesh,
             path=path,
             progress=progress,
             record_every=record_every,
@@ -196,6 +216,7 @@ def sweep(
             scheduler=scheduler,
             keep_states=keep_states,
             batches=batches,
+            batch_sharding=batch_sharding,
             checkpoint_seconds=checkpoint_seconds,
             timeout=timeout,
         )
@@ -210,11 +231,13 @@ def run_sweep(options: Options, machine: Machine, start: float) -> SweepResult:
       machine: the clock and the memory that the call uses.
       start: the time at which the call began, by the clock of the machine.
     """
-    cluster = Cluster(jax.devices() if options.devices is None else options.devices, machine)
+    devices = jax.devices() if options.devices is None else options.devices
+    cluster = Cluster(devices if options.mesh is None else options.mesh, machine)
     with cluster.together("sweep"):
         experiment = Experiment.prepare(options, cluster, "sweep")
         experiment.refuse_disagreement()
         experiment.note_idle_cores()
+        experiment.shard_states()
         experiment.fit_batch_size(range(len(experiment.traces)))
         with Session.open(experiment, start) as session, interruptible(session):
             runner_for(experiment, session).run()

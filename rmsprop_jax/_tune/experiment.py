@@ -11,8 +11,10 @@ import numpy as np
 
 from rmsprop_jax._tune.agreement import compared_arguments, described, refuse_disagreement
 from rmsprop_jax._tune.compile.batched_random_numbers import fitting_batch_size
+from rmsprop_jax._tune.compile.compiled import CompiledKernel
 from rmsprop_jax._tune.compile.group_compiler import GroupCompiler, GroupPrograms, compile_ahead
 from rmsprop_jax._tune.compile.kernels import GroupKernels
+from rmsprop_jax._tune.compile.layout import DeviceLayout
 from rmsprop_jax._tune.experiment_checks import (
     check_population,
     check_reads,
@@ -21,6 +23,7 @@ from rmsprop_jax._tune.experiment_checks import (
     checked_record_every,
     note_idle_cores,
     warn_of_traces,
+    warn_of_whole_leaves,
 )
 from rmsprop_jax._tune.experiment_spec import ExperimentSpec
 from rmsprop_jax._tune.options import Options
@@ -29,13 +32,14 @@ from rmsprop_jax._tune.run.cluster import Cluster
 from rmsprop_jax._tune.run.data import BatchReader
 from rmsprop_jax._tune.schedulers import settings_of
 from rmsprop_jax._tune.space.points import Points
-from rmsprop_jax._tune.space.static_groups import StaticGroup, group_points
+from rmsprop_jax._tune.space.static_groups import StaticGroup, group_points, naming
 from rmsprop_jax._tune.training.checks import Metrics
 from rmsprop_jax._tune.training.fingerprint import Fingerprint
 from rmsprop_jax._tune.training.schedule import Schedule, Stepwise, WholeRun
 from rmsprop_jax._tune.training.state_spec import StateSpec
 from rmsprop_jax._tune.training.trace import Traces, trace_train, trace_training
 from rmsprop_jax._tune.training.training import Training
+from rmsprop_jax._tune.trial_mesh import Placement
 from rmsprop_jax._tune.trials.objective import ObjectiveSpec, checked_objective
 from rmsprop_jax._tune.warn import warn_caller
 
@@ -87,7 +91,9 @@ class Experiment:
         data: BatchReader | None,
         group_numbers: dict[Hashable, int | Exception],
         static: Collection[str],
+        placement: Placement,
     ):
+        self._placement = placement
         self.options, self.cluster, self.spec, self.traces = options, cluster, spec, traces
         self._trace, self.data = trace, data
         self.batch_size: int | str = options.batch_size
@@ -119,20 +125,25 @@ class Experiment:
         points, data = examples.points if examples else options.points, None
         is_sample = examples is not None and not examples.is_complete
         groups = group_points(points)
+        arg_specs = cluster.shardings_of("args", options.args)
+        placement = Placement(cluster.trial_mesh, arg_specs)
         make_schedule: Callable[[Metrics], Schedule]
         if isinstance(options.train, Training):
             training, (end, every, rungs) = options.train, options.schedule_of(caller)
             settings = examples.scheduler if examples else _settings_of(options)
             if options.batches is not None:
-                data = BatchReader(options.batches, cluster, first=1)
+                data = BatchReader(options.batches, cluster, 1, options.batch_sharding)
+                placement = placement._replace(batch=data.specs)
             batch = data.abstract if data else None
             trace = lambda group, points: trace_training(
-                training, group, points, options.args, batch
+                training, group, points, options.args, batch, placement
             )
             make_schedule = lambda metrics: Stepwise(end, every, rungs, settings, metrics)
         else:
             options.refuse_stepwise()
-            trace = lambda group, points: trace_train(options.train, group, points, options.args)
+            trace = lambda group, points: trace_train(
+                options.train, group, points, options.args, placement
+            )
             make_schedule = lambda metrics: WholeRun()
         traced, failures = _traced(groups, points, trace, options.catch, is_sample)
         groups, traces = [group for group, _ in traced], [one for _, one in traced]
@@ -146,7 +157,8 @@ class Experiment:
             options.record_every, metrics, options.objective, schedule, traces[0].evaluations
         )
         is_hashed = options.path is not None or cluster.count > 1
-        fingerprint = Fingerprint(groups, traces, options.args, needed=is_hashed)
+        args = cluster.addressable(options.args)
+        fingerprint = Fingerprint(groups, traces, args, needed=is_hashed)
         static = points.static
         known = {group.key(points): i for i, group in enumerate(groups)}
         count = len(points)
@@ -156,7 +168,8 @@ class Experiment:
         spec = ExperimentSpec(
             points, options.seeds, record_every, groups, metrics, fingerprint, schedule
         )
-        made = cls(options, cluster, spec, traces, trace, data, failures | known, static)
+        numbers = failures | known
+        made = cls(options, cluster, spec, traces, trace, data, numbers, static, placement)
         if made.state_specs:
             made.keep_states = checked_keep_states(options.keep_states, count)
         warn_of_traces(traces, options.seeds)
@@ -228,7 +241,8 @@ class Experiment:
 
     def retrainer(self, groups: Sequence[StaticGroup]) -> Retrainer:
         """Return the object that trains a trial of these groups again."""
-        return Retrainer(self.options.train, groups, self.cluster.mesh.local_devices[0])
+        device = self.cluster.mesh.local_devices[0]
+        return Retrainer(self.options.train, groups, device, self.cluster.trial_mesh)
 
     # Static groups.
 
@@ -271,7 +285,7 @@ class Experiment:
 
     def kernels(self, group: int) -> GroupKernels:
         data = self.data.abstract if self.data else None
-        return GroupKernels(self.traces[group], self.spec, group, data)
+        return GroupKernels(self.traces[group], self.spec, group, data, self._placement)
 
     def compiler(self, group: int, trials: int, most: int | None = None) -> GroupCompiler:
         """Return the compiler of a static group.
@@ -281,10 +295,38 @@ class Experiment:
           trials: the number of trials of this group that may share a call.
           most: a limit of the batch size; None for no limit.
         """
-        if self._placed_args is None:
-            self._placed_args = self.cluster.place(self.options.args)
-        kernels, args = self.kernels(group), self._placed_args
+        kernels, args = self.kernels(group), self._args_on_devices()
         return GroupCompiler(kernels, args, self.cluster, self.batch_size, trials, most)
+
+    def _args_on_devices(self) -> Any:
+        if self._placed_args is None:
+            self._placed_args = self.cluster.place(self.options.args, self._placement.args)
+        return self._placed_args
+
+    def shard_states(self) -> None:
+        """Find how the leaves of a trial's state are sharded over its devices, on a mesh.
+
+        The compiler chooses the shardings of the states that leave `init`. They are those of the
+        states that enter and leave a segment. They are found with one trial on each submesh,
+        because the layout of a wave depends on the bytes of a trial on each device.
+
+        Warns:
+          UserWarning: for a leaf that is not sharded, and has the shape of one that is.
+        """
+        mesh = self.cluster.trial_mesh
+        if mesh is None or not self.state_specs:
+            return
+        layout = DeviceLayout(self.cluster.submeshes, 1, 1, is_lockstep=True)
+        for group, traces in enumerate(self.traces):
+            kernel, state = self.kernels(group).init(), traces.state
+            assert state is not None
+            with naming(self.spec.groups[group]):
+                program = CompiledKernel(kernel, self._args_on_devices(), layout, self.cluster)
+                placed, _ = program.executable.output_shardings
+            specs = tuple(map(mesh.own_spec, placed))
+            state = state._replace(shardings=specs, shards=tuple(map(mesh.shards, specs)))
+            self.traces[group] = traces._replace(state=state)
+        warn_of_whole_leaves(self.state_specs, mesh)
 
     def compile(self, trials: dict[int, int], most: int | None = None) -> Generator[Compiled]:
         """Yield compiled static groups in order. Later ones compile in threads meanwhile.
@@ -321,7 +363,8 @@ class Experiment:
             "points": [described(list(spec.points)), sorted(spec.points.static)],
             "objective": objective.name if is_metric else f"function {objective.name}",
             "args": hashed.args,
-            "devices": [device.id for device in self.cluster.mesh.devices.tolist()],
+            "devices": [device.id for device in self.cluster.devices],
+            "mesh": self.cluster.trial_mesh and str(self.cluster.trial_mesh.mesh),
             "path": options.path and os.fspath(options.path),
             "record_every": spec.record_every,
             "steps": training.get("steps"),
@@ -329,6 +372,7 @@ class Experiment:
             "scheduler": training and [training["scheduler"], *training["rungs"]],
             "keep_states": self.keep_states,
             "batches": self.data and [self.data.shapes, self.data.checksum],
+            "batch_sharding": self.data and list(map(str, jax.tree.leaves(self.data.specs))),
             "checkpoint_seconds": float(options.checkpoint_seconds),
         }
         return {
@@ -339,7 +383,8 @@ class Experiment:
     def note_idle_cores(self) -> None:
         """Print how to use all cores, if the call passes no devices and shows a progress bar."""
         options = self.options
-        if options.progress and self.cluster.is_leader and options.devices is None:
+        is_default = options.devices is None and options.mesh is None
+        if options.progress and self.cluster.is_leader and is_default:
             note_idle_cores(self.cluster)
 
 

@@ -16,7 +16,9 @@ from rmsprop_jax._tune.space.static_groups import StaticGroup
 from rmsprop_jax._tune.space.values import has_nan
 from rmsprop_jax._tune.training.checks import Metrics
 from rmsprop_jax._tune.training.schedule import Schedule
+from rmsprop_jax._tune.training.state_spec import StateSpec
 from rmsprop_jax._tune.training.trace import Traces
+from rmsprop_jax._tune.trial_mesh import TrialMesh
 from rmsprop_jax._tune.trials.objective import Objective
 from rmsprop_jax._tune.warn import warn_caller
 
@@ -167,10 +169,39 @@ def warn_of_traces(traces: Sequence[Traces], seeds: tuple[int, ...]) -> None:
         )
 
 
+def warn_of_whole_leaves(specs: Sequence[StateSpec], mesh: TrialMesh) -> None:
+    """Warn of leaves of a state that every device of a trial holds whole, while others of their
+    shape are sharded: an average of gradients without the sharding of its parameters.
+
+    Args:
+      specs: the structure of the state of each static group, with shardings.
+      mesh: the mesh of the trials.
+    """
+    for spec in specs:
+        paths = [jax.tree_util.keystr(path) for path in spec.paths]
+        each = list(zip(paths, spec.data, spec.shardings or (), spec.shards, strict=True))
+        sharded = {x.shape: sharding for _, x, sharding, shards in each if shards > 1}
+        for path, x, _, shards in each:
+            if shards == 1 and x.shape in sharded:
+                call = (
+                    "jax.sharding.reshard"
+                    if mesh.explicit
+                    else ("jax.lax.with_sharding_constraint")
+                )
+                whole = sum(y.size * y.dtype.itemsize for _, y, _, n in each if n == 1)
+                warn_caller(
+                    f"each device of a trial holds the whole state{path}, {x.dtype}{list(x.shape)}"
+                    f", {x.size * x.dtype.itemsize:,} bytes, although an array of this shape is "
+                    f"sharded. The leaves that are not sharded take {whole:,} bytes on each "
+                    f"device. Shard it in init: {call}(x, {sharded[x.shape]}). The init of "
+                    "rj.rmsprop keeps the sharding of the parameters."
+                )
+                return
+
+
 def note_idle_cores(cluster: Cluster) -> None:
     """Print how to use all cores, if the only device is a CPU with several cores."""
-    devices = cluster.mesh.devices.tolist()
-    here = [device for device in devices if device.process_index == jax.process_index()]
+    here = [device for device in cluster.devices if device.process_index == jax.process_index()]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if here[0].platform == "cpu" and len(here) == 1 and (cores or 1) > 1:
         tqdm.write(

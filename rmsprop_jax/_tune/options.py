@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from rmsprop_jax._tune.schedulers import Scheduler
 from rmsprop_jax._tune.space.seeds import checked_seeds
-from rmsprop_jax._tune.space.values import is_int, is_real
+from rmsprop_jax._tune.space.values import PyTree, is_int, is_real
 from rmsprop_jax._tune.storage.paths import local_folder
+from rmsprop_jax._tune.trial_mesh import TRIAL
 from rmsprop_jax._tune.trials.objective import Objective
 from rmsprop_jax._tune.trials.progress import Report
 
@@ -73,6 +75,7 @@ class Options:
     args: tuple[Any, ...] = argument((), agree=ALL, remembered=("args",))
     batch_size: int | str = argument("auto", agree=ALL)
     devices: Sequence[Any] | None = argument(None, agree=ALL)
+    mesh: Mesh | None = argument(None, agree=ALL)
     path: str | os.PathLike[str] | None = argument(None, agree=ALL)
     progress: bool = argument(True, agree=LEADER)
     record_every: int | Mapping[str, int] = argument(1, agree=ALL, remembered=("record_every",))
@@ -82,6 +85,7 @@ class Options:
     scheduler: Scheduler | None = argument(None, agree=ALL, remembered=("training",), stepwise=True)
     keep_states: int | str = argument(1, agree=ALL, stepwise=True)
     batches: Callable[[int], Any] | None = argument(None, agree=ALL, stepwise=True)
+    batch_sharding: PyTree = argument(None, agree=ALL, stepwise=True)
     checkpoint_seconds: float = argument(30, agree=ALL)
     timeout: float | None = argument(None, agree=ALL)
     # Arguments of `search.optimize` only.
@@ -112,7 +116,31 @@ class Options:
         self._check_training()
         if self.devices is not None:
             change("devices", checked_devices(self.devices))
+        if self.mesh is not None:
+            self._check_mesh(self.mesh)
+        if self.batch_sharding is not None and (self.mesh is None or self.batches is None):
+            raise ValueError(
+                "batch_sharding must come with a mesh and batches, got "
+                f"mesh={self.mesh} and batches={self.batches}. Leave batch_sharding out."
+            )
         self._check_search(change)
+
+    def _check_mesh(self, mesh: Any) -> None:
+        example = 'jax.sharding.Mesh(np.array(jax.devices()).reshape(4, 2), ("trial", "model"))'
+        if not isinstance(mesh, Mesh) or TRIAL not in mesh.axis_names:
+            raise ValueError(
+                f'mesh must be a jax.sharding.Mesh with an axis named "{TRIAL}", got {mesh!r}. '
+                f"Pass, for example, mesh={example}."
+            )
+        if self.devices is not None:
+            raise ValueError(
+                "mesh and devices must not be passed together, because a mesh has its devices, got "
+                f"{mesh} and {self.devices}. Leave devices out."
+            )
+        try:
+            checked_devices(mesh.devices.flatten().tolist())
+        except ValueError as error:
+            raise ValueError(f"mesh must be of devices on which trials can run: {error}") from None
 
     def _check_training(self) -> None:
         seconds, keep, scheduler = self.checkpoint_seconds, self.keep_states, self.scheduler

@@ -166,11 +166,14 @@ class Session:
           under_way: the number of trials that run at once.
           kept: the number of final states in memory.
         """
-        largest = max(spec.bytes for spec in self.experiment.state_specs)
-        cluster = self.experiment.cluster
-        wave = wave_bytes(cluster.submeshes, largest, cluster.machine.buffer_bytes)
-        copies = 1 if self.decisions is None else 2
-        return (copies * under_way + kept) * largest + EXTRA_WAVES * wave
+        specs, cluster = self.experiment.state_specs, self.experiment.cluster
+        whole = max(spec.bytes for spec in specs)
+        # Each device of a trial holds the leaves that are not sharded.
+        of_trial = len(cluster.devices) // cluster.submeshes
+        placed = of_trial * max(spec.device_bytes for spec in specs)
+        wave = wave_bytes(cluster.submeshes, max(whole, placed), cluster.machine.buffer_bytes)
+        copies = 0 if self.decisions is None else 1
+        return under_way * (placed + copies * whole) + kept * whole + EXTRA_WAVES * wave
 
     def _told_final_files(self) -> FinalFiles:
         """Return the files of final states, those to come included, on every process."""

@@ -246,6 +246,7 @@ TELLS = {
     "lstm_sweep.py": "at an edge of the grid: learning_rate 0.03 (tried 0.001 to 0.03)",
     "learned_hyperparameters.py": "learned",
     "population.py": "The schedule of the best member",
+    "sharded_trials.py": "the devices of a trial exchange data by",
     "two_byte_state.py": "bfloat16, stochastically",
     "numerical_example.py": "units of the last place",
     "trajectories.py": "Fewest steps to 0.1",

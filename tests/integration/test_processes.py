@@ -3,10 +3,12 @@
 import json
 import time
 
+import jax
+import numpy as np
 import pytest
 
 import rmsprop_jax as rj
-from tests.support import cluster, killed
+from tests.support import cluster, killed, sharded
 from tests.support.cluster import start, words
 from tests.support.trainings import plain
 from tests.tune.storage.test_store import contents, same, undisturbed
@@ -33,6 +35,23 @@ def test_a_finished_folder_is_read_by_two_processes(tmp_path):
     for result in ("process0", "process1"):
         same(rj.SweepResult.load(tmp_path / result), one)
     assert len(list((tmp_path / "folder").glob("round-*"))) > 0
+
+
+@pytest.mark.slow
+def test_trials_on_several_devices_of_two_processes(tmp_path):
+    """A trial's devices are in one process, or all devices of both."""
+    processes = start("on_mesh", tmp_path)
+    said = words(processes)
+    assert [process.returncode for process in processes] == [0, 0], said
+    for path in (tmp_path / "process0").iterdir():
+        result, other = (rj.SweepResult.load(tmp_path / f"process{i}" / path.name) for i in (0, 1))
+        same(result, other)
+        kind = path.name.split(" ")[0]
+        if kind != "args":
+            sharded.assert_close(result, sharded.sweep(kind, devices=jax.devices()[:1]))
+        else:
+            wanted = [x * np.sin(np.arange(32.0)).sum() for x in (1.0, 2.0)]
+            np.testing.assert_allclose(result.objective, wanted, rtol=1e-5)
 
 
 @pytest.mark.slow

@@ -18,10 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import rmsprop_jax as rj
 from rmsprop_jax._tune.run import jax_coordination as coordination
-from tests.support import killed
+from tests.support import killed, sharded
 
 
 def tiny(path):
@@ -389,10 +390,39 @@ def interrupted(path):
     return signalled(jax.process_index(), 0, signal.SIGINT)
 
 
+SPLITS = {"4x2": False, "1x8": True, "2x4": False}  # whether a trial spans both processes
+
+
+def on_mesh(path):
+    """Trials on several devices, in one process or across both; a mixed mesh is refused."""
+    results = {}
+    for name in SPLITS:
+        for kind in ("function", "training", "halving", "batches"):
+            folder = None if path is None or kind != "halving" else f"{path} {name}"
+            result = sharded.sweep(kind, sharded.AUTOMATIC, mesh=sharded.mesh(name), path=folder)
+            results[f"{kind} {name}"] = result
+    devices = np.array(jax.devices()).reshape(2, 4).T.reshape(4, 2)
+    if jax.process_count() > 1:
+        half = Mesh(np.roll(devices, 1, 0), ("trial", "model"))
+        with pytest.raises(ValueError, match="devices of one process, or all devices of several"):
+            sharded.sweep("function", sharded.AUTOMATIC, mesh=half)
+    table = np.arange(32, dtype=np.float32).reshape(4, 8)
+    on = sharded.mesh("1x8")
+    place = NamedSharding(on, PartitionSpec(None, "model"))
+    table = jax.make_array_from_callback(table.shape, place, table.__getitem__)
+
+    def train(hp, key, data):
+        return {"loss": hp["x"] * jnp.sum(jnp.sin(data))}
+
+    points = rj.grid(x=[1.0, 2.0])
+    results["args"] = rj.sweep(train, points, args=(table,), mesh=on, progress=False, path=path)
+    return results
+
+
 PROBLEMS = {
     f.__name__: f
     for f in [
-        *(tiny, lstm, long, members, kinds, fed_apart, refused, baseline, apart),
+        *(tiny, lstm, long, members, kinds, fed_apart, refused, baseline, apart, on_mesh),
         *(differences, ends_early, interrupted),
     ]
 }
@@ -425,7 +455,8 @@ def words(processes):
 
 if __name__ == "__main__":
     index, count, port, problem, out = sys.argv[1:]
-    jax.config.update("jax_num_cpu_devices", 2 // int(count))
+    devices = 8 if problem == "on_mesh" else 2
+    jax.config.update("jax_num_cpu_devices", devices // int(count))
     if int(count) > 1:
         jax.distributed.initialize(
             f"127.0.0.1:{port}", int(count), int(index), heartbeat_timeout_seconds=10

@@ -15,16 +15,24 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from rmsprop_jax._tune.compile.collective_permute import refuse_uneven_permutes
 from rmsprop_jax._tune.compile.kernels import BATCHED, Inputs, Kernel, stacked
 from rmsprop_jax._tune.compile.layout import DeviceLayout
 from rmsprop_jax._tune.compile.xla_deadlock import refuse_deadlock
 from rmsprop_jax._tune.run.cluster import Cluster
 from rmsprop_jax._tune.training.fingerprint import hash_of_arrays
 from rmsprop_jax._tune.training.jaxprs import constants, equations
+from rmsprop_jax._tune.trial_mesh import (
+    TRIAL,
+    WHOLE,
+    after,
+    map_specs,
+    tracing,
+)
 
 CACHED_PROGRAMS = 32  # compiled programs that the next call of sweep can use
 
-SPLIT, WHOLE = PartitionSpec("trial"), PartitionSpec()
+SPLIT = PartitionSpec(TRIAL)
 
 
 class WaveInputs(NamedTuple):
@@ -36,7 +44,10 @@ class WaveInputs(NamedTuple):
     """The inputs of the wave's trials."""
 
 
-SPECS = WaveInputs(SPLIT, Inputs(SPLIT, SPLIT, SPLIT, WHOLE, WHOLE))
+def wave_specs(layout: DeviceLayout) -> WaveInputs:
+    """Return the sharding over the axis "trial" of each of a wave's inputs."""
+    of_batch = WHOLE if layout.is_lockstep else SPLIT
+    return WaveInputs(of_batch, Inputs(SPLIT, SPLIT, of_batch, WHOLE, WHOLE))
 
 
 class CompiledKernel:
@@ -60,7 +71,7 @@ class CompiledKernel:
         self._layout, self._cluster = layout, cluster
         jitted, abstract = wave_of(kernel, args, layout, cluster.mesh)
         traced = jitted.trace(*abstract)
-        refuse_deadlock(traced.jaxpr, cluster.mesh.devices.tolist())
+        refuse_deadlock(traced.jaxpr, cluster.devices)
         self._lowered: Any = traced.lower()
         self._key = _key(traced, self._lowered, cluster)
         self._compiled: Any = None
@@ -73,6 +84,8 @@ class CompiledKernel:
         if self._compiled is None:
             try:
                 self._compiled = _compiled(self._key, self._lowered)
+                if self._kernel.mesh is not None and self._cluster.devices[0].platform == "cpu":
+                    refuse_uneven_permutes(self._compiled.as_text(), self._kernel.loops)
             except Exception as error:  # `compile` raises it again when the program is needed
                 self._error = error
                 raise
@@ -100,7 +113,19 @@ class CompiledKernel:
           count: the number of trials.
           first: the number of the submesh with the first trial.
         """
-        return self._cluster.place(self._layout.lay(rows, count, first), "trial")
+        return self._cluster.place(self._layout.lay(rows, count, first), SPLIT)
+
+    def place_states(self, rows: list[np.ndarray], count: int, first: int = 0) -> list[jax.Array]:
+        """Return states on the devices, sharded as they leave the program.
+
+        Args:
+          rows: for each leaf an array with a leading axis over the trials.
+          count, first: as for `place`.
+        """
+        specs: Any = SPLIT
+        if self._kernel.state_specs is not None:
+            specs = [after(spec, TRIAL, None) for spec in self._kernel.state_specs]
+        return self._cluster.place(self._layout.lay(rows, count, first), specs)
 
     def start(
         self, states: list[jax.Array], inputs: Inputs, count: int, first: int = 0
@@ -114,14 +139,14 @@ class CompiledKernel:
           count: the number of trials, at most the number of slots.
           first: the number of the submesh with the first trial.
         """
-        layout, wanted = self._layout, self._kernel.inputs
+        layout, wanted, specs = self._layout, self._kernel.inputs, wave_specs(self._layout)
         counts, start, length = self._cluster.place(
             (
                 layout.batches_of(count, first),
                 () if wanted.start == () else layout.lay(inputs.start, count, first),
                 () if wanted.length == () else layout.lay_batches(inputs.length, first),
             ),
-            "trial",
+            (specs.count, specs.trials.start, specs.trials.length),
         )
         trials = Inputs(inputs.trial, start, length, inputs.data, self._args)
         # A failed trial must not raise, even under `jax_debug_nans`, because it shares its wave.
@@ -146,22 +171,31 @@ def wave_of(
       layout: the assignment of trials to slots.
       mesh: the mesh of the devices, which may be described only.
     """
-    size, capacity = layout.batch_size, layout.capacity
+    size, capacity, specs = layout.batch_size, layout.capacity, wave_specs(layout)
+    of_trial, split = kernel.mesh, NamedSharding(mesh, SPLIT)
 
     def batch(states: Any, inputs: Inputs) -> Any:
         if size > 1:
             return jax.vmap(kernel.call, BATCHED)(states, inputs)
         only = lambda tree: jax.tree.map(lambda x: x[0], tree)
-        of_trial = inputs._replace(trial=only(inputs.trial), start=only(inputs.start))
-        return jax.tree.map(lambda x: x[None], kernel.call(only(states), of_trial))
+        own = inputs._replace(trial=only(inputs.trial), start=only(inputs.start))
+        return jax.tree.map(lambda x: x[None], kernel.call(only(states), own))
 
     inputs = kernel.inputs._replace(args=args)
     one = inputs._replace(trial=stacked(inputs.trial, size), start=stacked(inputs.start, size))
-    made, outputs = jax.eval_shape(batch, stacked(list(kernel.states), size), one)
+    if of_trial is not None:  # the args are on a mesh with an axis "trial", which a kernel lacks
+        one = one._replace(args=stacked(args))
+    with tracing(of_trial and of_trial.wave):
+        made, outputs = jax.eval_shape(batch, stacked(list(kernel.states), size), one)
     replaces = bool(made) and bool(kernel.states)
 
     @functools.partial(
-        jax.shard_map, mesh=mesh, in_specs=(SPLIT, SPECS), out_specs=SPLIT, check_vma=False
+        jax.shard_map,
+        mesh=mesh,
+        in_specs=(SPLIT, specs),
+        out_specs=SPLIT,
+        check_vma=False,
+        **({} if of_trial is None else {"axis_names": {TRIAL}}),
     )
     def wave(states: Any, given: WaveInputs) -> Any:
         at = lambda tree, i: jax.tree.map(
@@ -179,26 +213,35 @@ def wave_of(
         begin = states if replaces else empty(made), empty(outputs)
         return jax.lax.fori_loop(0, given.count[0], body, begin)
 
-    split, whole = (NamedSharding(mesh, spec) for spec in (SPLIT, WHOLE))
-    on = lambda tree, sharding: jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
-    )
+    def on(tree: Any, specs: Any) -> Any:
+        place = lambda spec, x: jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=NamedSharding(mesh, spec)
+        )
+        return map_specs(place, specs, tree)
+
     rows = layout.submeshes * capacity
-    counts = on(jax.ShapeDtypeStruct((layout.submeshes,), np.int32), split)
+    counts = on(jax.ShapeDtypeStruct((layout.submeshes,), np.int32), specs.count)
     abstract = Inputs(
-        trial=on(stacked(inputs.trial, rows, size), split),
-        start=on(stacked(inputs.start, rows, size), split),
-        length=on(stacked(inputs.length, rows), split),
-        data=on(inputs.data, whole),
+        trial=on(stacked(inputs.trial, rows, size), SPLIT),
+        start=on(stacked(inputs.start, rows, size), SPLIT),
+        length=on(stacked(inputs.length, rows), specs.trials.length),
+        data=on(inputs.data, kernel.data_specs),
         args=args,
     )
+    state_specs: Any = SPLIT
+    out_shardings: Any = split
+    if of_trial is not None and (made or kernel.states):
+        known = kernel.state_specs
+        state_specs = [after(spec, TRIAL, None) for spec in known or ()]
+        of_states = None if known is None else [NamedSharding(mesh, spec) for spec in state_specs]
+        out_shardings = (of_states if made else split, split)
     jitted = jax.jit(
         wave,
         keep_unused=True,  # otherwise the program's text does not tell which inputs it reads
-        out_shardings=split,
+        out_shardings=out_shardings,
         donate_argnums=(0,) if replaces else (),
     )
-    states = on(stacked(list(kernel.states), rows, size), split)
+    states = on(stacked(list(kernel.states), rows, size), state_specs if kernel.states else SPLIT)
     return jitted, (states, WaveInputs(counts, abstract))
 
 
@@ -236,7 +279,8 @@ def _key(traced: Any, lowered: Any, cluster: Cluster) -> Hashable:
     if any("callback" in equation.primitive.name for equation in equations(traced.jaxpr)):
         return None
     settings = [getattr(jax.config, name) for name in ("jax_debug_nans", "jax_debug_infs")]
-    where = [(device.platform, device.id) for device in cluster.mesh.devices.tolist()]
+    where = [(device.platform, device.id) for device in cluster.devices]
+    where += [str(cluster.mesh)] if cluster.trial_mesh else []
     digest = hashlib.sha256(lowered.as_text().encode())
     # The program's text lacks the dtypes of random keys. It also lacks the names of hyperparameters
     # and metrics, which the two trees below have.

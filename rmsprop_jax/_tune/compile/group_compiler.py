@@ -90,7 +90,12 @@ class GroupCompiler:
         """Return the layout for batches of `size` trials."""
         cluster = self._cluster
         return DeviceLayout.fit(
-            cluster.submeshes, size, self.kernels.bytes, self._trials, cluster.machine.buffer_bytes
+            cluster.submeshes,
+            size,
+            self.kernels.bytes,
+            self._trials,
+            cluster.machine.buffer_bytes,
+            is_lockstep=cluster.trial_mesh is not None,
         )
 
     def make(self, size: int) -> GroupPrograms:

@@ -16,6 +16,10 @@ wave:
     outputs          (D·C, B, L or …)   trial     the metrics
 
 A kernel without a state or a start has an empty tree in its place.
+
+With a mesh, a submesh has several devices. Then `states`, `inputs.data`, and `inputs.args` may also
+be sharded over the axes of a trial; `count` and `inputs.length` are whole, and equal for all
+submeshes (`DeviceLayout.is_lockstep`).
 """
 
 from collections.abc import Callable
@@ -25,11 +29,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import jaxpr_as_fun
+from jax.sharding import PartitionSpec
 
 from rmsprop_jax._tune.compile.narrow_dtypes import carried, carrier, uncarried
 from rmsprop_jax._tune.experiment_spec import ExperimentSpec
 from rmsprop_jax._tune.space.seeds import key_of
+from rmsprop_jax._tune.space.values import PyTree
 from rmsprop_jax._tune.training.trace import Traces
+from rmsprop_jax._tune.trial_mesh import WHOLE, Placement, TrialMesh, after
 
 
 class Inputs(NamedTuple):
@@ -61,6 +68,15 @@ class Kernel(NamedTuple):
     """The abstract inputs."""
     states: tuple[Any, ...] = ()
     """The abstract leaves of the state; empty for a kernel that reads no state."""
+    mesh: TrialMesh | None = None
+    """The mesh of the trials; None for trials on one device each."""
+    state_specs: tuple[PartitionSpec, ...] | None = None
+    """The sharding over the axes of a trial of each leaf of the state, both of those that enter and
+    of those that leave. None: the compiler chooses the sharding of the states that leave."""
+    loops: int = 1
+    """The number of loops around a user's function in a wave: over batches, and over steps."""
+    data_specs: PyTree = WHOLE
+    """The sharding of each leaf of the data."""
 
 
 class GroupKernels:
@@ -71,21 +87,36 @@ class GroupKernels:
       spec: the experiment.
       group: the number of the group.
       data: the abstract batch of one step; None without `batches`.
+      placement: the mesh, and the shardings of what all trials share.
     """
 
-    def __init__(self, traces: Traces, spec: ExperimentSpec, group: int, data: Any = None):
+    def __init__(
+        self,
+        traces: Traces,
+        spec: ExperimentSpec,
+        group: int,
+        data: Any = None,
+        placement: Placement = Placement(),  # noqa: B008 (it is immutable)
+    ):
         self.traces, self.spec, self.group, self._data = traces, spec, group, data
+        self.mesh, self._data_specs = placement.mesh, placement.batch
         self._impl = jax.random.key_impl(key_of(0))
         numbers = {n: jax.ShapeDtypeStruct((), d) for n, d in spec.groups[group].dtypes.items()}
         self._trial = numbers, jax.eval_shape(jax.random.key_data, key_of(0))
         self._number = jax.ShapeDtypeStruct((), np.int32)
-        self._states = () if traces.state is None else tuple(map(carrier, traces.state.data))
+        self._states: tuple[Any, ...] = ()
+        self._state_specs: tuple[PartitionSpec, ...] | None = None
+        if traces.state is not None:
+            self._states = tuple(map(carrier, traces.state.data))
+            self._state_specs = traces.state.shardings
 
     @property
     def bytes(self) -> int:
-        """The bytes of one trial in a wave: its state, and the metrics of the longest segment."""
-        size = lambda arrays: sum(x.size * x.dtype.itemsize for x in arrays)
-        return size(self._states) + self.spec.schedule.longest * size(self.traces.metrics.values())
+        """The bytes of one trial in a wave, on each of its devices: its state, and the metrics of
+        the longest segment."""
+        state, metrics = self.traces.state, self.traces.metrics.values()
+        of_step = sum(x.size * x.dtype.itemsize for x in metrics)
+        return (state.device_bytes if state else 0) + self.spec.schedule.longest * of_step
 
     def each(self) -> dict[str, Kernel]:
         """Return the kernels that run, by their names in `GroupPrograms`."""
@@ -98,7 +129,12 @@ class GroupKernels:
         jaxpr = self.traces.pieces[name].jaxpr
         each = zip(jax.tree.leaves((numbers, key, *inputs)), jaxpr.in_avals, strict=True)
         given = [uncarried(x, aval.dtype) for x, aval in each]
-        return list(map(jnp.asarray, jaxpr_as_fun(jaxpr)(*given)))
+        call: Any = jaxpr_as_fun(jaxpr)
+        if self.mesh is not None and self.mesh.explicit:
+            # A wave is automatic, because jax 0.10 gathers explicit arrays that leave a shard_map.
+            shardings = tuple(aval.sharding.spec for aval in jaxpr.in_avals)
+            call = jax.sharding.explicit_axes(call, axes=self.mesh.explicit, in_sharding=shardings)
+        return list(map(jnp.asarray, call(*given)))
 
     def whole_run(self) -> Kernel:
         """Return the kernel of a function, whose outputs are the recorded values of its metrics."""
@@ -112,7 +148,7 @@ class GroupKernels:
             values = zip(names, self._run("train", inputs.trial, inputs.args), strict=True)
             return [], {n: x[recorded[n]] if n in recorded else x for n, x in values}
 
-        return Kernel(call, Inputs(self._trial))
+        return Kernel(call, Inputs(self._trial), mesh=self.mesh)
 
     def init(self) -> Kernel:
         """Return the kernel that makes a state."""
@@ -120,7 +156,7 @@ class GroupKernels:
         def call(states: list[Any], inputs: Inputs) -> tuple[list[Any], Any]:
             return list(map(carried, self._run("init", inputs.trial, inputs.args))), {}
 
-        return Kernel(call, Inputs(self._trial))
+        return Kernel(call, Inputs(self._trial), (), self.mesh, self._state_specs)
 
     def segment(self, length: int) -> Kernel:
         """Return the kernel of a segment of at most `length` steps.
@@ -147,7 +183,8 @@ class GroupKernels:
 
         data = stacked(jax.tree.map(carrier, self._data), length)
         inputs = Inputs(self._trial, self._number, self._number, data)
-        return Kernel(call, inputs, self._states)
+        specs = jax.tree.map(lambda spec: after(spec, None), self._data_specs)
+        return Kernel(call, inputs, self._states, self.mesh, self._state_specs, 2, specs)
 
     def evaluate(self) -> Kernel | None:
         """Return the kernel of `evaluate`, whose outputs are its metrics; None without it."""
@@ -159,7 +196,8 @@ class GroupKernels:
             values = self._run("evaluate", inputs.trial, states, inputs.start, inputs.args)
             return [], dict(zip(names, values, strict=True))
 
-        return Kernel(call, Inputs(self._trial, self._number), self._states)
+        inputs = Inputs(self._trial, self._number)
+        return Kernel(call, inputs, self._states, self.mesh, self._state_specs)
 
 
 def stacked(tree: Any, *n: int) -> Any:

@@ -27,23 +27,36 @@ class DeviceLayout(NamedTuple):
     """The number of batches that fit one call on each submesh."""
     batch_size: int
     """The number of trials that share a `vmap`."""
+    is_lockstep: bool = False
+    """Whether all submeshes run equally many batches, each with equally many steps.
+
+    On a CPU, a `collective-permute` waits for all devices, not only for those that exchange data.
+    Submeshes of several devices therefore run in lockstep, and the free slots of a short wave run
+    copies of its first trial."""
 
     @classmethod
     def fit(
-        cls, submeshes: int, batch_size: int, trial_bytes: int, trials: int, buffer_bytes: int
+        cls,
+        submeshes: int,
+        batch_size: int,
+        trial_bytes: int,
+        trials: int,
+        buffer_bytes: int,
+        is_lockstep: bool = False,
     ) -> "DeviceLayout":
         """Return the layout for as many of these trials as one call can hold.
 
         Args:
           submeshes: the number of submeshes.
           batch_size: the number of trials that share a `vmap`.
-          trial_bytes: the bytes of one trial in a call.
+          trial_bytes: the bytes of one trial in a call, on each of its devices.
           trials: the number of trials in all.
           buffer_bytes: the bytes on each device for the outputs of one call.
+          is_lockstep: whether all submeshes run equally many batches.
         """
         most = -(-trials // (batch_size * submeshes))
         fit = buffer_bytes // max(trial_bytes * batch_size, 1)
-        return cls(submeshes, max(1, min(most, MOST_BATCHES, fit)), batch_size)
+        return cls(submeshes, max(1, min(most, MOST_BATCHES, fit)), batch_size, is_lockstep)
 
     def slots(self, batches: int) -> int:
         """Return the number of trials that fit this many batches on each submesh."""
@@ -63,12 +76,14 @@ class DeviceLayout(NamedTuple):
         """Return the number of batches that each submesh runs for `count` trials, int32."""
         batches = -(-count // self.batch_size)
         each = (batches + self.submeshes - 1 - np.arange(self.submeshes)) // self.submeshes
-        return np.roll(each, first).astype(np.int32)
+        each = np.full_like(each, each.max()) if self.is_lockstep else np.roll(each, first)
+        return each.astype(np.int32)
 
     def lay(self, rows: Any, count: int, first: int = 0) -> Any:
         """Return arrays with a leading axis over trials, arranged by slots.
 
-        The last trial is repeated in the free slots of its batch.
+        The last trial is repeated in the free slots of its batch, and the first trial in the free
+        batches.
         """
         slot, fill = self.slots_of(count, first), np.zeros(self.slots(self.capacity), np.intp)
         fill[slot] = np.arange(count)
@@ -78,7 +93,13 @@ class DeviceLayout(NamedTuple):
         return jax.tree.map(lambda x: np.asarray(x)[fill], rows)
 
     def lay_batches(self, values: np.ndarray, first: int = 0) -> np.ndarray:
-        """Return an array with one value for each batch, arranged by rows."""
+        """Return an array with one value for each batch, arranged by rows.
+
+        In lockstep, all values must be equal, and free batches have the same value.
+        """
+        if self.is_lockstep:
+            assert (values == values[0]).all()
+            return np.full(self.submeshes * self.capacity, values[0])
         laid = np.zeros(self.submeshes * self.capacity, values.dtype)
         laid[self._rows(np.arange(len(values)), first)] = values
         return laid

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from rmsprop_jax._tune.experiment_spec import ExperimentSpec
 from rmsprop_jax._tune.results.export import to_dataframe, to_xarray
@@ -45,6 +46,7 @@ from rmsprop_jax._tune.storage.kept_states import KeptStates
 from rmsprop_jax._tune.storage.load import load_folder
 from rmsprop_jax._tune.storage.paths import local_folder
 from rmsprop_jax._tune.storage.writer import FolderWriter
+from rmsprop_jax._tune.trial_mesh import submesh_of
 from rmsprop_jax._tune.trials.data import TrialData
 from rmsprop_jax._tune.trials.decision_log import AppliedDecision
 from rmsprop_jax._tune.trials.objective import Objective, ObjectiveSpec, checked_objective
@@ -153,6 +155,7 @@ class SweepResult:
         self.compile_seconds, self.run_seconds = map(float, rows.seconds)
         self._valid: dict[str, np.ndarray] | None = None
         self._history: list[list[Change]] | None = None
+        self._mesh: Mesh | None = None
 
     @property
     def is_complete(self) -> bool:
@@ -195,7 +198,7 @@ class SweepResult:
     def __getstate__(self) -> dict[str, Any]:
         """Return the attributes without `train`, which may be a function that pickle refuses."""
         kept = None if self._kept is None else self._kept.without_structure()
-        reset = {"_retrainer": None, "_kept": kept, "_valid": None, "_history": None}
+        reset = {"_retrainer": None, "_kept": kept, "_valid": None, "_history": None, "_mesh": None}
         return self.__dict__ | reset
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SweepResult":
@@ -217,6 +220,7 @@ class SweepResult:
         *,
         objective: Objective | None = None,
         mode: str | None = None,
+        mesh: Mesh | None = None,
     ) -> "SweepResult":
         """Load the folder of `save` or of `sweep(path=...)`, also while that sweep runs.
 
@@ -226,6 +230,7 @@ class SweepResult:
             number. By default the metric that the folder's last call used. Required if that call
             used a function, since a folder holds no functions.
           mode: "min" or "max"; by default that of the folder's last call.
+          mesh: the mesh on which `state` places states, if `state` gets no other.
 
         Raises:
           ValueError: for a folder that is damaged or is not a sweep's, an objective that the
@@ -243,7 +248,9 @@ class SweepResult:
                 )
             objective = name
         checked = checked_objective(objective, mode or noted["mode"], spec)
-        return cls(spec, trials, checked, decisions=decisions, kept=KeptStates(files=files))
+        made = cls(spec, trials, checked, decisions=decisions, kept=KeptStates(files=files))
+        made._mesh = mesh and submesh_of(mesh)
+        return made
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a folder that `load` reads and `sweep(path=...)` resumes.
@@ -305,10 +312,12 @@ class SweepResult:
         seed: int | None = None,
         args: tuple[Any, ...] = (),
         batches: Callable[[int], Any] | None = None,
+        mesh: Mesh | None = None,
     ) -> Any:
         """Train a point again, as the sweep did. A pruned trial is trained to the last step.
 
-        It runs on the first of the sweep's devices of this process. JAX's settings are those of the
+        It runs on the first of the sweep's devices of this process or, after a sweep with a `mesh`,
+        on the devices of one trial. JAX's settings are those of the
         sweep (x64, the implementation of PRNG keys, the precision of products), whatever they are
         now. Each static group compiles once, at the first call.
 
@@ -318,11 +327,14 @@ class SweepResult:
             `schedule`, whatever the seed.
           args: the `args` of the sweep, which this result does not hold.
           batches: the `batches` of the sweep.
+          mesh: another mesh than the sweep's, with the same axes of a trial. With an axis "trial",
+            the devices of one trial are used.
 
         Returns:
           For a function, the metrics as NumPy arrays. For a `Training`, the last state as JAX
           arrays, and a dict with the metrics of every step and the metrics of `evaluate` after the
-          last step. The values are bit for bit those of a sweep with a batch size of 1.
+          last step. The values are bit for bit those of a sweep with a batch size of 1. On a mesh
+          they are equal within rounding, and the state is sharded as `train` leaves it.
 
         Raises:
           ValueError: for a point that is not in the sweep, a seed that is not an int, args that
@@ -337,7 +349,7 @@ class SweepResult:
             )
         point, end = self._index_of(record), self._spec.schedule.end
         way = lambda: self._path(point, end)
-        return retrainer.run(self._spec, point, way, seed, args, batches)
+        return retrainer.run(self._spec, point, way, seed, args, batches, mesh)
 
     def _index_of(self, record: PointResult | dict[str, Any]) -> int:
         """Return the index of a point; ValueError for a point that is not in the sweep."""
@@ -389,7 +401,12 @@ class SweepResult:
         return path(self.history, table, point, end)
 
     def state(
-        self, record: PointResult | dict[str, Any], seed: int | None = None, *, like: Any = None
+        self,
+        record: PointResult | dict[str, Any],
+        seed: int | None = None,
+        *,
+        like: Any = None,
+        mesh: Mesh | None = None,
     ) -> Any:
         """Return the final state of a trial: parameters, optimizer state, anything `init` made.
 
@@ -399,10 +416,13 @@ class SweepResult:
           like: a state of the same structure; its leaves may be `jax.ShapeDtypeStruct`. Required if
             the result was loaded or pickled and the state has other nodes than dicts, lists, and
             tuples.
+          mesh: a mesh with the axes of a trial, on which to place the state. With an axis "trial",
+            the devices of one trial are used. By default the `mesh` of `load`, or none.
 
         Returns:
-          A pytree with the structure, shapes, and dtypes of `init`'s state. Its leaves are NumPy
-          arrays, and JAX arrays for PRNG keys.
+          A pytree with the structure, shapes, and dtypes of `init`'s state. Its leaves are whole
+          NumPy arrays, and JAX arrays for PRNG keys. With a mesh they are JAX arrays, sharded as in
+          the sweep.
 
         Raises:
           ValueError: for a state that was not kept (see `keep_states`), a point or a seed that is
@@ -414,7 +434,9 @@ class SweepResult:
             raise ValueError(f"seed must be one of the sweep's, {list(self.seeds)}, got {seed}.")
         trial = point * len(self.seeds) + self.seeds.index(seed)
         group, name = int(self._spec.group_of()[point]), f"{self.points[point]}, seed {seed}"
-        return kept_state(self._kept, trial, group, name, like)
+        return kept_state(
+            self._kept, trial, group, name, like, self._mesh if mesh is None else mesh
+        )
 
     def point_now(self, row: int) -> dict[str, Any]:
         """Return a trial's hyperparameters at its last step, with the changes of a scheduler."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
 from rmsprop_jax._tune.experiment_spec import ExperimentSpec
 from rmsprop_jax._tune.jax_settings import own_settings
@@ -15,6 +16,7 @@ from rmsprop_jax._tune.space.seeds import checked_seeds, key_of
 from rmsprop_jax._tune.space.static_groups import StaticGroup
 from rmsprop_jax._tune.training.checks import check_call, check_calls
 from rmsprop_jax._tune.training.training import Train, Training, evaluation_key, stacked_batches
+from rmsprop_jax._tune.trial_mesh import TrialMesh, sharding_of, submesh_of
 
 Numbers = dict[str, np.ndarray]
 
@@ -38,22 +40,36 @@ class Retrainer:
       train: the function or the `Training` of the sweep.
       groups: the sweep's static groups.
       device: one of the sweep's devices, a `jax.Device` (which type checkers refuse as a type).
+      mesh: the mesh of the sweep, or None.
     """
 
-    def __init__(self, train: Train | Training, groups: Sequence[StaticGroup], device: Any):
-        self._train, self._groups, self._device = train, groups, device
+    def __init__(
+        self,
+        train: Train | Training,
+        groups: Sequence[StaticGroup],
+        device: Any,
+        mesh: TrialMesh | None,
+    ):
+        self._train, self._groups, self._device, self._mesh = train, groups, device, mesh
         self._settings = {name: getattr(jax.config, name) for name in SETTINGS}
         self._programs: dict[int, Callable[..., Any]] = {}
         self._evaluations: dict[int, Callable[..., Any]] = {}
 
     @contextlib.contextmanager
-    def settings(self) -> Generator[None]:
-        """Enter the settings of the sweep. A failed trial raises no error, as in the sweep."""
+    def settings(self, submesh: Mesh | None) -> Generator[None]:
+        """Enter the settings of the sweep. A failed trial raises no error, as in the sweep.
+
+        Args:
+          submesh: the devices of the trial; None for the sweep's device.
+        """
         with contextlib.ExitStack() as stack:
             stack.enter_context(own_settings("retrain"))
             for name, value in self._settings.items():
                 stack.enter_context(SETTINGS[name](value))
-            stack.enter_context(jax.default_device(self._device))
+            if submesh is None:
+                stack.enter_context(jax.default_device(self._device))
+            else:
+                stack.enter_context(jax.set_mesh(submesh))
             stack.enter_context(jax.debug_nans(False))
             stack.enter_context(jax.debug_infs(False))
             yield
@@ -66,6 +82,7 @@ class Retrainer:
         seed: int | None,
         args: tuple[Any, ...],
         batches: Callable[[int], Any] | None,
+        mesh: Mesh | None = None,
     ) -> Any:
         """Train a point again.
 
@@ -76,13 +93,21 @@ class Retrainer:
           seed: the seed of the key; None for the first of the sweep's.
           args: the `args` of the sweep, pytrees of arrays.
           batches: the `batches` of the sweep; a batch is a pytree of arrays.
+          mesh: a mesh with the axes of a trial; None for the mesh of the sweep, if it has one.
 
         Returns:
           The metrics of a function; the last state of a `Training`, which is a user's pytree, and
           the metrics of every step.
         """
         group = int(spec.group_of()[point])
-        with self.settings():
+        submesh = self._mesh.submesh() if self._mesh else None
+        submesh = submesh if mesh is None else submesh_of(mesh)
+        with self.settings(submesh):
+            if isinstance(self._train, Training):
+                check_calls(self._train, () if batches is None else (None,), args)
+            else:
+                check_call(self._train, "train", "train(hp, key, *args)", args)
+            args = self._placed(args, submesh)
             (seed,) = spec.seeds[:1] if seed is None else checked_seeds((seed,))
             if not isinstance(self._train, Training):  # it runs as a whole
                 numbers = self._arrays(group, spec.points.traced(point))
@@ -103,17 +128,16 @@ class Retrainer:
           group: the index of the trial's static group.
           numbers: the traced hyperparameters.
           seed: the seed of the trial's key.
-          args: the `args` of the sweep.
+          args: the `args` of the sweep, on the devices.
         """
         train = self._train
         assert not isinstance(train, Training)
-        check_call(train, "train", "train(hp, key, *args)", args)
         if group not in self._programs:
             static = self._groups[group].static
             self._programs[group] = jax.jit(
                 lambda numbers, key, args: train(static | numbers, key, *args)
             )
-        return jax.device_get(self._programs[group](numbers, key_of(seed), self._placed(args)))
+        return jax.device_get(self._programs[group](numbers, key_of(seed), args))
 
     def run_steps(
         self,
@@ -133,8 +157,7 @@ class Retrainer:
         """
         training = self._train
         assert isinstance(training, Training)
-        check_calls(training, () if batches is None else (None,), args)
-        run, key, args = self._program(group), key_of(seed), self._placed(args)
+        run, key = self._program(group), key_of(seed)
         state, parts = None, []
         for start, stop, numbers in path:
             data = None if batches is None else stacked_batches(batches, start, stop)
@@ -148,9 +171,17 @@ class Retrainer:
             series |= jax.device_get(evaluate(numbers, key, args, state, np.int32(end)))
         return state, series
 
-    def _placed(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Return the args on one device; the caller's may be on several."""
-        return jax.device_put(args, self._device)
+    def _placed(self, args: tuple[Any, ...], submesh: Mesh | None) -> tuple[Any, ...]:
+        """Return the args on the devices of the trial; the caller's may be on others."""
+        if submesh is None:
+            return jax.device_put(args, self._device)
+        place = lambda path, x: jax.device_put(
+            x,
+            NamedSharding(
+                submesh, sharding_of(f"args{jax.tree_util.keystr(path)}", x, submesh.axis_names)
+            ),
+        )
+        return jax.tree_util.tree_map_with_path(place, args)
 
     def _program(self, group: int) -> Callable[..., Any]:
         if group not in self._programs:

@@ -2,14 +2,19 @@
 
 from typing import Any
 
+import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
 from rmsprop_jax._tune.storage.kept_states import KeptStates
 from rmsprop_jax._tune.storage.writer import FolderWriter
 from rmsprop_jax._tune.training.state_spec import StateSpec
+from rmsprop_jax._tune.trial_mesh import WHOLE, decoded, names_of, submesh_of
 
 
-def kept_state(kept: KeptStates | None, trial: int, group: int, name: str, like: Any) -> Any:
+def kept_state(
+    kept: KeptStates | None, trial: int, group: int, name: str, like: Any, mesh: Mesh | None
+) -> Any:
     """Return the final state of a trial as a pytree.
 
     Args:
@@ -18,6 +23,7 @@ def kept_state(kept: KeptStates | None, trial: int, group: int, name: str, like:
       group: the number of its static group.
       name: the text that names the trial in errors.
       like: a state of the same structure, or None; a user's pytree.
+      mesh: a mesh on which to place the state, sharded as it was; None for NumPy arrays.
     """
     found = None if kept is None else kept.get(trial, group)
     if found is None:
@@ -40,7 +46,18 @@ def kept_state(kept: KeptStates | None, trial: int, group: int, name: str, like:
             "like must be given for a state with other nodes than dicts, lists, and tuples, since "
             "its structure was not stored. Pass like=jax.eval_shape(init, hp, key)."
         )
-    return spec.tree(arrays)
+    if mesh is None:
+        return spec.tree(arrays)
+    submesh = submesh_of(mesh)
+    specs = list(map(decoded, found.form.shardings)) or [WHOLE] * len(arrays)
+    missing = {name for one in specs for name in names_of(one)}.difference(submesh.axis_names)
+    if missing:
+        raise ValueError(
+            f"mesh must have the axes over which the state was sharded, got {submesh} without "
+            f"{sorted(missing)}. Pass a mesh with these axes."
+        )
+    each = zip(arrays, specs, strict=True)
+    return spec.tree([jax.device_put(x, NamedSharding(submesh, one)) for x, one in each])
 
 
 def save_states(

@@ -26,6 +26,7 @@ from rmsprop_jax._tune.compile.narrow_dtypes import carried, carrier
 from rmsprop_jax._tune.run import jax_coordination as coordination
 from rmsprop_jax._tune.run.machine import MEMORY_SHARE, Device, Machine
 from rmsprop_jax._tune.space.values import Json, PyTree
+from rmsprop_jax._tune.trial_mesh import TRIAL, WHOLE, TrialMesh, map_specs, sharding_of
 
 T = TypeVar("T")
 GRACE = 3.0  # seconds for a meeting that began to end, after another process has left
@@ -49,22 +50,27 @@ class Cluster:
     """The processes that own some devices: this process alone, or all of a JAX cluster.
 
     Args:
-      devices: devices of this process only, or of every process.
+      devices: devices of this process only, or of every process; or a mesh of them, with an axis
+        "trial".
       machine: the clock and the memory that the call uses.
 
     Attributes:
       is_leader: whether this process is the leader, which writes, draws, and decides.
       count: the number of processes.
-      mesh: the devices, on one axis named "trial".
+      devices: the devices.
+      mesh: the devices on an axis "trial", and on the axes of a trial if it has several devices.
+      trial_mesh: the same mesh if a trial has axes of its own; otherwise None.
       submeshes: the number of submeshes, on each of which one batch of trials runs at a time. A
         submesh is the devices of one trial.
 
     Raises:
-      ValueError: for devices of some processes, but not all.
+      ValueError: for devices of some processes, but not all; or for a trial that shares a process
+        with others and has devices of several.
     """
 
-    def __init__(self, devices: Sequence[Device], machine: Machine | None = None):
-        indices = {device.process_index for device in devices}
+    def __init__(self, devices: Sequence[Device] | Mesh, machine: Machine | None = None):
+        self._lay_out(devices)
+        indices = {device.process_index for device in self.devices}
         if indices != {jax.process_index()} and len(indices) != jax.process_count():
             raise ValueError(
                 "devices must be of this process only or of every process, got devices of the "
@@ -73,9 +79,31 @@ class Cluster:
             )
         self.count = len(indices)
         self.is_leader = self.count == 1 or jax.process_index() == 0
-        self.mesh = Mesh(np.asarray(devices), ("trial",))
-        self.submeshes = self.mesh.shape["trial"]
         self.machine = machine or Machine()
+        self._refuse_mixed_submeshes()
+
+    def _lay_out(self, devices: Sequence[Device] | Mesh) -> None:
+        """Set the attributes that describe the devices."""
+        is_mesh = isinstance(devices, Mesh)
+        self.devices: list[Device] = devices.devices.flatten().tolist() if is_mesh else [*devices]
+        self._line = Mesh(np.asarray(self.devices), (TRIAL,))  # for arrays of the whole sweep
+        self.mesh, self.trial_mesh = self._line, None
+        if is_mesh and len(devices.axis_names) > 1:
+            self.trial_mesh = TrialMesh(devices)
+            self.mesh = self.trial_mesh.mesh
+        self.submeshes = self.mesh.shape[TRIAL]
+
+    def _refuse_mixed_submeshes(self) -> None:
+        """Raise ValueError if a trial has devices of several processes, but not all of theirs."""
+        processes = [device.process_index for device in self.devices]
+        for devices in self.trial_mesh.submeshes() if self.trial_mesh else ():
+            here = [device.process_index for device in devices.flat]
+            if len(set(here)) > 1 and any(here.count(i) < processes.count(i) for i in here):
+                raise ValueError(
+                    "mesh must give a trial devices of one process, or all devices of several, got "
+                    f"a trial on devices of the processes {here}. Order the devices by process: "
+                    "Mesh(np.array(jax.devices()).reshape(...), ('trial', ...))."
+                )
 
     @contextlib.contextmanager
     def together(self, name: str) -> Generator[None]:
@@ -261,7 +289,7 @@ class Cluster:
 
     def free_memory(self) -> float | None:
         """Return the usable bytes of the fullest device; None if unknown, as on a CPU."""
-        memory = self.machine.device_memory(self.mesh.devices.tolist())
+        memory = self.machine.device_memory(self.devices)
         if self.count == 1:
             return memory
         each = self.meet("free memory", memory)
@@ -283,11 +311,10 @@ class Cluster:
         if self.count == 1 or array.size == 0:
             return array
         data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        devices = self.mesh.devices.tolist()
-        source = [device.process_index for device in devices].index(0)
+        source = [device.process_index for device in self.devices].index(0)
         rows = lambda index: data[None] if index[0].start == source else np.zeros_like(data)[None]
-        split = NamedSharding(self.mesh, PartitionSpec("trial"))
-        x = jax.make_array_from_callback((len(devices), len(data)), split, rows)
+        split = NamedSharding(self._line, PartitionSpec(TRIAL))
+        x = jax.make_array_from_callback((len(self.devices), len(data)), split, rows)
         where = f"the leader's array, {array.dtype}{array.shape}"
         return self._whole(where, x, is_sum=True).view(array.dtype).reshape(array.shape)
 
@@ -301,7 +328,8 @@ class Cluster:
 
     def _whole(self, where: str, x: jax.Array, is_sum: bool) -> np.ndarray:
         """Return an array, or its sum over the first axis, on every process."""
-        replicate = _replication(self.mesh, x.shape, x.dtype, x.sharding, is_sum)
+        mesh = self._line if is_sum else self.mesh
+        replicate = _replication(mesh, x.shape, x.dtype, x.sharding, is_sum)
 
         def run() -> jax.Array:
             with jax.debug_nans(False), jax.debug_infs(False):
@@ -309,51 +337,88 @@ class Cluster:
 
         return np.asarray(self.meet(where, then=run).addressable_data(0))
 
-    def place(self, tree: PyTree, *axes: str) -> PyTree:
+    def place(self, tree: PyTree, specs: PyTree = WHOLE) -> PyTree:
         """Put arrays on the devices.
 
         Args:
           tree: the arrays, each whole on every process.
-          *axes: "trial" to shard each array along its first axis; nothing to copy each array to
-            every device.
+          specs: the sharding of each array, or of whole subtrees; by default each array is copied
+            to every device.
         """
-        sharding = NamedSharding(self.mesh, PartitionSpec(*axes))
         tree = jax.tree.map(carried, tree)
         if self.count == 1:
-            return jax.device_put(tree, sharding)
+            shardings = jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), specs)
+            return jax.device_put(tree, shardings)
 
-        def leaf(x: jax.Array | np.ndarray) -> jax.Array:
+        def leaf(spec: PartitionSpec, x: jax.Array | np.ndarray) -> jax.Array:
+            sharding = NamedSharding(self.mesh, spec)
+            if isinstance(x, jax.Array) and not x.is_fully_addressable:
+                return jax.device_put(x, sharding)
             x = jnp.asarray(x)
             if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-                data, impl = leaf(jax.random.key_data(x)), jax.random.key_impl(x)
+                data, impl = leaf(spec, jax.random.key_data(x)), jax.random.key_impl(x)
                 return jax.random.wrap_key_data(data, impl=impl)
             host = np.asarray(x)
             return jax.make_array_from_callback(host.shape, sharding, host.__getitem__)
 
+        return map_specs(leaf, specs, tree)
+
+    def addressable(self, tree: PyTree) -> PyTree:
+        """Return arrays with those that are sharded over several processes whole, on the host."""
+        is_split = lambda x: isinstance(x, jax.Array) and not x.is_fully_addressable
+
+        def leaf(x: PyTree) -> PyTree:
+            if not is_split(x):
+                return x
+            if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+                data, impl = leaf(jax.random.key_data(x)), jax.random.key_impl(x)
+                return jax.random.wrap_key_data(data, impl=impl)
+            return self._whole(f"an array of args, {x.dtype}{x.shape}", x, is_sum=False)
+
         return jax.tree.map(leaf, tree)
+
+    def shardings_of(self, what: str, tree: PyTree) -> PyTree:
+        """Return the sharding over the axes of a trial of each array that a user passed.
+
+        Args:
+          what: the place of the tree, for errors: "args".
+          tree: the arrays.
+
+        Raises:
+          ValueError: for a sharding over another axis.
+        """
+        if (mesh := self.trial_mesh) is None:
+            return WHOLE
+        place = lambda path: f"{what}{jax.tree_util.keystr(path)}"
+        return jax.tree_util.tree_map_with_path(
+            lambda path, x: sharding_of(place(path), x, mesh.axes), tree
+        )
 
 
 class DescribedDevices(Cluster):
     """Devices that are described, but do not exist. Programs are compiled for them, and never run.
 
     Args:
-      devices: for example, those of `jax.experimental.topologies.get_topology_desc`.
+      devices: for example, those of `jax.experimental.topologies.get_topology_desc`; or a mesh of
+        them, with an axis "trial".
       memory: the free bytes on each device; None if unknown.
     """
 
-    def __init__(self, devices: Sequence[Device], memory: float | None = None):
+    def __init__(self, devices: Sequence[Device] | Mesh, memory: float | None = None):
         self.count, self.is_leader = 1, True
-        self.mesh = Mesh(np.asarray(devices), ("trial",))
-        self.submeshes = self.mesh.shape["trial"]
+        self._lay_out(devices)
         usable = None if memory is None else MEMORY_SHARE * memory
         self.machine = Machine(device_memory=lambda devices: usable)
 
-    def place(self, tree: PyTree, *axes: str) -> PyTree:
+    def place(self, tree: PyTree, specs: PyTree = WHOLE) -> PyTree:
         """Return abstract arrays with the shardings that `Cluster.place` would give them."""
-        sharding = NamedSharding(self.mesh, PartitionSpec(*axes))
-        place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
         abstract = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, tree))
-        return jax.tree.map(place, jax.tree.map(carrier, abstract))
+
+        def place(spec: PartitionSpec, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            sharding = NamedSharding(self.mesh, spec)
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+        return map_specs(place, specs, jax.tree.map(carrier, abstract))
 
 
 @functools.lru_cache(256)

@@ -11,10 +11,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from rmsprop_jax._tune.run.cluster import Cluster, checksum
-from rmsprop_jax._tune.space.values import refuse_dtype
+from rmsprop_jax._tune.space.values import PyTree, refuse_dtype
 from rmsprop_jax._tune.training.schedule import Schedule
+from rmsprop_jax._tune.trial_mesh import after, map_specs, names_of
 
 Source = Callable[[int], Any]
 
@@ -26,17 +28,20 @@ class BatchReader:
       source: a function from a step, counted from 1, to a batch, a pytree of arrays.
       cluster: the processes and devices that get the batches.
       first: the step whose batch is requested at once, for its shapes.
+      sharding: the sharding of each array over the axes of a trial, or of whole subtrees. None: as
+        the first batch is sharded.
 
     Attributes:
       abstract: the first batch, with abstract arrays.
       shapes: the path, dtype, and shape of each of its arrays, as text.
       checksum: the checksum of its arrays.
+      specs: the sharding of each array over the axes of a trial.
 
     Raises:
       ValueError: for a source that is not a function, or a batch that is not a pytree of arrays.
     """
 
-    def __init__(self, source: Source, cluster: Cluster, first: int):
+    def __init__(self, source: Source, cluster: Cluster, first: int, sharding: PyTree = None):
         if not callable(source):
             raise ValueError(
                 f"batches must be a function from a step to a batch, got {source!r}. Pass, for "
@@ -44,7 +49,9 @@ class BatchReader:
             )
         self._source, self._cluster = source, cluster
         self._first: tuple[int, Any, list[Any]] | None = None
-        self._asked = {first: self._checked(first, source(first))}
+        batch = source(first)
+        self._asked = {first: self._checked(first, batch)}
+        self.specs = self._specs(cluster.shardings_of(f"batches({first})", batch), sharding)
         shape = lambda x: jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype))
         self.abstract = jax.tree.map(shape, self._asked[first])
         leaves = jax.tree.leaves_with_path(self.abstract)
@@ -53,6 +60,38 @@ class BatchReader:
         # A Future as a box for a result or an exception. It is filled on this thread (`prepare`).
         self._next: tuple[tuple[int, int], concurrent.futures.Future[Any]] | None = None
         self._placed: tuple[tuple[int, int], Any] | None = None
+
+    def _specs(self, found: PyTree, asked: PyTree) -> PyTree:
+        """Return the sharding of each array: that which the call asks for, or that of the batch.
+
+        Raises:
+          ValueError: for a sharding that does not fit the batch or the mesh.
+        """
+        if asked is None:
+            return found
+        mesh, batch = self._cluster.trial_mesh, next(iter(self._asked.values()))
+        if mesh is None:
+            raise ValueError(
+                f"batch_sharding must come with a mesh of trials, got {asked} and no mesh. Pass "
+                "mesh=..., or leave batch_sharding out."
+            )
+        try:
+            specs = map_specs(lambda spec, _: spec, asked, batch)
+        except ValueError as error:
+            raise ValueError(
+                f"batch_sharding must be one PartitionSpec or a tree of them like a batch, got "
+                f"{asked} for {jax.tree.structure(batch)}. Pass "
+                "batch_sharding=jax.sharding.PartitionSpec(None, 'model')."
+            ) from error
+        for spec, x in zip(jax.tree.leaves(specs), jax.tree.leaves(batch), strict=True):
+            known = isinstance(spec, PartitionSpec) and set(names_of(spec)) <= set(mesh.axes)
+            if not known or len(spec) > x.ndim:
+                raise ValueError(
+                    f"batch_sharding must name axes of a trial, {list(mesh.axes)}, for each "
+                    f"dimension of an array of shape {x.shape}, got {spec}. Pass "
+                    f"batch_sharding=jax.sharding.PartitionSpec({mesh.axes[0]!r})."
+                )
+        return specs
 
     def segment(self, schedule: Schedule, start: int) -> Any:
         """Return the batches of the segment that begins after step `start`, on the devices.
@@ -66,7 +105,8 @@ class BatchReader:
             else:
                 stacked = self._stacked(schedule, start)
             self._cluster.refuse_different(f"batches({start + 1}) to batches({stop})", stacked)
-            self._placed = (start, stop), self._cluster.place(stacked)
+            steps_first = jax.tree.map(lambda spec: after(spec, None), self.specs)
+            self._placed = (start, stop), self._cluster.place(stacked, steps_first)
         return self._placed[1]
 
     def prepare(self, schedule: Schedule, start: int) -> None:

@@ -180,7 +180,7 @@ class LocalDevices:
         inputs = self._table.inputs(batch.trials, batch.group)
         batch.placed = programs.segment.place(inputs, count, first)
         if not isinstance(batch.states, NotStarted):
-            return programs.segment.place(self.states(batch), count, first)
+            return programs.segment.place_states(self.states(batch), count, first)
         if programs.init is None:
             return []
         return programs.init.start([], Inputs(batch.placed), count, first)[0]

@@ -98,7 +98,9 @@ class KeptStates:
         elif self.files is not None and (file := self.files.file(trial)).exists():
             remedy = "Train the trial again with result.retrain."
             with damaged(file, remedy), open_arrays(file, self.files.sweep) as stored:
-                form = StateForm(stored["impls"].tolist(), str(stored["tree"]))
+                form = StateForm(
+                    stored["impls"].tolist(), str(stored["tree"]), stored["shardings"].tolist()
+                )
                 leaves = [x[0] for x in leaves_of(stored)]
         else:
             return None

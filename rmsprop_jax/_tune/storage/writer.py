@@ -341,6 +341,7 @@ class FolderWriter:
             "dtypes": np.array([str(x.dtype) for x in states], str),
             "impls": np.array(form.impls, str),
             "tree": np.array(form.skeleton),
+            "shardings": np.array(form.shardings, str),
         }
 
     # Decisions.

@@ -80,7 +80,7 @@ class Fingerprint:
     def _hashed(self, what: str) -> list[str]:
         """Return "programs" or "constants"; the first call computes both."""
         if self._traces is not None:
-            pieces = [one.pieces.values() for one in self._traces]
+            pieces = [one.portable().values() for one in self._traces]
             texts = [[program_text(piece) for piece in some] for some in pieces]
             closed_over = [[x for one in some for x in constants(one.jaxpr)] for some in pieces]
             self._hashes = {
@@ -100,7 +100,9 @@ def program_text(piece: jax.stages.Traced) -> str:
 
     The traced function is one of our wrappers. A folder must resume after we rename the wrapper.
     """
-    return MODULE_NAME.sub("module @jit__lambda", piece.lower().as_text(), count=1)
+    # A function traced on a mesh without devices has no platform of its own.
+    text = piece.lower(lowering_platforms=(jax.default_backend(),)).as_text()
+    return MODULE_NAME.sub("module @jit__lambda", text, count=1)
 
 
 def hash_of_arrays(tree: Any) -> str:

@@ -10,9 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.sharding import PartitionSpec
 
 from rmsprop_jax._tune.space.values import decode, encode, is_key, refuse_dtype, typed
 from rmsprop_jax._tune.training.training import State, strong
+from rmsprop_jax._tune.trial_mesh import encoded, type_spec
 
 TreeDef: TypeAlias = Any  # jax.tree_util.PyTreeDef, for which jaxlib brings no types
 
@@ -34,6 +36,11 @@ class StateSpec(NamedTuple):
     """For each leaf the implementation of its PRNG key, or "" if it is an array."""
     data: tuple[jax.ShapeDtypeStruct, ...]
     """For each leaf the shape and dtype of its plain array."""
+    shardings: tuple[PartitionSpec, ...] | None = None
+    """For each leaf its sharding over the axes of a trial. `Experiment.shard_states` sets it; None
+    for a trial on one device."""
+    shards: tuple[int, ...] = ()
+    """For each leaf the number of its shards; empty if each is one array."""
 
     @classmethod
     def of(cls, state: State) -> "StateSpec":
@@ -68,16 +75,30 @@ class StateSpec(NamedTuple):
         return sum(x.size * x.dtype.itemsize for x in self.data)
 
     @property
+    def paths(self) -> list[tuple[Any, ...]]:
+        """Return the key path of each leaf."""
+        leaves = jax.tree_util.tree_flatten_with_path(self.treedef.unflatten(self.data))[0]
+        return [path for path, _ in leaves]
+
+    @property
+    def device_bytes(self) -> int:
+        """Return the bytes of one trial's state on each of its devices."""
+        shards = self.shards or (1,) * len(self.data)
+        each = zip(self.data, shards, strict=True)
+        return sum(x.size * x.dtype.itemsize // n for x, n in each)
+
+    @property
     def form(self) -> "StateForm":
         """Return the part of the structure that a file can hold."""
+        shardings = tuple(map(encoded, self.shardings or ()))
         # A class of the user's may reject the zeros that stand for the leaves below.
         if not _is_plain_tree(self.treedef):
-            return StateForm(self.impls, "")
+            return StateForm(self.impls, "", shardings)
         try:
             text = json.dumps(encode(self.treedef.unflatten([0] * len(self.data)), "a state"))
         except ValueError:
             text = ""
-        return StateForm(self.impls, text)
+        return StateForm(self.impls, text, shardings)
 
 
 class StateForm(NamedTuple):
@@ -87,6 +108,9 @@ class StateForm(NamedTuple):
     """For each leaf the implementation of its PRNG key, or "" if it is an array."""
     skeleton: str
     """The structure as JSON if it has only dicts, lists, tuples, and `None`; else ""."""
+    shardings: Sequence[str] = ()
+    """For each leaf its sharding over the axes of a trial, as `trial_mesh.encoded` writes it; empty
+    for a trial on one device."""
 
     def spec(self, arrays: Sequence[np.ndarray]) -> StateSpec | None:
         """Return the spec of a state with these arrays, or None without a skeleton."""
@@ -171,6 +195,28 @@ def check_same(spec: StateSpec, state: State) -> None:
                 f"{jax.tree_util.keystr(path) or 'array'}: {before.dtype}{list(before.shape)} "
                 f"before, got {x.dtype}{list(x.shape)} after. If another dtype entered, cast: "
                 f"x.astype(jnp.{before.dtype})."
+            )
+
+
+def check_same_shardings(
+    spec: StateSpec, state: State, before: Sequence[PartitionSpec] | None
+) -> None:
+    """Raise ValueError if a step changed a sharding that belongs to the type of an array.
+
+    Args:
+      spec: the spec of the state that the step got.
+      state: the state that the step returned, with the structure of `spec`.
+      before: the sharding of each leaf that the step got; None if shardings are no types.
+    """
+    if before is None:
+        return
+    paths = jax.tree_util.tree_flatten_with_path(state)[0]
+    for (path, _), x, wanted in zip(paths, spec.flat(state), before, strict=True):
+        if type_spec(x) != wanted:
+            raise ValueError(
+                f"step must not change the sharding of the state's "
+                f"{jax.tree_util.keystr(path) or 'array'}: {wanted} before, got {type_spec(x)} "
+                f"after. Return jax.sharding.reshard(x, {wanted})."
             )
 
 
