@@ -168,9 +168,10 @@ def sweep(
     Warns:
       UserWarning: for several seeds of a `train` that never reads its key; for a program so long
         that a Python loop was probably unrolled; for states that `keep_states` asks for and an
-        earlier call dropped; for a leaf of a state that each device of a trial holds whole, although
-        others of its shape are sharded; for a rung (a step at which a scheduler decides) without a finite
-        objective; and for an automatic `batch_size` that is 1 because of the random keys.
+        earlier call dropped; for a leaf of a state that each device of a trial holds whole,
+        although others of its shape are sharded; for a rung (a step at which a scheduler decides)
+        without a finite objective; and for an automatic `batch_size` that is 1 because of the
+        random keys.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax, rmsprop_jax as rj
@@ -239,6 +240,7 @@ def run_sweep(options: Options, machine: Machine, start: float) -> SweepResult:
         experiment.note_idle_cores()
         experiment.shard_states()
         experiment.fit_batch_size(range(len(experiment.traces)))
+        experiment.refuse_uneven_permutes()
         with Session.open(experiment, start) as session, interruptible(session):
             runner_for(experiment, session).run()
             session.tidy()

@@ -35,6 +35,7 @@ from rmsprop_jax._tune.space.points import Points
 from rmsprop_jax._tune.space.static_groups import StaticGroup, group_points, naming
 from rmsprop_jax._tune.training.checks import Metrics
 from rmsprop_jax._tune.training.fingerprint import Fingerprint
+from rmsprop_jax._tune.training.jaxprs import equations
 from rmsprop_jax._tune.training.schedule import Schedule, Stepwise, WholeRun
 from rmsprop_jax._tune.training.state_spec import StateSpec
 from rmsprop_jax._tune.training.trace import Traces, trace_train, trace_training
@@ -186,8 +187,22 @@ class Experiment:
         """
         kernels = [self.kernels(group) for group in groups]
         self.batch_size = fitting_batch_size(
-            self.batch_size, kernels, self.options.args, self.cluster
+            self.batch_size, kernels, self._args_on_devices(), self.cluster
         )
+
+    def refuse_uneven_permutes(self) -> None:
+        """Compile each static group that could hang on a mesh of CPU devices, which refuses it.
+
+        Other static groups compile later, while trials run.
+        """
+        if self.cluster.trial_mesh is None or self.cluster.devices[0].platform != "cpu":
+            return
+        for group, traces in enumerate(self.traces):
+            each = (equations(piece.jaxpr) for piece in traces.pieces.values())
+            names = {equation.primitive.name for one in each for equation in one}
+            if names & {"cond", "while"}:
+                trials = len(self.spec.groups[group].points) * len(self.spec.seeds)
+                self.compiler(group, trials).compile()
 
     @property
     def objective(self) -> ObjectiveSpec:

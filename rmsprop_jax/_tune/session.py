@@ -143,6 +143,7 @@ class Session:
                 f"limit counts), but {under_way} running trials and {0 if path else kept} kept "
                 f"states need {memory / 1e9:.3g} GB. Pass a smaller keep_states, or {remedy}."
             )
+        self._check_devices(under_way)
         if path is None:
             return
         folder = os.path.abspath(path)
@@ -154,6 +155,19 @@ class Session:
                 f"states must fit the disk of {folder}, of which {free / 1e9:.3g} GB are free, but "
                 f"{under_way} running trials (with two checkpoints each) and {kept} kept states "
                 f"need {need / 1e9:.3g} GB. Pass a smaller keep_states, or another path."
+            )
+
+    def _check_devices(self, under_way: int) -> None:
+        """Refuse states that will not fit the memory of the devices, if it is known."""
+        specs, cluster = self.experiment.state_specs, self.experiment.cluster
+        trials = -(-under_way // cluster.submeshes)
+        free, need = cluster.free_memory(), trials * max(spec.device_bytes for spec in specs)
+        if free is not None and need > free:
+            raise ValueError(
+                f"states must fit the memory of the devices, of which {free / 1e9:.3g} GB are free "
+                f"on each, but the states of {trials} trials on each device need {need / 1e9:.3g} "
+                "GB. Use more devices or fewer points, or split a trial over several devices, "
+                'mesh=jax.sharding.Mesh(devices.reshape(4, 2), ("trial", "model")).'
             )
 
     def states_bytes(self, under_way: int, kept: int) -> int:

@@ -9,6 +9,10 @@ process, because libtpu reads its settings once, before JAX is imported.
 2. The programs of a sweep: a segment of an LSTM (a `Training`), and a convolutional network (a
    `train` function). For several batches per chip, and for `batch_size="auto"`, the table shows
    whether the program fits the memory.
+3. The programs of a sweep on a mesh: four trials side by side, each on two chips. For `init`, a
+   segment, and `evaluate` of an LSTM and a transformer block whose parameters are split, the table
+   shows the bytes per chip, and the collectives by the axes that they cross. The benchmark raises a
+   RuntimeError for a collective between trials.
 """
 
 import functools
@@ -24,6 +28,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
@@ -194,6 +199,74 @@ def analyzed(name, batch, programs, seconds: float, memory: float) -> str:
     )
 
 
+# Trials on several chips.
+
+
+def split_works(quick: bool) -> Iterator[tuple[str, rj.Training, tuple]]:
+    """Yield (name, training, args) of trainings whose parameters are split over "model"."""
+    from tests.benchmarks.lstm import lstm
+
+    training, args = lstm(8 if quick else 512, held_out=4_000)
+
+    def split(tree):
+        """Cut each matrix with an even number of columns by its columns."""
+        is_even = lambda x: x.ndim == 2 and x.shape[-1] % 2 == 0
+        cut = lambda x: jax.lax.with_sharding_constraint(x, PartitionSpec(None, "model"))
+        return jax.tree.map(lambda x: cut(x) if is_even(x) else x, tree)
+
+    def step(hp, state, key, *args):
+        state, metrics = training.step(hp, state, key, *args)
+        return split(state), metrics
+
+    init = lambda hp, key, *args: split(training.init(hp, key, *args))
+    yield "LSTM", rj.Training(init, step, training.evaluate), args
+
+    import sharded_trials as example  # `lstm` added its folder to the path
+
+    corpus = example.load(held_out=4_000)
+    block = example.trainer(len(corpus.characters), 8 if quick else 512, example.split)
+    yield "transformer block", block, (jnp.asarray(corpus.train), jnp.asarray(corpus.validation))
+
+
+def split_trials(quick: bool) -> Iterator[str]:
+    from rmsprop_jax._tune.run.cluster import DescribedDevices
+    from tests.support.aot import compilers
+    from tests.support.collectives import collectives
+
+    chips = np.array(devices("v5e:2x4")).reshape(4, 2)
+    here = DescribedDevices(Mesh(chips, ("trial", "model")), chip_bytes(chips[0, 0]))
+    grid = np.arange(chips.size).reshape(chips.shape)
+    space = {"learning_rate": rj.log_uniform(1e-4, 1e-2), "decay": rj.uniform(0.5, 0.99)}
+    yield "\n### Programs of a sweep on v5e:2x4: 4 trials side by side, each on 2 chips\n"
+    yield header(
+        "training", "program", "compile s", "state MB per trial", "state MB per chip",
+        "temporary MB per chip", 'collectives over "model"', 'over "trial"',
+    )  # fmt: skip
+    for name, training, args in split_works(quick):
+        points = rj.sample(space | {"centered": rj.choice([False])}, 4)
+        (compiler,) = compilers(training, points, here, args=args, steps=20, batch_size=1)
+        programs, state = compiler.make(1), compiler.kernels.traces.state
+        for kind in ("init", "segment", "evaluate"):
+            start = time.perf_counter()
+            executable = getattr(programs, kind).executable
+            seconds = time.perf_counter() - start
+            found = collectives(executable.as_text(), chips.size)
+            row_of = {int(chip): i for i, part in enumerate(grid) for chip in part}
+            crosses = [
+                any(len({row_of[i] for i in group}) > 1 for group in x.groups) for x in found
+            ]
+            if any(crosses):
+                raise RuntimeError(
+                    f"{name}, {kind} must not exchange data between trials, got {found}."
+                )
+            temporary = executable.memory_analysis().temp_size_in_bytes
+            yield row(
+                name, kind, f"{seconds:.1f}", f"{state.bytes / 1e6:.3f}",
+                f"{state.device_bytes / 1e6:.3f}", f"{temporary / 1e6:.3f}",
+                len(found) - sum(crosses), sum(crosses),
+            )  # fmt: skip
+
+
 def main(quick: bool, side: int = 4096) -> Iterator[str]:
     yield "\n## TPU programs, compiled on a machine without a TPU"
     if importlib.util.find_spec("libtpu") is None:
@@ -201,7 +274,7 @@ def main(quick: bool, side: int = 4096) -> Iterator[str]:
         return
     version = importlib.metadata.version("libtpu")
     yield f"\nlibtpu {version}. The programs are compiled and do not run, so there are no times."
-    for part in ("steps", "rounds"):
+    for part in PARTS:
         command = [sys.executable, "-m", "tests.benchmarks.tpu", part, str(int(quick)), str(side)]
         environment, root = os.environ | ENVIRONMENT, Path(__file__).parents[2]
         child = subprocess.Popen(
@@ -215,7 +288,13 @@ def main(quick: bool, side: int = 4096) -> Iterator[str]:
             )
 
 
+PARTS = {
+    "steps": steps,
+    "rounds": lambda quick, side: rounds(quick),
+    "split_trials": lambda quick, side: split_trials(quick),
+}
+
 if __name__ == "__main__":
     part, quick, side = sys.argv[1], bool(int(sys.argv[2])), int(sys.argv[3])
-    for line in steps(quick, side) if part == "steps" else rounds(quick):
+    for line in PARTS[part](quick, side):
         print(line, flush=True)

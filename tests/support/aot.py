@@ -14,6 +14,7 @@ def compilers(train, points, cluster, **options):
     options = Options(train=train, points=points, **options)
     with mock.patch.object(experiment_module, "check_reads"):  # points may have other axes
         experiment = Experiment.prepare(options, cluster, "sweep")
+    experiment.shard_states()
     experiment.fit_batch_size(range(len(experiment.traces)))
     seeds = len(options.seeds)
     return [

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
-from rmsprop_jax._tune.compile.kernels import BATCHED, GroupKernels, stacked
+from rmsprop_jax._tune.compile.compiled import wave_of
+from rmsprop_jax._tune.compile.kernels import GroupKernels
+from rmsprop_jax._tune.compile.layout import DeviceLayout
 from rmsprop_jax._tune.run.cluster import Cluster
 from rmsprop_jax._tune.space.values import PyTree
 from rmsprop_jax._tune.training.jaxprs import equations
@@ -46,7 +48,7 @@ def fitting_batch_size(
     Args:
       batch_size: a number, or "auto".
       pieces: the kernels of each static group.
-      args: the sweep's `args`.
+      args: the sweep's `args`, placed on the devices.
       cluster: the processes and devices that run the trials.
 
     Raises:
@@ -55,7 +57,7 @@ def fitting_batch_size(
     Warns:
       UserWarning: if "auto" becomes 1 and would have been more.
     """
-    if batch_size == 1 or not any(_draws_otherwise(kernels, args) for kernels in pieces):
+    if batch_size == 1 or not any(_draws_otherwise(one, args, cluster) for one in pieces):
         return batch_size
     if batch_size != "auto":
         raise ValueError(f"batch_size must be 1, got {batch_size}, because {REASON}. {REMEDY}.")
@@ -64,20 +66,15 @@ def fitting_batch_size(
     return 1
 
 
-def _draws_otherwise(pieces: GroupKernels, args: tuple[PyTree, ...]) -> bool:
+def _draws_otherwise(pieces: GroupKernels, args: tuple[PyTree, ...], cluster: Cluster) -> bool:
     """Return whether XLA's generator gets a batch of keys when trials share a `vmap`."""
     if not any(map(_may_draw, pieces.traces.pieces.values())):
         return False
-    abstract = jax.eval_shape(lambda: args)
+    is_lockstep = cluster.trial_mesh is not None
+    layout = DeviceLayout(cluster.submeshes, 1, LENGTH, is_lockstep)
     for kernel in pieces.each().values():
-        inputs = kernel.inputs._replace(
-            trial=stacked(kernel.inputs.trial, LENGTH),
-            start=stacked(kernel.inputs.start, LENGTH),
-            args=abstract,
-        )
-        batch = jax.jit(jax.vmap(kernel.call, BATCHED))
-        text = batch.lower(stacked(list(kernel.states), LENGTH), inputs).as_text()
-        if GENERATOR.search(text):
+        wave, abstract = wave_of(kernel, args, layout, cluster.mesh)
+        if GENERATOR.search(wave.lower(*abstract).as_text()):
             return True
     return False
 
