@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from rmsprop_jax._tune.space.values import PyTree
 
@@ -70,9 +70,12 @@ class TrialMesh:
         """Return into how many shards this sharding cuts an array."""
         return math.prod(self.mesh.shape[name] for name in names_of(spec))
 
-    def own_spec(self, sharding: NamedSharding) -> PartitionSpec:
-        """Return the sharding of a leaf of a state, from that of a wave's (D·C, B, leaf…)."""
-        return PartitionSpec(*sharding.spec[2:])
+    def own_spec(self, sharding: Sharding) -> PartitionSpec:
+        """Return the sharding of a leaf of a state, from that of a wave's (D·C, B, leaf…).
+
+        A leaf counts as whole if the compiler cut it in a way that no names of axes describe.
+        """
+        return PartitionSpec(*sharding.spec[2:]) if isinstance(sharding, NamedSharding) else WHOLE
 
     def typed(self, tree: PyTree, specs: PyTree, mesh: AbstractMesh | None) -> PyTree:
         """Return abstract arrays with the shardings that belong to their types on a mesh.

@@ -228,7 +228,7 @@ def test_batches_hold_trials_at_different_steps(batch_size):
 
 def test_an_accelerators_batch_leaves_the_sampler_something_to_learn():
     """Its memory alone would have all trials asked at once."""
-    for free, at_once in ((1e12, 10), (1.0, 2)):  # of 80: 40 trials of 2 seeds, 2 devices
+    for free, at_once in ((1e12, 10), (4.0, 2)):  # of 80: 40 trials of 2 seeds, 2 devices
         machine = Machine(device_memory=lambda devices, free=free: free)
         seen, study = [], optuna.create_study(sampler=SAMPLERS["random"]())
         train = rj.Training(
