@@ -26,6 +26,7 @@ UNKNOWN_AXIS = re.compile(
 NO_MESH = re.compile(r"non-empty mesh|not under a mesh context|context mesh cannot be empty")
 INNER_MESH = re.compile(r"should match the mesh passed to shard_map")
 CONSTRAINT_ON_EXPLICIT = re.compile(r"can only refer to Auto axes|acts as an assert when all axes")
+OTHER_MESH = re.compile(r"should match the aval mesh")
 RESHARD_ON_AUTOMATIC = re.compile(r"cannot contain axis names that are of type Auto")
 
 
@@ -59,6 +60,12 @@ def explain_mesh(error: Exception, what: str, mesh: TrialMesh | None) -> ValueEr
         return ValueError(
             f"{what} must call shard_map without a mesh, got one{place}. Leave mesh out: the sweep "
             "sets the mesh of the trial."
+        )
+    if OTHER_MESH.search(text):
+        return ValueError(
+            f"{what} must use arrays on the mesh of the trial only, got another mesh{place}. "
+            "Pass an array that it closes over by args=(x,), and write P(...) instead of a "
+            "sharding with a mesh."
         )
     if mesh.explicit and CONSTRAINT_ON_EXPLICIT.search(text):
         return ValueError(

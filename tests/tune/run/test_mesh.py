@@ -457,6 +457,65 @@ def test_the_axis_of_trials_may_be_of_any_type():
         assert_close(sharded.sweep("training", AUTOMATIC, mesh=typed), wanted)
 
 
+@pytest.mark.slow
+@on_eight_devices
+def test_leaves_of_every_kind_may_be_sharded(tmp_path):
+    """Keys, bfloat16 over two axes, int4, and an array that a training closes over."""
+    on = mesh("2x2x2")
+    data = np.arange(8, dtype=np.float32)
+
+    def training(cut, data):
+        def init(hp, key):
+            return {
+                "keys": cut(jax.random.split(key, 8), "model"),
+                "half": cut(jnp.full((8, 4), hp["rate"], jnp.bfloat16), ("data", "model")),
+                "small": cut(jnp.ones(8, jnp.int4), "data"),
+            }
+
+        def step(hp, state, key):
+            keys = jax.vmap(jax.random.fold_in, (0, None))(state["keys"], 1)
+            drawn = jax.vmap(jax.random.normal)(keys)
+            loss = jnp.sum(state["half"].astype(jnp.float32)) + jnp.sum(drawn * data)
+            return state | {"keys": keys, "half": state["half"] * 0.5}, {"loss": loss}
+
+        return rj.Training(init, step)
+
+    options = {"steps": 4, "keep_states": "all", "progress": False}
+    points = rj.grid(rate=[1.0, 2.0, 3.0])
+    wanted = rj.sweep(training(lambda x, *_: x, data), points, **options)
+    placed = jax.device_put(data, NamedSharding(on, P("model")))
+    path = f"{tmp_path}/folder"
+    found = rj.sweep(training(constrained, placed), points, mesh=on, path=path, **options)
+    assert_close(found, wanted)
+    for point in points:
+        state, plain = found.state(point, mesh=on), wanted.state(point)
+        for name, spec in (
+            ("keys", P("model")),
+            ("half", P(("data", "model"))),
+            ("small", P("data")),
+        ):
+            assert state[name].sharding.is_equivalent_to(
+                NamedSharding(state[name].sharding.mesh, spec), state[name].ndim
+            )
+            same = state[name] == plain[name]
+            assert bool(jnp.all(same)), name
+
+
+@pytest.mark.slow
+@on_eight_devices
+def test_static_groups_under_the_callers_mesh_and_x64():
+    on = mesh("4x2")
+    points = rj.grid(x=[1.0, 2.0, 3.0]) * rj.grid(n=rj.static([4, 6]))
+    draw = lambda hp, key: jax.random.normal(key, (hp["n"], 8)) * hp["x"]
+    for is_wide in (False, True):
+        with jax.enable_x64(is_wide):
+            wanted = rj.sweep(lambda hp, key: {"loss": draw(hp, key).sum()}, points, seeds=2)
+            with jax.set_mesh(on):
+                train = lambda hp, key: {"loss": constrained(draw(hp, key), None, "model").sum()}
+                found = rj.sweep(train, points, mesh=on, seeds=2)
+            assert_close(found, wanted, 1e-12 if is_wide else 1e-5)
+
+
 # Refused before anything runs.
 
 
@@ -541,6 +600,9 @@ def test_mistakes_with_explicit_axes():
         sweep(lambda hp, key: {"loss": constrained(array(hp), "model").sum()})
     with pytest.raises(ValueError, match=r"must not call back.*Leave it out"):
         sweep(lambda hp, key: {"loss": (jax.debug.print("{}", hp["x"]), array(hp).sum())[1]})
+    data = jax.device_put(jnp.arange(8.0), NamedSharding(on, P("model")))
+    with pytest.raises(ValueError, match=r"arrays on the mesh of the trial only.*args=\(x,\)"):
+        sweep(lambda hp, key: {"loss": (data * hp["x"]).sum()})
     training = rj.Training(
         lambda hp, key: jax.sharding.reshard(array(hp), P("model")),
         lambda hp, x, key: (jax.sharding.reshard(x, P()), {"loss": x.sum()}),
