@@ -183,17 +183,13 @@ def warn_of_whole_leaves(specs: Sequence[StateSpec], mesh: TrialMesh) -> None:
         sharded = {x.shape: sharding for _, x, sharding, shards in each if shards > 1}
         for path, x, _, shards in each:
             if shards == 1 and x.shape in sharded:
-                call = (
-                    "jax.sharding.reshard"
-                    if mesh.explicit
-                    else ("jax.lax.with_sharding_constraint")
-                )
+                shard = "sharding.reshard" if mesh.explicit else "lax.with_sharding_constraint"
                 whole = sum(y.size * y.dtype.itemsize for _, y, _, n in each if n == 1)
                 warn_caller(
                     f"each device of a trial holds the whole state{path}, {x.dtype}{list(x.shape)}"
                     f", {x.size * x.dtype.itemsize:,} bytes, although an array of this shape is "
                     f"sharded. The leaves that are not sharded take {whole:,} bytes on each "
-                    f"device. Shard it in init: {call}(x, {sharded[x.shape]}). The init of "
+                    f"device. Shard it in init: jax.{shard}(x, {sharded[x.shape]}). The init of "
                     "rj.rmsprop keeps the sharding of the parameters."
                 )
                 return

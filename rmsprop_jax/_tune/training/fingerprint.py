@@ -100,8 +100,11 @@ def program_text(piece: jax.stages.Traced) -> str:
 
     The traced function is one of our wrappers. A folder must resume after we rename the wrapper.
     """
-    # A function traced on a mesh without devices has no platform of its own.
-    text = piece.lower(lowering_platforms=(jax.default_backend(),)).as_text()
+    try:
+        text = piece.lower().as_text()
+    except ValueError:  # a function traced on explicit axes without devices has no platform
+        platform = jax.export.default_export_platform()
+        text = piece.lower(lowering_platforms=(platform,)).as_text()
     return MODULE_NAME.sub("module @jit__lambda", text, count=1)
 
 
