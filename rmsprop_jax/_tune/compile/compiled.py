@@ -69,6 +69,10 @@ class CompiledKernel:
     def __init__(self, kernel: Kernel, args: Any, layout: DeviceLayout, cluster: Cluster):
         self._kernel, self._args = kernel, args
         self._layout, self._cluster = layout, cluster
+        self._specs: Any = SPLIT  # of the counts, the starts, and the lengths of a wave
+        if layout.is_lockstep:
+            specs = wave_specs(layout)
+            self._specs = specs.count, specs.trials.start, specs.trials.length
         jitted, abstract = wave_of(kernel, args, layout, cluster.mesh)
         traced = jitted.trace(*abstract)
         refuse_deadlock(traced.jaxpr, cluster.devices)
@@ -139,14 +143,14 @@ class CompiledKernel:
           count: the number of trials, at most the number of slots.
           first: the number of the submesh with the first trial.
         """
-        layout, wanted, specs = self._layout, self._kernel.inputs, wave_specs(self._layout)
+        layout, wanted, specs = self._layout, self._kernel.inputs, self._specs
         counts, start, length = self._cluster.place(
             (
                 layout.batches_of(count, first),
                 () if wanted.start == () else layout.lay(inputs.start, count, first),
                 () if wanted.length == () else layout.lay_batches(inputs.length, first),
             ),
-            (specs.count, specs.trials.start, specs.trials.length),
+            specs,
         )
         trials = Inputs(inputs.trial, start, length, inputs.data, self._args)
         # A failed trial must not raise, even under `jax_debug_nans`, because it shares its wave.
