@@ -187,13 +187,14 @@ class Experiment:
         """
         kernels = [self.kernels(group) for group in groups]
         self.batch_size = fitting_batch_size(
-            self.batch_size, kernels, self._args_on_devices(), self.cluster
+            self.batch_size, kernels, self._args_on_devices, self.cluster
         )
 
     def refuse_uneven_permutes(self) -> None:
-        """Compile each static group that could hang on a mesh of CPU devices, which refuses it.
+        """Compile each static group that could hang on a mesh of CPU devices.
 
-        Other static groups compile later, while trials run.
+        The compilation raises ValueError for a program that could hang. All other static groups
+        compile later, while trials run.
         """
         if self.cluster.trial_mesh is None or self.cluster.devices[0].platform != "cpu":
             return
@@ -321,9 +322,9 @@ class Experiment:
     def shard_states(self) -> None:
         """Find how the leaves of a trial's state are sharded over its devices, on a mesh.
 
-        The compiler chooses the shardings of the states that leave `init`. They are those of the
-        states that enter and leave a segment. They are found with one trial on each submesh,
-        because the layout of a wave depends on the bytes of a trial on each device.
+        The compiler chooses the shardings of the states that leave `init`. The states that enter
+        and leave a segment have the same shardings. This method compiles `init` for one trial on
+        each submesh, because the layout of a wave depends on the bytes of a trial on each device.
 
         Warns:
           UserWarning: for a leaf that is not sharded, and has the shape of one that is.

@@ -185,7 +185,7 @@ class Session:
         # Each device of a trial holds the leaves that are not sharded.
         of_trial = len(cluster.devices) // cluster.submeshes
         placed = of_trial * max(spec.device_bytes for spec in specs)
-        wave = wave_bytes(cluster.submeshes, max(whole, placed), cluster.machine.buffer_bytes)
+        wave = wave_bytes(cluster.submeshes, placed, cluster.machine.buffer_bytes)
         copies = 0 if self.decisions is None else 1
         return under_way * (placed + copies * whole) + kept * whole + EXTRA_WAVES * wave
 

@@ -19,7 +19,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from rmsprop_jax._tune.space.values import PyTree
 
 TRIAL = "trial"
-WHOLE = PartitionSpec()
+SPLIT, WHOLE = PartitionSpec(TRIAL), PartitionSpec()
 
 
 class TrialMesh:
@@ -175,7 +175,7 @@ class Placement(NamedTuple):
 def sharding_of(what: str, x: Any, axes: Sequence[str]) -> PartitionSpec:
     """Return the sharding of an array that a user passed, over the axes of a trial.
 
-    An array that is no `jax.Array`, or that was not sharded by names, is copied to every device.
+    An array without a `NamedSharding` is copied to every device.
 
     Args:
       what: the place of the array, for errors: "args[0]".
@@ -191,7 +191,7 @@ def sharding_of(what: str, x: Any, axes: Sequence[str]) -> PartitionSpec:
     if others := sorted(set(names_of(sharding.spec)).difference(axes)):
         raise ValueError(
             f"{what} must be sharded over axes of a trial only, which are {list(axes)}, got "
-            f"{sharding.spec}, which names {others}. Every trial reads all of it. Pass "
+            f"{sharding.spec}, which names {others}. Every trial reads the whole array. Pass "
             f"jax.device_put(x, NamedSharding(mesh, P({', '.join(map(repr, axes[:1]))})))."
         )
     return sharding.spec

@@ -231,11 +231,11 @@ def split_works(quick: bool) -> Iterator[tuple[str, rj.Training, tuple]]:
 def split_trials(quick: bool) -> Iterator[str]:
     from rmsprop_jax._tune.run.cluster import DescribedDevices
     from tests.support.aot import compilers
-    from tests.support.collectives import collectives
+    from tests.support.collectives import collectives, crossing
 
     chips = np.array(devices("v5e:2x4")).reshape(4, 2)
     here = DescribedDevices(Mesh(chips, ("trial", "model")), chip_bytes(chips[0, 0]))
-    grid = np.arange(chips.size).reshape(chips.shape)
+    submeshes = np.arange(chips.size).reshape(chips.shape).tolist()
     space = {"learning_rate": rj.log_uniform(1e-4, 1e-2), "decay": rj.uniform(0.5, 0.99)}
     yield "\n### Programs of a sweep on v5e:2x4: 4 trials side by side, each on 2 chips\n"
     yield header(
@@ -250,20 +250,17 @@ def split_trials(quick: bool) -> Iterator[str]:
             start = time.perf_counter()
             executable = getattr(programs, kind).executable
             seconds = time.perf_counter() - start
-            found = collectives(executable.as_text(), chips.size)
-            row_of = {int(chip): i for i, part in enumerate(grid) for chip in part}
-            crosses = [
-                any(len({row_of[i] for i in group}) > 1 for group in x.groups) for x in found
-            ]
-            if any(crosses):
+            text = executable.as_text()
+            if between := crossing(text, submeshes):
                 raise RuntimeError(
-                    f"{name}, {kind} must not exchange data between trials, got {found}."
+                    f"{name}, {kind} must not exchange data between trials, got {between}."
                 )
+            inside = len(collectives(text, chips.size))
             temporary = executable.memory_analysis().temp_size_in_bytes
             yield row(
                 name, kind, f"{seconds:.1f}", f"{state.bytes / 1e6:.3f}",
                 f"{state.device_bytes / 1e6:.3f}", f"{temporary / 1e6:.3f}",
-                len(found) - sum(crosses), sum(crosses),
+                inside, len(between),
             )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ and cuts the numbers that it returns into pieces. Equal keys then no longer draw
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import jax
@@ -40,7 +40,7 @@ REMEDY = (
 def fitting_batch_size(
     batch_size: int | str,
     pieces: Sequence[GroupKernels],
-    args: tuple[PyTree, ...],
+    args: Callable[[], PyTree],
     cluster: Cluster,
 ) -> int | str:
     """Return the batch size, or 1 if "auto" would change the numbers that trials draw.
@@ -48,7 +48,7 @@ def fitting_batch_size(
     Args:
       batch_size: a number, or "auto".
       pieces: the kernels of each static group.
-      args: the sweep's `args`, placed on the devices.
+      args: a function that returns the sweep's `args` on the devices.
       cluster: the processes and devices that run the trials.
 
     Raises:
@@ -66,14 +66,14 @@ def fitting_batch_size(
     return 1
 
 
-def _draws_otherwise(pieces: GroupKernels, args: tuple[PyTree, ...], cluster: Cluster) -> bool:
+def _draws_otherwise(pieces: GroupKernels, args: Callable[[], PyTree], cluster: Cluster) -> bool:
     """Return whether XLA's generator gets a batch of keys when trials share a `vmap`."""
     if not any(map(_may_draw, pieces.traces.pieces.values())):
         return False
     is_lockstep = cluster.trial_mesh is not None
     layout = DeviceLayout(cluster.submeshes, 1, LENGTH, is_lockstep)
     for kernel in pieces.each().values():
-        wave, abstract = wave_of(kernel, args, layout, cluster.mesh)
+        wave, abstract = wave_of(kernel, args(), layout, cluster.mesh)
         if GENERATOR.search(wave.lower(*abstract).as_text()):
             return True
     return False

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from rmsprop_jax._tune.compile.collective_permute import refuse_uneven_permutes
 from rmsprop_jax._tune.compile.kernels import BATCHED, Inputs, Kernel, stacked
@@ -22,17 +22,9 @@ from rmsprop_jax._tune.compile.xla_deadlock import refuse_deadlock
 from rmsprop_jax._tune.run.cluster import Cluster
 from rmsprop_jax._tune.training.fingerprint import hash_of_arrays
 from rmsprop_jax._tune.training.jaxprs import constants, equations
-from rmsprop_jax._tune.trial_mesh import (
-    TRIAL,
-    WHOLE,
-    after,
-    map_specs,
-    tracing,
-)
+from rmsprop_jax._tune.trial_mesh import SPLIT, TRIAL, WHOLE, map_specs, tracing
 
 CACHED_PROGRAMS = 32  # compiled programs that the next call of sweep can use
-
-SPLIT = PartitionSpec(TRIAL)
 
 
 class WaveInputs(NamedTuple):
@@ -126,10 +118,8 @@ class CompiledKernel:
           rows: for each leaf an array with a leading axis over the trials.
           count, first: as for `place`.
         """
-        specs: Any = SPLIT
-        if self._kernel.state_specs is not None:
-            specs = [after(spec, TRIAL, None) for spec in self._kernel.state_specs]
-        return self._cluster.place(self._layout.lay(rows, count, first), specs)
+        laid = self._layout.lay(rows, count, first)
+        return self._cluster.place(laid, self._kernel.wave_states)
 
     def start(
         self, states: list[jax.Array], inputs: Inputs, count: int, first: int = 0
@@ -232,20 +222,20 @@ def wave_of(
         data=on(inputs.data, kernel.data_specs),
         args=args,
     )
-    state_specs: Any = SPLIT
     out_shardings: Any = split
-    if of_trial is not None and (made or kernel.states):
-        known = kernel.state_specs
-        state_specs = [after(spec, TRIAL, None) for spec in known or ()]
-        of_states = None if known is None else [NamedSharding(mesh, spec) for spec in state_specs]
-        out_shardings = (of_states if made else split, split)
+    if of_trial is not None and made:
+        of_states = None  # the compiler chooses
+        if kernel.state_specs is not None:
+            of_states = [NamedSharding(mesh, spec) for spec in kernel.wave_states]
+        out_shardings = (of_states, split)
     jitted = jax.jit(
         wave,
         keep_unused=True,  # otherwise the program's text does not tell which inputs it reads
         out_shardings=out_shardings,
         donate_argnums=(0,) if replaces else (),
     )
-    states = on(stacked(list(kernel.states), rows, size), state_specs if kernel.states else SPLIT)
+    of_states = kernel.wave_states if kernel.states else SPLIT
+    states = on(stacked(list(kernel.states), rows, size), of_states)
     return jitted, (states, WaveInputs(counts, abstract))
 
 

@@ -36,7 +36,7 @@ from rmsprop_jax._tune.experiment_spec import ExperimentSpec
 from rmsprop_jax._tune.space.seeds import key_of
 from rmsprop_jax._tune.space.values import PyTree
 from rmsprop_jax._tune.training.trace import Traces
-from rmsprop_jax._tune.trial_mesh import WHOLE, Placement, TrialMesh, after
+from rmsprop_jax._tune.trial_mesh import SPLIT, TRIAL, WHOLE, Placement, TrialMesh, after
 
 
 class Inputs(NamedTuple):
@@ -77,6 +77,13 @@ class Kernel(NamedTuple):
     """The number of loops around a user's function in a wave: over batches, and over steps."""
     data_specs: PyTree = WHOLE
     """The sharding of each leaf of the data."""
+
+    @property
+    def wave_states(self) -> PyTree:
+        """The sharding of the states in a wave, with the axis "trial"."""
+        if self.state_specs is None:
+            return SPLIT
+        return [after(spec, TRIAL, None) for spec in self.state_specs]
 
 
 class GroupKernels:

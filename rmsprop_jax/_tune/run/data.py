@@ -72,8 +72,8 @@ class BatchReader:
         mesh, batch = self._cluster.trial_mesh, next(iter(self._asked.values()))
         if mesh is None:
             raise ValueError(
-                f"batch_sharding must come with a mesh of trials, got {asked} and no mesh. Pass "
-                "mesh=..., or leave batch_sharding out."
+                "batch_sharding must come with a mesh that has axes of a trial, got "
+                f'{asked} and a mesh with the axis "trial" only. Leave batch_sharding out.'
             )
         try:
             specs = map_specs(lambda spec, _: spec, asked, batch)

@@ -64,8 +64,8 @@ def explain_mesh(error: Exception, what: str, mesh: TrialMesh | None) -> ValueEr
     if OTHER_MESH.search(text):
         return ValueError(
             f"{what} must use arrays on the mesh of the trial only, got another mesh{place}. "
-            "Pass an array that it closes over by args=(x,), and write P(...) instead of a "
-            "sharding with a mesh."
+            "Pass closed-over arrays by args=(x,), and write P(...) instead of a sharding with a "
+            "mesh."
         )
     if mesh.explicit and CONSTRAINT_ON_EXPLICIT.search(text):
         return ValueError(

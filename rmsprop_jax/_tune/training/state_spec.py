@@ -198,18 +198,14 @@ def check_same(spec: StateSpec, state: State) -> None:
             )
 
 
-def check_same_shardings(
-    spec: StateSpec, state: State, before: Sequence[PartitionSpec] | None
-) -> None:
+def check_same_shardings(spec: StateSpec, state: State, before: Sequence[PartitionSpec]) -> None:
     """Raise ValueError if a step changed a sharding that belongs to the type of an array.
 
     Args:
       spec: the spec of the state that the step got.
       state: the state that the step returned, with the structure of `spec`.
-      before: the sharding of each leaf that the step got; None if shardings are no types.
+      before: the sharding of each leaf that the step got.
     """
-    if before is None:
-        return
     paths = jax.tree_util.tree_flatten_with_path(state)[0]
     for (path, _), x, wanted in zip(paths, spec.flat(state), before, strict=True):
         if type_spec(x) != wanted:

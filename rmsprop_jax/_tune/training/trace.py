@@ -223,7 +223,7 @@ class _Tracer:
         group, read = self._group, self.reads.setdefault(name, set())
         recorded = lambda numbers: _Recorded(group.static | numbers, self._points.names, read)
         args, dtypes, on = Abstract(self._abstract_args, self._arg_specs), group.dtypes, self.mesh
-        # It holds no args, because a result holds it until its programs are hashed.
+        # `retrace` must hold no args, because a result holds `retrace` until programs are hashed.
         retrace = lambda mesh: _traced(call, recorded, dtypes, (inputs, args), on, mesh)
         self.retrace[name] = retrace
         try:

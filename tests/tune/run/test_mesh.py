@@ -372,6 +372,9 @@ def test_batches_may_be_placed_or_get_a_sharding():
     ):
         with pytest.raises(ValueError, match=says):
             sharded.sweep("batches", AUTOMATIC, mesh=on, batch_sharding=wrong)
+    line = Mesh(np.array(jax.devices()), ("trial",))
+    with pytest.raises(ValueError, match="batch_sharding must come with a mesh that has axes of"):
+        sharded.sweep("batches", mesh=line, batch_sharding=P("data"))
     for options in ({"batches": sharded.batches}, {"mesh": on}):
         with pytest.raises(ValueError, match="batch_sharding must come with a mesh and batches"):
             rj.sweep(Net().training(), POINTS, steps=3, batch_sharding=P("data"), **options)
