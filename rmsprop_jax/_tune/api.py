@@ -13,6 +13,7 @@ from rmsprop_jax._tune.jax_settings import own_settings
 from rmsprop_jax._tune.options import Options
 from rmsprop_jax._tune.results.result import SweepResult
 from rmsprop_jax._tune.run.cluster import Cluster
+from rmsprop_jax._tune.run.local_devices import LocalDevices
 from rmsprop_jax._tune.run.machine import Machine
 from rmsprop_jax._tune.run.sequential import SequentialRunner
 from rmsprop_jax._tune.run.synchronous import SynchronousRunner
@@ -254,5 +255,5 @@ def runner_for(experiment: Experiment, session: Session) -> SequentialRunner | S
     Otherwise each wave runs to its end.
     """
     if session.decisions is not None or experiment.data is not None:
-        return SynchronousRunner(experiment, session)
+        return SynchronousRunner(experiment, session, LocalDevices(experiment, session))
     return SequentialRunner(experiment, session)

@@ -1,10 +1,35 @@
 """JAX's settings around a call of this package."""
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
+from typing import Any
 
 import jax
 import numpy as np
+
+SETTINGS = {
+    "jax_enable_x64": jax.enable_x64,
+    "jax_default_prng_impl": jax.default_prng_impl,
+    "jax_threefry_partitionable": jax.threefry_partitionable,
+    "jax_default_matmul_precision": jax.default_matmul_precision,
+    "jax_numpy_dtype_promotion": jax.numpy_dtype_promotion,
+    "jax_numpy_rank_promotion": jax.numpy_rank_promotion,
+}
+"""The settings that decide the numbers of a program, or whether it traces."""
+
+
+def present_settings() -> dict[str, Any]:
+    """Return the present value of each of `SETTINGS`."""
+    return {name: getattr(jax.config, name) for name in SETTINGS}
+
+
+@contextlib.contextmanager
+def entered(settings: Mapping[str, Any]) -> Generator[None]:
+    """Run under settings from `present_settings`, in this thread."""
+    with contextlib.ExitStack() as stack:
+        for name, value in settings.items():
+            stack.enter_context(SETTINGS[name](value))
+        yield
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """The progress of a call while it runs: a `Session`, opened and closed in one place."""
 
 import contextlib
+import math
 import os
 import shutil
 from collections.abc import Callable, Generator
@@ -201,18 +202,16 @@ class Session:
     def record(
         self,
         result: SegmentResult,
-        compile_seconds: float = 0.0,
         judge: Callable[[np.ndarray], None] | None = None,
     ) -> None:
         """Enter the metrics of a segment, evaluate the objective, and call the callback.
 
         Args:
           result: the metrics of the segment.
-          compile_seconds: the seconds that the segment waited for its program.
           judge: the function that evaluates the objective of trials; by default
             `TrialTable.judge`.
         """
-        self.table.enter(result, compile_seconds)
+        self.table.enter(result)
         if not self.experiment.state_specs:  # a `Training` writes metrics with its checkpoints
             self.table.commit(result.batch.trials)
         (judge or self.table.judge)(result.batch.trials)
@@ -233,6 +232,13 @@ class Session:
             return False
         is_up = self.experiment.cluster.machine.clock() >= self._deadline
         return self.experiment.cluster.tell("whether the time is up", is_up)
+
+    @property
+    def seconds_left(self) -> float:
+        """The seconds until the call has run for its `timeout`; infinite without one."""
+        if self._deadline is None:
+            return math.inf
+        return max(0.0, self._deadline - self.experiment.cluster.machine.clock())
 
     def finish(self, trials: np.ndarray, fetch: Callable[[], HostStates]) -> None:
         """End trials that have run all their steps.

@@ -16,12 +16,23 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from rmsprop_jax._tune.compile.compiled import CompiledKernel
-from rmsprop_jax._tune.compile.kernels import GroupKernels
+from rmsprop_jax._tune.compile.kernels import GroupKernels, Inputs
 from rmsprop_jax._tune.compile.layout import DeviceLayout
+from rmsprop_jax._tune.run.batch import HostStates
 from rmsprop_jax._tune.run.cluster import Cluster
 from rmsprop_jax._tune.space.static_groups import naming
+
+
+class SegmentOutputs(NamedTuple):
+    """The metrics of a wave's segment, on the devices."""
+
+    metrics: dict[str, jax.Array]
+    """The metrics of `train` or `step`."""
+    evaluations: dict[str, jax.Array]
+    """The metrics of `evaluate`."""
 
 
 class GroupPrograms(NamedTuple):
@@ -43,6 +54,68 @@ class GroupPrograms(NamedTuple):
         for program in self.each():
             program.compile()
         return self
+
+    # One wave.
+
+    def place(
+        self, inputs: Any, states: HostStates | None, count: int, first: int = 0
+    ) -> tuple[Any, list[jax.Array]]:
+        """Return the inputs and the states of a wave on the devices.
+
+        Args:
+          inputs: the hyperparameters and the data of the keys, with an axis over the trials.
+          states: the states of the trials; None to make them, if they have states.
+          count: the number of trials.
+          first: the number of the submesh with the first trial.
+        """
+        placed = self.segment.place(inputs, count, first)
+        if states is not None:
+            return placed, self.segment.place_states(states, count, first)
+        if self.init is None:
+            return placed, []
+        return placed, self.init.start([], Inputs(placed), count, first)[0]
+
+    def start(
+        self,
+        leaves: list[jax.Array],
+        placed: Any,
+        start: np.ndarray,
+        stop: np.ndarray,
+        first: int = 0,
+        data: Any = None,
+    ) -> tuple[list[jax.Array], SegmentOutputs]:
+        """Start a segment of a wave, and its evaluation.
+
+        Args:
+          leaves: the states on the devices, which the segment consumes.
+          placed: the inputs on the devices, from `place`.
+          start: int array: the steps that each trial has run.
+          stop: int array: the step at which each trial's segment ends.
+          first: the number of the submesh with the first trial.
+          data: the data of the steps, on the devices.
+
+        Returns:
+          The new states, and the metrics.
+        """
+        count, evaluations = len(start), {}
+        lengths = (stop - start)[:: self.layout.batch_size].astype(np.int32)
+        inputs = Inputs(placed, start.astype(np.int32), lengths, data)
+        leaves, metrics = self.segment.start(leaves, inputs, count, first)
+        if self.evaluate is not None:
+            inputs = Inputs(placed, stop.astype(np.int32))
+            _, evaluations = self.evaluate.start(leaves, inputs, count, first)
+        return leaves, SegmentOutputs(metrics, evaluations)
+
+    def fetch(
+        self, outputs: SegmentOutputs, count: int, first: int = 0
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Wait for a segment; return its metrics and its evaluations on the host."""
+        metrics, evaluations = outputs
+        # Each metric is freed once it is copied, because together they may be large.
+        fetched = {n: self.segment.fetch(metrics.pop(n), count, first) for n in list(metrics)}
+        if self.evaluate is None:
+            return fetched, {}
+        return fetched, self.evaluate.fetch(evaluations, count, first)
 
     @property
     def memory(self) -> int:

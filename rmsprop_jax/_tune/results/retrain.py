@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from rmsprop_jax._tune.experiment_spec import ExperimentSpec
-from rmsprop_jax._tune.jax_settings import own_settings
+from rmsprop_jax._tune.jax_settings import entered, own_settings, present_settings
 from rmsprop_jax._tune.results.lineage import Stretch
 from rmsprop_jax._tune.space.seeds import checked_seeds, key_of
 from rmsprop_jax._tune.space.static_groups import StaticGroup
@@ -19,16 +19,6 @@ from rmsprop_jax._tune.training.training import Train, Training, evaluation_key,
 from rmsprop_jax._tune.trial_mesh import TrialMesh, sharding_of, submesh_of
 
 Numbers = dict[str, np.ndarray]
-
-SETTINGS = {
-    "jax_enable_x64": jax.enable_x64,
-    "jax_default_prng_impl": jax.default_prng_impl,
-    "jax_threefry_partitionable": jax.threefry_partitionable,
-    "jax_default_matmul_precision": jax.default_matmul_precision,
-    "jax_numpy_dtype_promotion": jax.numpy_dtype_promotion,
-    "jax_numpy_rank_promotion": jax.numpy_rank_promotion,
-}
-"""The settings that decide the numbers of a program, or whether it traces."""
 
 
 class Retrainer:
@@ -51,7 +41,7 @@ class Retrainer:
         mesh: TrialMesh | None,
     ):
         self._train, self._groups, self._device, self._mesh = train, groups, device, mesh
-        self._settings = {name: getattr(jax.config, name) for name in SETTINGS}
+        self._settings = present_settings()
         self._programs: dict[int, Callable[..., Any]] = {}
         self._evaluations: dict[int, Callable[..., Any]] = {}
 
@@ -64,8 +54,7 @@ class Retrainer:
         """
         with contextlib.ExitStack() as stack:
             stack.enter_context(own_settings("retrain"))
-            for name, value in self._settings.items():
-                stack.enter_context(SETTINGS[name](value))
+            stack.enter_context(entered(self._settings))
             if submesh is None:
                 stack.enter_context(jax.default_device(self._device))
             else:

@@ -35,7 +35,7 @@ NOT_STARTED = NotStarted()
 TrialStates: TypeAlias = NotStarted | OnDevice | OnHost | OnDisk
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class TrialBatch:
     """The trials of one wave: on each submesh some batches, of `batch_size` trials each.
 
@@ -46,6 +46,7 @@ class TrialBatch:
       first: the number of the submesh with the first trial. The other trials follow in turn.
       states: the place of the states, by its type.
       placed: the hyperparameters and keys on the devices, after the first dispatch.
+      waited: the seconds for which the batch waited for its programs, until they are recorded.
     """
 
     group: int
@@ -54,6 +55,7 @@ class TrialBatch:
     first: int = 0
     states: TrialStates = NOT_STARTED
     placed: Any = None
+    waited: float = 0.0
 
     @property
     def step(self) -> int:
@@ -74,6 +76,8 @@ class SegmentResult(NamedTuple):
     """The metrics of `train` or `step`, each of shape (trials,) or (trials, segment values)."""
     evaluations: dict[str, np.ndarray]
     """The metrics of `evaluate`, each of shape (trials,)."""
+    compile_seconds: float = 0.0
+    """The seconds that the segment waited for its programs."""
 
 
 def rows_of(states: HostStates, rows: Sequence[int] | np.ndarray) -> HostStates:

@@ -119,11 +119,12 @@ class BatchReader:
             return
         ahead = start, schedule.next_stop(start)
         if self._next is None or self._next[0] != ahead:
-            self._next = ahead, concurrent.futures.Future()
+            outcome: concurrent.futures.Future[Any] = concurrent.futures.Future()
             try:
-                self._next[1].set_result(self._stacked(schedule, start))
+                outcome.set_result(self._stacked(schedule, start))
             except Exception as error:
-                self._next[1].set_exception(error)
+                outcome.set_exception(error)
+            self._next = ahead, outcome
 
     def _stacked(self, schedule: Schedule, start: int) -> Any:
         """Return the batches of a segment on the host; the last one fills up a short segment."""

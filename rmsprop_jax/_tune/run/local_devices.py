@@ -1,14 +1,14 @@
 """Batches on the devices of this call: formed, dispatched, fetched."""
 
 import contextlib
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from rmsprop_jax._tune.compile.group_compiler import GroupPrograms
-from rmsprop_jax._tune.compile.kernels import GroupKernels, Inputs
+from rmsprop_jax._tune.compile.group_compiler import GroupPrograms, SegmentOutputs, smaller_batch
+from rmsprop_jax._tune.compile.kernels import GroupKernels
 from rmsprop_jax._tune.compile.layout import DeviceLayout
 from rmsprop_jax._tune.compile.narrow_dtypes import uncarried
 from rmsprop_jax._tune.experiment import Experiment
@@ -35,8 +35,7 @@ class Handle(NamedTuple):
     batch: TrialBatch
     start: np.ndarray
     stop: np.ndarray
-    outputs: Any
-    evaluations: Any
+    outputs: SegmentOutputs
 
 
 class WaveSize:
@@ -112,6 +111,26 @@ class LocalDevices:
                 self.add(kernels, programs)
                 yield kernels.group, trials[kernels.group], seconds
 
+    def batches(self) -> Iterator[TrialBatch]:
+        """Yield the trials that have not ended, in waves, group by group as groups are compiled.
+
+        Run each wave before the next one is asked for: its time decides how large the next one is.
+        """
+        with contextlib.closing(self.compile()) as groups:
+            for group, trials, seconds in groups:
+                wave_size = self.wave_size(group)
+                wave_size.restart()
+                steps = self._table.data.steps_completed[trials]
+                for batch in self.form(group, trials, steps):
+                    batch.waited, seconds = seconds, 0.0
+                    yield batch
+                    wave_size.measure(len(batch.trials))
+
+    @property
+    def stops(self) -> list[int]:
+        """The steps at which all trials wait for each other, with a scheduler or `batches`."""
+        return self._experiment.spec.schedule.evaluation_steps.tolist()
+
     def add(self, kernels: GroupKernels, programs: GroupPrograms) -> None:
         """Add the compiled programs of a static group."""
         wave_size = WaveSize(programs.layout, self._cluster)
@@ -156,17 +175,12 @@ class LocalDevices:
           until: the step at which the segment ends, one for all or one for each trial.
           data: the data of the steps, on the devices; None without `batches`.
         """
-        count, first, start = len(batch.trials), batch.first, batch.steps_completed
-        stop, programs = np.full(count, until), self._groups[batch.group].programs
-        lengths = (stop - start)[:: programs.layout.batch_size].astype(np.int32)
-        leaves, batch.states = self._on_devices(batch), NotStarted()
-        inputs = Inputs(batch.placed, start.astype(np.int32), lengths, data)
-        leaves, outputs = programs.segment.start(leaves, inputs, count, first)
-        batch.states, batch.steps_completed, evaluations = OnDevice(leaves), stop, {}
-        if programs.evaluate is not None:
-            inputs = Inputs(batch.placed, stop.astype(np.int32))
-            _, evaluations = programs.evaluate.start(leaves, inputs, count, first)
-        return Handle(batch, start, stop, outputs, evaluations)
+        start, stop = batch.steps_completed, np.full(len(batch.trials), until)
+        programs, leaves = self._groups[batch.group].programs, self._on_devices(batch)
+        batch.states = NotStarted()
+        leaves, outputs = programs.start(leaves, batch.placed, start, stop, batch.first, data)
+        batch.states, batch.steps_completed = OnDevice(leaves), stop
+        return Handle(batch, start, stop, outputs)
 
     def begin(self, batch: TrialBatch) -> None:
         """Put a batch on the devices, and make its states if it has none."""
@@ -176,26 +190,42 @@ class LocalDevices:
         """Return a batch's states on the devices."""
         if isinstance(batch.states, OnDevice):
             return batch.states.leaves
-        programs, count, first = self._groups[batch.group].programs, len(batch.trials), batch.first
         inputs = self._table.inputs(batch.trials, batch.group)
-        batch.placed = programs.segment.place(inputs, count, first)
-        if not isinstance(batch.states, NotStarted):
-            return programs.segment.place_states(self.states(batch), count, first)
-        if programs.init is None:
-            return []
-        return programs.init.start([], Inputs(batch.placed), count, first)[0]
+        states = None if isinstance(batch.states, NotStarted) else self.states(batch)
+        programs, count = self._groups[batch.group].programs, len(batch.trials)
+        batch.placed, leaves = programs.place(inputs, states, count, batch.first)
+        return leaves
 
     def fetch(self, handle: Handle) -> SegmentResult:
         """Wait for a segment, and copy its metrics to the host."""
-        batch, start, stop, outputs, evaluations = handle
-        programs, count, first = self._groups[batch.group].programs, len(batch.trials), batch.first
-        # Each metric is freed once it is copied, because together they may be large.
-        metrics = {
-            name: programs.segment.fetch(outputs.pop(name), count, first) for name in list(outputs)
-        }
-        if programs.evaluate is not None:
-            evaluations = programs.evaluate.fetch(evaluations, count, first)
-        return SegmentResult(batch, start, stop, metrics, evaluations)
+        batch, start, stop, outputs = handle
+        programs = self._groups[batch.group].programs
+        metrics, evaluations = programs.fetch(outputs, len(batch.trials), batch.first)
+        waited, batch.waited = batch.waited, 0.0
+        return SegmentResult(batch, start, stop, metrics, evaluations, waited)
+
+    def advance(self, batches: Iterable[TrialBatch], until: int) -> Iterator[SegmentResult]:
+        """Run batches to a step, one after another, and yield their segments.
+
+        A batch that is at the step or past it does not run.
+
+        Args:
+          batches: batches that this backend formed.
+          until: an evaluation step.
+        """
+        data, schedule = self._experiment.data, self._experiment.spec.schedule
+        try:
+            for batch in batches:
+                while batch.step < until:
+                    stop = schedule.next_stop(batch.step)
+                    placed = data.segment(schedule, batch.step) if data else None
+                    handle = self.dispatch(batch, stop, placed)
+                    if data:
+                        data.prepare(schedule, stop)
+                    yield self.fetch(handle)
+        except jax.errors.JaxRuntimeError as error:
+            sizes = [self.layout(group).batch_size for group in self._groups]
+            smaller_batch(error, self._experiment.batch_size, sizes, may_retry=False)
 
     def states(self, batch: TrialBatch) -> HostStates:
         """Return the states of a batch in the host's memory."""

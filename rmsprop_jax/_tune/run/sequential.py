@@ -30,7 +30,6 @@ class SequentialRunner:
         self._experiment, self._session = experiment, session
         self._backend = backend or LocalDevices(experiment, session)
         self._in_flight: collections.deque[Handle] = collections.deque()
-        self._waited = 0.0  # seconds for the program of the segment under way
 
     def run(self) -> None:
         """Run all trials. If the memory runs out with an automatic batch size, halve it and resume
@@ -42,8 +41,7 @@ class SequentialRunner:
                 with contextlib.closing(self._backend.compile(most)) as groups:
                     for group, trials, seconds in groups:
                         sizes.append(self._backend.layout(group).batch_size)
-                        self._waited = seconds
-                        if self._run_group(group, trials):
+                        if self._run_group(group, trials, seconds):
                             return
                 return
             except jax.errors.JaxRuntimeError as error:
@@ -52,8 +50,13 @@ class SequentialRunner:
             self._in_flight.clear()
             self._session.checkpoints.rewind()
 
-    def _run_group(self, group: int, trials: np.ndarray) -> bool:
+    def _run_group(self, group: int, trials: np.ndarray, seconds: float) -> bool:
         """Run the trials of a static group until they end or the time is up.
+
+        Args:
+          group: the number of the static group.
+          trials: its trials that have not ended.
+          seconds: the seconds that they waited for their programs.
 
         Returns:
           Whether the time is up.
@@ -61,6 +64,7 @@ class SequentialRunner:
         self._backend.wave_size(group).restart()
         steps = self._session.table.data.steps_completed[trials]
         for batch in self._backend.form(group, trials, steps):
+            batch.waited, seconds = seconds, 0.0
             if self._run_wave(batch):
                 return True
         self._drain()
@@ -108,9 +112,8 @@ class SequentialRunner:
     def _fetch(self) -> None:
         """Fetch the oldest segment and record it; at the end of its wave, finish the trials."""
         handle = self._in_flight.popleft()
-        result, batch = self._backend.fetch(handle), handle.batch
-        self._session.record(result, self._waited)
-        self._waited = 0.0
+        batch = handle.batch
+        self._session.record(self._backend.fetch(handle))
         if handle.stop[0] < self._experiment.spec.schedule.end:
             return
         if self._experiment.state_specs:

@@ -6,95 +6,78 @@ of the files and the effects of a decision.
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from typing import Protocol
 
-import jax
 import numpy as np
 
-from rmsprop_jax._tune.compile.group_compiler import smaller_batch
 from rmsprop_jax._tune.experiment import Experiment
-from rmsprop_jax._tune.run.batch import NotStarted, OnDisk, OnHost, TrialBatch, rows_of
-from rmsprop_jax._tune.run.local_devices import LocalDevices
+from rmsprop_jax._tune.run.batch import (
+    HostStates,
+    NotStarted,
+    OnDisk,
+    OnHost,
+    SegmentResult,
+    TrialBatch,
+    rows_of,
+)
 from rmsprop_jax._tune.session import Session
 from rmsprop_jax._tune.trials.checkpoints import BatchStates
 from rmsprop_jax._tune.trials.decision_log import AppliedDecision
 
 
+class Backend(Protocol):
+    """The devices or the workers that run batches: `LocalDevices`, or `ExecutorBackend`."""
+
+    @property
+    def stops(self) -> list[int]: ...
+    def batches(self) -> Iterator[TrialBatch]: ...
+    def form(
+        self, group: int, trials: np.ndarray, steps_completed: np.ndarray
+    ) -> Iterator[TrialBatch]: ...
+    def advance(self, batches: Iterable[TrialBatch], until: int) -> Iterator[SegmentResult]: ...
+    def states(self, batch: TrialBatch) -> HostStates: ...
+
+
 class SynchronousRunner:
-    """A runner that runs all trials from evaluation step to evaluation step.
+    """A runner that runs all trials from one step to the next: the `stops` of its backend.
 
     The devices, or the host after a rung, hold the states of all trials.
 
     Args:
       experiment: the experiment of the call.
       session: the session of the call.
-      backend: the backend that runs batches; by default the devices of this call.
+      backend: the backend that runs batches.
     """
 
-    def __init__(
-        self, experiment: Experiment, session: Session, backend: LocalDevices | None = None
-    ):
-        self._experiment, self._session = experiment, session
-        self._backend = backend or LocalDevices(experiment, session)
+    def __init__(self, experiment: Experiment, session: Session, backend: Backend):
+        self._experiment, self._session, self._backend = experiment, session, backend
         self._batches: dict[int, list[TrialBatch]] = {}
         """The batches of each static group."""
         self._arrived: set[int] = set()
         """The trials that reached the present step in this call."""
 
     def run(self) -> None:
-        """Run all trials."""
-        try:
-            self._run()
-        except jax.errors.JaxRuntimeError as error:
-            sizes = [self._backend.layout(group).batch_size for group in self._batches]
-            smaller_batch(error, self._experiment.batch_size, sizes, may_retry=False)
+        """Run all trials, until they end or the time is up."""
+        with contextlib.closing(self._formed()) as formed:
+            batches: Iterable[TrialBatch] = formed
+            for stop in self._backend.stops:
+                for result in self._backend.advance(batches, stop):
+                    self._session.record(result)
+                    self._arrived.update(result.batch.trials.tolist())
+                if self._after(stop):
+                    return
+                batches = list(self._all_batches())
 
-    def _run(self) -> None:
-        first, *others = self._experiment.spec.schedule.evaluation_steps.tolist()
-        with contextlib.closing(self._backend.compile()) as groups:
-            for group, trials, seconds in groups:
-                self._begin_group(group, trials, first, seconds)
-        is_time_up = self._after(first)
-        for step in others:
-            if is_time_up:
-                return
-            for batch in self._all_batches():
-                self._advance(batch, step)
-            is_time_up = self._after(step)
-
-    def _begin_group(self, group: int, trials: np.ndarray, until: int, seconds: float) -> None:
-        """Form the waves of a static group, and run each to the first evaluation step."""
-        self._batches[group], wave_size = [], self._backend.wave_size(group)
-        wave_size.restart()
-        steps = self._session.table.data.steps_completed[trials]
-        for batch in self._backend.form(group, trials, steps):
-            self._advance(batch, until, seconds)
-            seconds = 0.0
-            wave_size.measure(len(batch.trials))
-            self._batches[group].append(batch)
+    def _formed(self) -> Generator[TrialBatch]:
+        """Yield the batches of all trials, and keep them."""
+        for batch in self._backend.batches():
+            self._batches.setdefault(batch.group, []).append(batch)
+            yield batch
 
     def _all_batches(self) -> Iterator[TrialBatch]:
         for batches in self._batches.values():
             yield from batches
-
-    def _advance(self, batch: TrialBatch, until: int, seconds: float = 0.0) -> None:
-        """Run a batch to an evaluation step. A batch that resumes at or after it does not run.
-
-        Args:
-          batch: a batch of trials.
-          until: the evaluation step.
-          seconds: the seconds that the batch waited for its program.
-        """
-        data, schedule = self._experiment.data, self._experiment.spec.schedule
-        while batch.step < until:
-            stop = schedule.next_stop(batch.step)
-            placed = data.segment(schedule, batch.step) if data else None
-            handle = self._backend.dispatch(batch, stop, placed)
-            if data:
-                data.prepare(schedule, stop)
-            self._session.record(self._backend.fetch(handle), seconds)
-            seconds = 0.0
-            self._arrived.update(batch.trials.tolist())
 
     def _after(self, step: int) -> bool:
         """Finish the trials at the last step; at an earlier one decide and write a checkpoint.

@@ -312,9 +312,9 @@ class ContinuousRunner:
           handle: the wave.
           missing: the number of seeds that did not arrive yet, by point, which this reduces.
         """
-        result = self._backend.fetch(handle)
         waited, self._waited = self._waited, 0.0
-        self._session.record(result, waited, self._judge)
+        result = self._backend.fetch(handle)._replace(compile_seconds=waited)
+        self._session.record(result, self._judge)
         for point in (result.batch.trials // self._seeds).tolist():
             missing[point] -= 1
             if not missing[point]:

@@ -18,6 +18,12 @@ def equations(jaxpr: "Jaxpr | ClosedJaxpr") -> Iterator["JaxprEqn"]:
             yield from equations(inner)
 
 
+def is_callback(equation: "JaxprEqn") -> bool:
+    """Return whether an equation calls back into Python."""
+    name = equation.primitive.name
+    return "callback" in name or name.startswith("debug_")
+
+
 def inner_programs(equation: "JaxprEqn") -> Iterator["Jaxpr | ClosedJaxpr"]:
     """Yield the programs that an equation runs: a scan's body, a branch, a jitted function."""
     for value in equation.params.values():

@@ -159,9 +159,9 @@ class TrialTable:
 
     # The metrics.
 
-    def enter(self, result: SegmentResult, compile_seconds: float) -> None:
+    def enter(self, result: SegmentResult) -> None:
         """Enter the metrics of a segment, and remove them from the result to free memory."""
-        self._count_seconds(compile_seconds)
+        self._count_seconds(result.compile_seconds)
         trials, group = result.batch.trials, result.batch.group
         spans = spans_of(result.start, result.stop)
         for name in list(result.metrics):
@@ -193,7 +193,9 @@ class TrialTable:
 
     def _count_seconds(self, compile_seconds: float) -> None:
         now = self._clock()
+        # The workers of an executor compile side by side, and while others run.
         compiling, self._tracing = self._tracing + compile_seconds, 0.0
+        compiling = min(compiling, now - self._since)
         seconds = np.array([compiling, now - self._since - compiling])
         self._since = now
         self.data.seconds[:] += seconds
