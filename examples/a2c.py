@@ -99,7 +99,7 @@ def main(argv=None):
     updates, seeds = (50, 2) if args.quick else (2000, 8)
     rates = np.array([1e-3, 1e-1]) if args.quick else np.geomspace(10**-3.5, 1, 8)
     steps = np.arange(1, 51) / 50 * updates * BATCH / 1000
-    settings = dict(list(SETTINGS.items())[:: 5 if args.quick else 1])
+    settings = dict(list(SETTINGS.items())[:: 9 if args.quick else 1])
     whole = lambda hp, key: train(hp, key, updates)
     compare(whole, settings, PICTURES, rates, seeds, steps, args.output)
 

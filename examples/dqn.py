@@ -88,7 +88,7 @@ def main(argv=None):
     rates = 2.5e-4 * 10 ** (np.array(halves) / 2)  # around the paper's rate
     steps = np.arange(1, 51) / 50 * updates * CARTS / 1000
     whole = lambda hp, key: train(hp, key, updates)
-    settings = dict(list(SETTINGS.items())[:: 3 if args.quick else 1])
+    settings = dict(list(SETTINGS.items())[:: 6 if args.quick else 1])
     paper = halves.index(0)
     compare(whole, settings, {"dqn": list(SETTINGS)}, rates, seeds, steps, args.output, paper)
 

@@ -84,6 +84,7 @@ def main(argv=None):
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     whole, steps = (5, 18) if args.quick else (24, 600)
+    runs = 1 if args.quick else RUNS
     every = -(-steps // 9)  # the rungs of halving are evaluation steps
     budget, url = whole * steps, args.storage or f"sqlite:///{args.output / 'studies.db'}"
     text, validation, test = map(jnp.asarray, corpus[1:])
@@ -116,28 +117,28 @@ def main(argv=None):
         return rj.sweep(training, points, seeds=[run], scheduler=scheduler, path=path, **options)
 
     if args.worker:
-        for run in range(RUNS):
+        for run in range(runs):
             adaptive(run)
         return
 
     print(
-        f"{RUNS} runs of each method, {budget:,} steps per run, the steps of {whole} full trials."
+        f"{runs} runs of each method, {budget:,} steps per run, the steps of {whole} full trials."
     )
-    for run in range(RUNS):
+    for run in range(runs):
         open_study(url, run, 0)  # created once, for all workers
     others = [
         subprocess.Popen([sys.executable, __file__, *(argv or sys.argv[1:]), f"--worker={i}"])
         for i in range(1, args.workers)
     ]
-    studies = [adaptive(run) for run in range(RUNS)]
+    studies = [adaptive(run) for run in range(runs)]
     for other in others:
         if other.wait():
             raise SystemExit(f"A worker process ended with exit code {other.returncode}.")
     halving, count = rj.SuccessiveHalving(ETA), most_points(budget, steps)
     draw = lambda n, run: rj.sample(SPACE, n, seed=run, method="random")
     results = {
-        "random": [sweep("random", run, draw(whole, run)) for run in range(RUNS)],
-        "halving": [sweep("halving", run, draw(count, run), halving) for run in range(RUNS)],
+        "random": [sweep("random", run, draw(whole, run)) for run in range(runs)],
+        "halving": [sweep("halving", run, draw(count, run), halving) for run in range(runs)],
     }
 
     trained = jax.jit(

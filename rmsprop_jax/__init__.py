@@ -4,6 +4,7 @@ from rmsprop_jax import plots, presets, search
 from rmsprop_jax._optimizer.rmsprop import ScaleByRmsState, rmsprop, scale_by_rms
 from rmsprop_jax._optimizer.stochastic_rounding import StochasticRoundingState, stochastic_rounding
 from rmsprop_jax._tune.api import sweep
+from rmsprop_jax._tune.executors import Executor
 from rmsprop_jax._tune.interrupts import SweepInterrupted
 from rmsprop_jax._tune.results.result import PointResult, SweepResult
 from rmsprop_jax._tune.results.statistics import Comparison
@@ -33,6 +34,7 @@ __all__ = [
     "Comparison",
     "Decision",
     "Distribution",
+    "Executor",
     "PointResult",
     "Points",
     "PopulationBasedTraining",

@@ -12,7 +12,9 @@ from rmsprop_jax._tune.interrupts import interruptible
 from rmsprop_jax._tune.jax_settings import own_settings
 from rmsprop_jax._tune.options import Options
 from rmsprop_jax._tune.results.result import SweepResult
+from rmsprop_jax._tune.run.as_completed import AsCompletedRunner
 from rmsprop_jax._tune.run.cluster import Cluster
+from rmsprop_jax._tune.run.executor_backend import ExecutorBackend
 from rmsprop_jax._tune.run.local_devices import LocalDevices
 from rmsprop_jax._tune.run.machine import Machine
 from rmsprop_jax._tune.run.sequential import SequentialRunner
@@ -37,6 +39,7 @@ def sweep(
     batch_size: int | str = "auto",
     devices: Sequence[Any] | None = None,
     mesh: Mesh | None = None,
+    executor: Any = None,
     path: str | os.PathLike[str] | None = None,
     progress: bool = True,
     record_every: int | Mapping[str, int] = 1,
@@ -96,6 +99,14 @@ def sweep(
         between segments as the compiled `init` leaves it. The numbers equal those of one device
         within rounding. A folder resumes on a mesh of any shape whose trial axes have the same
         names, and without a mesh if `train` names no axis.
+      executor: where trials run, instead of on the devices of this process: an executor, a
+        function that makes one, or `Executor`, which has the options. An executor has
+        `submit(fn, /, *args)` and returns a `concurrent.futures.Future`: a process pool that starts
+        its processes by spawn, Dask's `client.get_executor()`, or Ray's `.future()`. This process
+        traces, decides, and writes; the workers run compiled programs. The results are bit for bit
+        those of a call without an executor. If a worker is lost, its trials run again. Programs
+        cannot call back into Python. `batches` runs on the workers, copied by cloudpickle. Install
+        the extra `executor`.
       path: a folder for the finished trials, as plain `.json` and `.npz`, with one writer at a
         time. After a call was stopped or killed, the same call resumes, on any number of devices
         and with any `batch_size`. With more points or seeds, only the new trials run. The folder
@@ -209,6 +220,7 @@ def sweep(
             batch_size=batch_size,
             devices=devices,
             mesh=mesh,
+            executor=executor,
             path=path,
             progress=progress,
             record_every=record_every,
@@ -233,8 +245,7 @@ def run_sweep(options: Options, machine: Machine, start: float) -> SweepResult:
       machine: the clock and the memory that the call uses.
       start: the time at which the call began, by the clock of the machine.
     """
-    devices = jax.devices() if options.devices is None else options.devices
-    cluster = Cluster(devices if options.mesh is None else options.mesh, machine)
+    cluster = Cluster(devices_of(options), machine)
     with cluster.together("sweep"):
         experiment = Experiment.prepare(options, cluster, "sweep")
         experiment.refuse_disagreement()
@@ -243,17 +254,38 @@ def run_sweep(options: Options, machine: Machine, start: float) -> SweepResult:
         experiment.fit_batch_size(range(len(experiment.traces)))
         experiment.refuse_uneven_permutes()
         with Session.open(experiment, start) as session, interruptible(session):
-            runner_for(experiment, session).run()
+            run_trials(experiment, session)
             session.tidy()
             return session.result()
 
 
-def runner_for(experiment: Experiment, session: Session) -> SequentialRunner | SynchronousRunner:
-    """Return the runner of the trials.
+def devices_of(options: Options) -> Sequence[Any] | Mesh:
+    """Return the devices of a call: those that it passes, or all.
 
-    With a scheduler or `batches`, all trials reach an evaluation step before any passes it.
-    Otherwise each wave runs to its end.
+    With an executor, it is one device of this process, for which programs are traced.
     """
-    if session.decisions is not None or experiment.data is not None:
-        return SynchronousRunner(experiment, session, LocalDevices(experiment, session))
-    return SequentialRunner(experiment, session)
+    if options.executor is not None:
+        return jax.local_devices()[:1]
+    if options.mesh is not None:
+        return options.mesh
+    return jax.devices() if options.devices is None else options.devices
+
+
+def run_trials(experiment: Experiment, session: Session) -> None:
+    """Run the trials with the runner that fits the call.
+
+    With a scheduler, all trials reach a rung before any passes it. With `batches`, they share each
+    batch. Otherwise each wave runs to its end, or, on an executor, each task as workers are free.
+    """
+    options = experiment.options
+    if options.executor is not None:
+        with ExecutorBackend(experiment, session, options.executor) as backend:
+            if session.decisions is not None:
+                SynchronousRunner(experiment, session, backend).run()
+            else:
+                AsCompletedRunner(experiment, session, backend).run()
+    elif session.decisions is not None or experiment.data is not None:
+        backend = LocalDevices(experiment, session)
+        SynchronousRunner(experiment, session, backend).run()
+    else:
+        SequentialRunner(experiment, session).run()

@@ -22,6 +22,7 @@ from rmsprop_jax._tune.experiment_checks import (
     checked_keep_states,
     checked_record_every,
     note_idle_cores,
+    refuse_callbacks,
     warn_of_traces,
     warn_of_whole_leaves,
 )
@@ -98,6 +99,8 @@ class Experiment:
         self.options, self.cluster, self.spec, self.traces = options, cluster, spec, traces
         self._trace, self.data = trace, data
         self.batch_size: int | str = options.batch_size
+        if options.executor is not None and self.batch_size == "auto":
+            self.batch_size = 1  # the memory of the workers is unknown
         self.keep_states: int | str = 0
         self._groups, self._static = group_numbers, static
         self._placed_args: Any = None
@@ -174,6 +177,8 @@ class Experiment:
         if made.state_specs:
             made.keep_states = checked_keep_states(options.keep_states, count)
         warn_of_traces(traces, options.seeds)
+        if options.executor is not None:
+            refuse_callbacks(traces)
         return made
 
     def fit_batch_size(self, groups: Sequence[int]) -> None:
@@ -187,7 +192,7 @@ class Experiment:
         """
         kernels = [self.kernels(group) for group in groups]
         self.batch_size = fitting_batch_size(
-            self.batch_size, kernels, self._args_on_devices, self.cluster
+            self.batch_size, kernels, self.args_on_devices, self.cluster
         )
 
     def refuse_uneven_permutes(self) -> None:
@@ -311,10 +316,11 @@ class Experiment:
           trials: the number of trials of this group that may share a call.
           most: a limit of the batch size; None for no limit.
         """
-        kernels, args = self.kernels(group), self._args_on_devices()
+        kernels, args = self.kernels(group), self.args_on_devices()
         return GroupCompiler(kernels, args, self.cluster, self.batch_size, trials, most)
 
-    def _args_on_devices(self) -> Any:
+    def args_on_devices(self) -> Any:
+        """Return the sweep's `args`, placed on the devices by the first call."""
         if self._placed_args is None:
             self._placed_args = self.cluster.place(self.options.args, self._placement.args)
         return self._placed_args
@@ -337,7 +343,7 @@ class Experiment:
             kernel, state = self.kernels(group).init(), traces.state
             assert state is not None
             with naming(self.spec.groups[group]):
-                program = CompiledKernel(kernel, self._args_on_devices(), layout, self.cluster)
+                program = CompiledKernel(kernel, self.args_on_devices(), layout, self.cluster)
                 placed, _ = program.executable.output_shardings
             specs = tuple(map(mesh.own_spec, placed))
             state = state._replace(shardings=specs, shards=tuple(map(mesh.shards, specs)))
@@ -399,7 +405,7 @@ class Experiment:
     def note_idle_cores(self) -> None:
         """Print how to use all cores, if the call passes no devices and shows a progress bar."""
         options = self.options
-        is_default = options.devices is None and options.mesh is None
+        is_default = options.devices is None and options.mesh is None and not options.executor
         if options.progress and self.cluster.is_leader and is_default:
             note_idle_cores(self.cluster)
 

@@ -15,6 +15,7 @@ from rmsprop_jax._tune.space.points import Points
 from rmsprop_jax._tune.space.static_groups import StaticGroup
 from rmsprop_jax._tune.space.values import has_nan
 from rmsprop_jax._tune.training.checks import Metrics
+from rmsprop_jax._tune.training.jaxprs import equations, is_callback
 from rmsprop_jax._tune.training.schedule import Schedule
 from rmsprop_jax._tune.training.state_spec import StateSpec
 from rmsprop_jax._tune.training.trace import Traces
@@ -147,6 +148,20 @@ def check_population(
                 "PopulationBasedTraining must have at least 4 points of each static group, got "
                 f"{len(group.points)} with {group.static}. Add points, or leave the group out."
             )
+
+
+def refuse_callbacks(traces: Sequence[Traces]) -> None:
+    """Raise ValueError for functions that call back into Python, which a worker cannot do."""
+    for one in traces:
+        for name, piece in one.pieces.items():
+            for equation in equations(piece.jaxpr):
+                if is_callback(equation):
+                    raise ValueError(
+                        f"{name} must not call back into Python with an executor, because its "
+                        f"programs run on other machines, got {equation.primitive.name}. Leave "
+                        "out jax.debug.print and other callbacks: the metrics show numbers of each "
+                        "step."
+                    )
 
 
 def warn_of_traces(traces: Sequence[Traces], seeds: tuple[int, ...]) -> None:

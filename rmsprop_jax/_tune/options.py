@@ -14,6 +14,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from rmsprop_jax._tune.executors import Executor, copied, require_extra
 from rmsprop_jax._tune.schedulers import Scheduler
 from rmsprop_jax._tune.space.seeds import checked_seeds
 from rmsprop_jax._tune.space.values import PyTree, is_int, is_real
@@ -76,6 +77,7 @@ class Options:
     batch_size: int | str = argument("auto", agree=ALL)
     devices: Sequence[Any] | None = argument(None, agree=ALL)
     mesh: Mesh | None = argument(None, agree=ALL)
+    executor: Any = argument(None, agree=ONE_PROCESS)
     path: str | os.PathLike[str] | None = argument(None, agree=ALL)
     progress: bool = argument(True, agree=LEADER)
     record_every: int | Mapping[str, int] = argument(1, agree=ALL, remembered=("record_every",))
@@ -118,6 +120,8 @@ class Options:
             change("devices", checked_devices(self.devices))
         if self.mesh is not None:
             self._check_mesh(self.mesh)
+        if self.executor is not None:
+            self._check_executor(change)
         if self.batch_sharding is not None and (self.mesh is None or self.batches is None):
             raise ValueError(
                 "batch_sharding must come with a mesh and batches, got "
@@ -141,6 +145,19 @@ class Options:
             checked_devices(mesh.devices.flatten().tolist())
         except ValueError as error:
             raise ValueError(f"mesh must be of devices on which trials can run: {error}") from None
+
+    def _check_executor(self, change: Callable[[str, Any], None]) -> None:
+        for name in ("mesh", "devices"):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"executor and {name} must not be passed together, because the workers of an "
+                    f"executor have their own devices, got {getattr(self, name)}. Leave {name} out."
+                )
+        if not isinstance(self.executor, Executor):
+            change("executor", Executor(self.executor))
+        require_extra()
+        if callable(self.batches):
+            copied(self.batches)
 
     def _check_training(self) -> None:
         seconds, keep, scheduler = self.checkpoint_seconds, self.keep_states, self.scheduler

@@ -117,8 +117,17 @@ class Session:
         """Check memory and disk, and warn of final states that an earlier call dropped."""
         if not self.experiment.state_specs or not len(self.table):
             return
-        all_at_once = self.decisions is not None or self.experiment.data is not None
-        under_way = len(self.table) if all_at_once else self.experiment.cluster.submeshes
+        experiment, executor = self.experiment, self.experiment.options.executor
+        # With `batches`, the trials of a local sweep share each batch. On an executor they do not.
+        is_synchronous = experiment.data is not None and executor is None
+        if self.decisions is not None or is_synchronous:
+            under_way = len(self.table)
+        elif executor is not None:
+            largest = max(spec.bytes for spec in experiment.state_specs)
+            most = executor.under_way(largest, int(experiment.batch_size))
+            under_way = min(most, len(self.table))
+        else:
+            under_way = experiment.cluster.submeshes
         self.check_room(under_way, "path=..., which keeps final states on disk")
         self.final_states.warn_of_dropped()
 
@@ -144,7 +153,8 @@ class Session:
                 f"limit counts), but {under_way} running trials and {0 if path else kept} kept "
                 f"states need {memory / 1e9:.3g} GB. Pass a smaller keep_states, or {remedy}."
             )
-        self._check_devices(under_way)
+        if self.experiment.options.executor is None:
+            self._check_devices(under_way)
         if path is None:
             return
         folder = os.path.abspath(path)

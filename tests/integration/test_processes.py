@@ -13,6 +13,8 @@ from tests.support.cluster import start, words
 from tests.support.trainings import plain
 from tests.tune.storage.test_store import contents, same, undisturbed
 
+pytestmark = pytest.mark.timeout(cluster.LIMIT + 60)
+
 
 @pytest.mark.parametrize("problem", ["tiny", pytest.param("lstm", marks=pytest.mark.slow)])
 def test_two_processes_give_what_one_gives(problem, tmp_path):

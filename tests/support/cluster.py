@@ -56,6 +56,7 @@ def lstm(path):
     return rj.sweep(train, points, objective="validation", args=args, path=path)
 
 
+LIMIT = 600  # seconds for processes to end; a slow machine takes two minutes for the longest
 OPTIONS = {"steps": 20, "evaluate_every": 5, "checkpoint_seconds": 0, "keep_states": 2}
 
 
@@ -390,14 +391,15 @@ def interrupted(path):
     return signalled(jax.process_index(), 0, signal.SIGINT)
 
 
-SPLITS = {"4x2": False, "1x8": True, "2x4": False}  # whether a trial spans both processes
+# Trials within a process, and trials that span both.
+SPLITS = {"4x2": ("training", "halving"), "1x8": ("function", "halving", "batches")}
 
 
 def on_mesh(path):
     """Trials on several devices, in one process or across both; a mixed mesh is refused."""
     results = {}
-    for name in SPLITS:
-        for kind in ("function", "training", "halving", "batches"):
+    for name, kinds in SPLITS.items():
+        for kind in kinds:
             folder = None if path is None or kind != "halving" else f"{path} {name}"
             result = sharded.sweep(kind, sharded.AUTOMATIC, mesh=sharded.mesh(name), path=folder)
             results[f"{kind} {name}"] = result
@@ -447,7 +449,7 @@ def start(problem, out, count=2):
 def words(processes):
     """Return the standard error of each process, after all have ended."""
     try:
-        return [process.communicate(timeout=120)[1] for process in processes]
+        return [process.communicate(timeout=LIMIT)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()

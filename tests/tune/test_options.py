@@ -16,7 +16,8 @@ from rmsprop_jax._tune.storage.manifest import manifest_of, remembered_entries
 from tests.support import trainings
 
 FIELDS = {field.name: field for field in dataclasses.fields(Options)}
-SEARCH_ONLY = {n for n, f in FIELDS.items() if f.metadata.get("agree") is Agreement.ONE_PROCESS}
+ONE_PROCESS = {n for n, f in FIELDS.items() if f.metadata.get("agree") is Agreement.ONE_PROCESS}
+SEARCH_ONLY = ONE_PROCESS - {"executor"}
 
 
 @pytest.mark.parametrize("name", FIELDS)

@@ -131,6 +131,19 @@ def test_a_kept_program_calls_the_callback_of_its_own_train():
         assert seen == [wanted]
 
 
+def test_a_kept_program_prints_the_words_of_its_own_train(capfd):
+    """Its text does not have the words."""
+    for wanted in ("first words", "other words"):
+
+        def train(hp, key, wanted=wanted):
+            jax.debug.print(wanted + " {}", hp["x"])
+            return {"loss": hp["x"]}
+
+        rj.sweep(train, rj.grid(x=[1.0]), progress=False)
+        jax.effects_barrier()
+        assert capfd.readouterr().out == f"{wanted} 1.0\n"
+
+
 def test_a_kept_program_has_the_names_of_its_own_train():
     """Two programs that differ in the names of hyperparameters and metrics have one text."""
     for axis, metric in (("x", "loss"), ("y", "loss"), ("x", "cost"), ("y", "cost")):

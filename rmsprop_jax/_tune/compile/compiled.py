@@ -16,12 +16,12 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from rmsprop_jax._tune.compile.collective_permute import refuse_uneven_permutes
-from rmsprop_jax._tune.compile.kernels import BATCHED, Inputs, Kernel, stacked
+from rmsprop_jax._tune.compile.kernels import Inputs, Kernel, stacked
 from rmsprop_jax._tune.compile.layout import DeviceLayout
-from rmsprop_jax._tune.compile.xla_deadlock import refuse_deadlock
+from rmsprop_jax._tune.compile.xla_deadlock import blocking_calls, refuse_deadlock
 from rmsprop_jax._tune.run.cluster import Cluster
 from rmsprop_jax._tune.training.fingerprint import hash_of_arrays
-from rmsprop_jax._tune.training.jaxprs import constants, equations
+from rmsprop_jax._tune.training.jaxprs import constants, equations, is_callback
 from rmsprop_jax._tune.trial_mesh import SPLIT, TRIAL, WHOLE, map_specs, tracing
 
 CACHED_PROGRAMS = 32  # compiled programs that the next call of sweep can use
@@ -67,7 +67,8 @@ class CompiledKernel:
             self._specs = specs.count, specs.trials.start, specs.trials.length
         jitted, abstract = wave_of(kernel, args, layout, cluster.mesh)
         traced = jitted.trace(*abstract)
-        refuse_deadlock(traced.jaxpr, cluster.devices)
+        calls = blocking_calls(traced.jaxpr) if kernel.exported is None else kernel.exported
+        refuse_deadlock(calls, cluster.devices)
         self._lowered: Any = traced.lower()
         self._key = _key(traced, self._lowered, cluster)
         self._compiled: Any = None
@@ -166,14 +167,7 @@ def wave_of(
       mesh: the mesh of the devices, which may be described only.
     """
     size, capacity, specs = layout.batch_size, layout.capacity, wave_specs(layout)
-    of_trial, split = kernel.mesh, NamedSharding(mesh, SPLIT)
-
-    def batch(states: Any, inputs: Inputs) -> Any:
-        if size > 1:
-            return jax.vmap(kernel.call, BATCHED)(states, inputs)
-        only = lambda tree: jax.tree.map(lambda x: x[0], tree)
-        own = inputs._replace(trial=only(inputs.trial), start=only(inputs.start))
-        return jax.tree.map(lambda x: x[None], kernel.call(only(states), own))
+    of_trial, split, batch = kernel.mesh, NamedSharding(mesh, SPLIT), kernel.batch(size)
 
     inputs = kernel.inputs._replace(args=args)
     one = inputs._replace(trial=stacked(inputs.trial, size), start=stacked(inputs.start, size))
@@ -270,7 +264,7 @@ def _key(traced: Any, lowered: Any, cluster: Cluster) -> Hashable:
     It is None for a program that calls back into Python, because its text does not name the called
     function.
     """
-    if any("callback" in equation.primitive.name for equation in equations(traced.jaxpr)):
+    if any(map(is_callback, equations(traced.jaxpr))):
         return None
     settings = [getattr(jax.config, name) for name in ("jax_debug_nans", "jax_debug_infs")]
     where = [(device.platform, device.id) for device in cluster.devices]

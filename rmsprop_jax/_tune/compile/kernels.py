@@ -77,6 +77,26 @@ class Kernel(NamedTuple):
     """The number of loops around a user's function in a wave: over batches, and over steps."""
     data_specs: PyTree = WHOLE
     """The sharding of each leaf of the data."""
+    exported: dict[str, int] | None = None
+    """For a kernel from `compile/exported.py`, whose `call` runs a whole batch: the calls that
+    `xla_deadlock.blocking_calls` cannot see in it. None for any other kernel."""
+
+    def batch(self, size: int) -> Callable[[list[Any], Inputs], tuple[list[Any], Any]]:
+        """Return the function that runs a batch of `size` trials.
+
+        A single trial runs without `vmap`, so that its numbers are bit for bit those of `jax.jit`.
+        """
+        if self.exported is not None:
+            return self.call
+        if size > 1:
+            return jax.vmap(self.call, BATCHED)
+
+        def call(states: list[Any], inputs: Inputs) -> tuple[list[Any], Any]:
+            only = lambda tree: jax.tree.map(lambda x: x[0], tree)
+            own = inputs._replace(trial=only(inputs.trial), start=only(inputs.start))
+            return jax.tree.map(lambda x: x[None], self.call(only(states), own))
+
+        return call
 
     @property
     def wave_states(self) -> PyTree:

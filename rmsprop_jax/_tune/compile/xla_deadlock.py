@@ -2,7 +2,7 @@
 
 import collections
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,19 +24,18 @@ BLOCKING = {
 }
 
 
-def refuse_deadlock(jaxpr: "Jaxpr | ClosedJaxpr", devices: Sequence[Device]) -> None:
+def refuse_deadlock(calls: Mapping[str, int], devices: Sequence[Device]) -> None:
     """Raise ValueError if as many batched calls could wait at once as XLA's pool has threads.
 
     Args:
-      jaxpr: the program of one device.
+      calls: the batched calls of the program of one device, as `blocking_calls` counts them.
       devices: the devices that run it, of all processes.
     """
     if devices[0].platform != "cpu" or version() >= FIXED_IN:
         return
-    calls = collections.Counter(_batched(jaxpr))
     local = sum(device.process_index == devices[0].process_index for device in devices)
     threads = max(int(os.environ.get("NPROC") or os.cpu_count() or 1), local)
-    if calls.total() * local < threads:
+    if sum(calls.values()) * local < threads:
         return
     text = ", ".join(f"{n} × {name}" for name, n in sorted(calls.items()))
     raise ValueError(
@@ -47,6 +46,11 @@ def refuse_deadlock(jaxpr: "Jaxpr | ClosedJaxpr", devices: Sequence[Device]) -> 
         "inside train, use jax.lax.map instead of jax.vmap, for example to initialize several "
         "orthogonal matrices."
     )
+
+
+def blocking_calls(jaxpr: "Jaxpr | ClosedJaxpr") -> dict[str, int]:
+    """Return how often a program calls each blocking primitive with a batch of matrices."""
+    return dict(collections.Counter(_batched(jaxpr)))
 
 
 def version() -> tuple[int, ...]:

@@ -97,7 +97,7 @@ def test_no_false_alarm(batch_size):
 def refused(f, shape, devices=2, **options):
     jaxpr = jax.make_jaxpr(f)(jnp.ones(shape))
     try:
-        deadlock.refuse_deadlock(jaxpr, jax.devices()[:devices], **options)
+        deadlock.refuse_deadlock(deadlock.blocking_calls(jaxpr), jax.devices()[:devices], **options)
     except ValueError as error:
         return str(error)
     return ""

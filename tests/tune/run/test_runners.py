@@ -143,7 +143,7 @@ class Recorded(LocalDevices):
         has_state = isinstance(self._experiment.spec.schedule, Stepwise)
         batch.states = OnDevice(["a leaf"] if has_state else [])
         self.log.append(f"start {batch.trials.tolist()} to {until}")
-        return Handle(batch, start, batch.steps_completed, None, {})
+        return Handle(batch, start, batch.steps_completed, None)
 
     def fetch(self, handle):
         self.log.append(f"fetch {handle.batch.trials.tolist()} to {handle.stop[0]}")
@@ -161,9 +161,7 @@ def go(runner, platform, trials, schedule=None, groups=1, clock=time.perf_counte
         ),
         checkpoints=types.SimpleNamespace(is_due=lambda: False),
         final_states=types.SimpleNamespace(may_be_best=lambda trials: np.zeros(1, bool)),
-        record=lambda result, seconds=0.0: recorded.append(
-            (result.batch.trials.tolist(), result.stop[0])
-        ),
+        record=lambda result: recorded.append((result.batch.trials.tolist(), result.stop[0])),
         is_time_up=False,
         finish=lambda trials, states: log.append(f"finish {trials.tolist()}"),
     )

@@ -379,7 +379,7 @@ def resumed(folder):
     return steps(folder, FOUR, steps=30, scheduler=rj.SuccessiveHalving(2, 5))
 
 
-@pytest.mark.parametrize("flips", [10, pytest.param(400, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("flips", [10, pytest.param(100, marks=pytest.mark.slow)])
 def test_no_flipped_bit_is_silent_or_raw(flips, tampered, tmp_path):
     """Each kind of file is refused by its name, or the change does not affect the result."""
     folder, whole = tampered

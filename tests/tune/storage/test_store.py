@@ -124,7 +124,7 @@ def aims(kind):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
-    ("kind", "kills"), [("function", 4), ("steps", 4), ("halving", 6), ("population", 6)]
+    ("kind", "kills"), [("function", 2), ("steps", 3), ("halving", 4), ("population", 4)]
 )
 def test_killed_at_random_moments_and_resumed_it_is_as_if_undisturbed(kind, kills, tmp_path):
     moments, aim = random.Random(kills), aims(kind)

@@ -276,10 +276,8 @@ def walk(path, way, steps, rung=None, **options):
         ("steps", 2, 4),
         ("halving", "all", 4),
         ("population", 2, 4),
-        *(
-            pytest.param(way, keep, 6, marks=pytest.mark.slow)
-            for way, keep in zip(WAYS, ("all", 2, "all", 2), strict=True)
-        ),
+        pytest.param("population", 2, 6, marks=pytest.mark.slow),
+        pytest.param("batches", 2, 4, marks=pytest.mark.slow),
     ],
 )
 # Where the trial that beat another is not on disk yet, the other may be the best, for all it knows.
