@@ -1,6 +1,7 @@
 """`Executor`: the options of a sweep whose trials run on the workers of an executor."""
 
 import dataclasses
+import importlib.util
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -125,14 +126,12 @@ def most_trials(state_bytes: int) -> int:
 
 def require_extra() -> None:
     """Raise ValueError unless the packages that an executor needs are installed."""
-    try:
-        import cloudpickle  # noqa: F401
-        import flatbuffers  # noqa: F401  (JAX needs it to export programs)
-    except ImportError as error:
-        raise ValueError(
-            "a sweep with an executor must have the packages cloudpickle and flatbuffers, but "
-            f'{error.name} is not installed. Run: pip install "rmsprop_jax[executor]".'
-        ) from error
+    for package in ("cloudpickle", "flatbuffers"):  # JAX exports programs by flatbuffers
+        if importlib.util.find_spec(package) is None:
+            raise ValueError(
+                f"a sweep with an executor must have the package {package}, but it is not "
+                'installed. Run: pip install "rmsprop_jax[executor]".'
+            )
 
 
 def copied(function: Any) -> bytes:

@@ -26,6 +26,7 @@ NAMES = (
     "static_groups",
     "nan",
     "segments",
+    "executors",
     "halving",
     "population",
     "memory",

@@ -105,7 +105,7 @@ class Ray:
         return RayExecutor()
 
     def workers(self):
-        process = self._ray.remote(os.getpid)
+        process = self._ray.remote(lambda: os.getpid())  # Ray refuses a function in C
         return self._ray.get([process.remote() for _ in range(4)])
 
     late = None  # n/a: a machine joins by `ray start`, a command of its own

@@ -35,8 +35,11 @@ class ExportedKernel(NamedTuple):
 
     def load(self) -> Kernel:
         """Return the kernel that runs this program."""
-        program = jax.export.deserialize(bytearray(self.program))
-        call = lambda states, inputs: program.call(states, tuple(inputs))
+        program: Any = jax.export.deserialize(bytearray(self.program))
+
+        def call(states: list[Any], inputs: Inputs) -> tuple[list[Any], Any]:
+            return program.call(states, tuple(inputs))
+
         return Kernel(call, self.inputs, self.states, exported=self.blocking)
 
 

@@ -43,7 +43,7 @@ class Submission:
     losses: int = 0
 
     @property
-    def what(self) -> str:
+    def description(self) -> str:
         """The task in words, for errors."""
         first, last = self.batch.trials[0], self.batch.trials[-1]
         trials = f"trial {first}" if first == last else f"trials {first} to {last}"
@@ -186,7 +186,7 @@ class TaskPool:
         submission.losses += 1
         if submission.losses > self._options.retries:
             raise RuntimeError(
-                f"{submission.what} must not end its worker, but the executor lost it "
+                f"{submission.description} must not end its worker, but the executor lost it "
                 f"{submission.losses} times, the last time with {_named(error)}. A worker may have "
                 "too little memory. Run these points without an executor, or pass "
                 f"executor=rj.Executor(..., retries={self._options.retries + 3})."
@@ -269,8 +269,8 @@ def _shut_down(executor: Any, *, wait: bool) -> None:
 
 def _failed(submission: Submission, failure: Failure) -> RuntimeError:
     error = RuntimeError(
-        f"{submission.what} must run without an error, but its worker raised {failure.kind}: "
-        f"{failure.message}"
+        f"{submission.description} must run without an error, but its worker raised "
+        f"{failure.kind}: {failure.message}"
     )
     error.add_note(f"The traceback of the worker:\n{failure.traceback}")
     return error

@@ -226,9 +226,9 @@ def _run(task: Task, contents: Mapping[str, bytes]) -> Done | Missing:
 def _refuse_fork() -> None:
     if type(multiprocessing.current_process()).__name__ == "ForkProcess":
         raise RefusedTaskError(
-            "an executor must start its processes anew, because JAX does not work after a fork, "
-            "got a forked process. Pass "
-            "mp_context=multiprocessing.get_context('spawn') to ProcessPoolExecutor."
+            "an executor must start its processes by spawn, because JAX does not work after a "
+            "fork, got a forked process. Pass ProcessPoolExecutor(..., "
+            "mp_context=multiprocessing.get_context('spawn'))."
         )
 
 

@@ -17,6 +17,7 @@ from rmsprop_jax._tune.run import worker
 from rmsprop_jax._tune.run.machine import Machine
 from tests.support import engine, executors
 from tests.support.executors import Counting, Inline, pool
+from tests.support.tables import few
 from tests.support.trainings import SCALE, noisy, plain
 from tests.tune.storage.test_store import same
 
@@ -92,7 +93,7 @@ def workers():
 KINDS = ["function", "args", "training", "batch of 4", "halving", "population", "batches"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", few(KINDS, ["args", "training", "halving"]))
 def test_an_executor_gives_the_local_numbers(kind, workers):
     result = sweep(kind, rj.Executor(workers, workers=2, task_seconds=0.2))
     same(result, local(kind))
@@ -130,7 +131,7 @@ def test_a_worker_uses_all_its_devices():
     same(sweep("training", executor), local("training"))
 
 
-@pytest.mark.parametrize("kind", ["function", "training", "halving", "batches"])
+@pytest.mark.parametrize("kind", few(["function", "training", "halving", "batches"], ["training"]))
 def test_folders_of_both_ways_are_one(kind, workers, tmp_path):
     """What one way began, the other continues: half of the trials, or half of the way."""
     ways = [rj.Executor(workers, workers=2, task_seconds=0.2), None]
@@ -213,7 +214,7 @@ def lost_once(path, kind):
     return sweep(kind, executor, callback=callback, path=path), counts
 
 
-@pytest.mark.parametrize("kind", ["function", "training", "halving"])
+@pytest.mark.parametrize("kind", few(["function", "training", "halving"], ["training"]))
 def test_a_lost_worker_changes_nothing(kind, tmp_path):
     result, counts = lost_once(tmp_path / "a", kind)
     same(result, local(kind))
@@ -250,7 +251,7 @@ def killer(path, always):
     return batches
 
 
-@pytest.mark.parametrize("always", [False, True])
+@pytest.mark.parametrize("always", few([False, True], [True]))
 def test_the_task_that_kills_its_worker_is_known(always, tmp_path):
     batches = killer(str(tmp_path / "mark"), always)
     points = rj.grid(rate=[0.1, 0.2, 0.3])
@@ -271,6 +272,7 @@ def test_workers_that_cannot_start_are_an_error():
         sweep("function", rj.Executor(make, workers=2))
 
 
+@pytest.mark.slow
 def test_a_late_worker_joins(tmp_path):
     make = lambda: pool(initializer=executors.late, initargs=(str(tmp_path / "first"),))
     same(sweep("training", rj.Executor(make, workers=2, task_seconds=0.05)), local("training"))
@@ -407,3 +409,82 @@ def test_calls_that_are_refused_leave_no_folder(options, says, tmp_path):
     with pytest.raises(ValueError, match=says):
         rj.sweep(points=points, progress=False, **call())
     assert not (tmp_path / "a").exists()
+
+
+# Ordinary inputs that are easily forgotten, in this process.
+
+
+def of_args(hp, key, *args):
+    total = sum(jnp.sum(x).astype(jnp.float32) for x in jax.tree.leaves(args))
+    return {"loss": hp["rate"] * total + 0.0 * hp.get("n", 0)}
+
+
+def of_length(hp, key):
+    """Training whose series are shorter with `short`."""
+    steps = 5 if hp["short"] else 8
+    return {"loss": hp["rate"] * jnp.arange(float(steps)), "n": jnp.int32(3)}
+
+
+def narrow():
+    """A training with a state of numbers of less than a byte, and other leaves."""
+
+    def init(hp, key):
+        state = {"four": jnp.arange(3, dtype=jnp.int4), "eight": jnp.ones(2, jnp.float8_e4m3fn)}
+        return state | {"key": key, "none": None, "bool": jnp.array(True), "none at all": ()}
+
+    def step(hp, state, key):
+        drawn = jax.random.normal(state["key"])
+        state = state | {"key": jax.random.fold_in(state["key"], 1), "bool": ~state["bool"]}
+        return state, {"loss": hp["rate"] * drawn + state["four"].astype(jnp.float32).sum()}
+
+    return rj.Training(init, step)
+
+
+TWO = rj.grid(rate=[0.1, 0.2])
+ODD = {
+    "a Python number": (of_args, TWO, {"args": (2.0, 3, True)}),
+    "trees": (of_args, TWO, {"args": ({"a": [np.ones(3), None]}, (), np.int8(2))}),
+    "integers": (of_args, rj.grid(rate=[0.5], n=[1, 2, 3]), {"args": (jnp.ones(2),)}),
+    "lengths": (of_length, rj.grid(rate=[0.1, 0.2], short=[False, True]), {"record_every": 3}),
+    "a single trial": (train, rj.grid(rate=[0.1]), {"seeds": [7]}),
+    "an objective": (train, TWO, {"objective": lambda m: float(m["loss"].max()), "mode": "max"}),
+    "a batch": (train, FUNCTION_POINTS, {"batch_size": 4, "seeds": 3}),
+    "one step": (narrow(), TWO, {"steps": 1}),
+    "narrow states": (narrow(), TWO, {"steps": 7, "evaluate_every": 3, "keep_states": "all"}),
+    "no states kept": (narrow(), TWO, {"steps": 7, "evaluate_every": 3, "keep_states": 0}),
+    "halving of few": (narrow(), TWO, {"steps": 7, "scheduler": rj.SuccessiveHalving(2)}),
+    "data in a batch": (fed(), FUNCTION_POINTS, {"steps": 9, "batches": data, "batch_size": 4}),
+    "data and rungs": (
+        fed(),
+        FUNCTION_POINTS,
+        {"steps": 9, "batches": data, "scheduler": rj.SuccessiveHalving(2, 2)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", few(ODD, ["a Python number", "narrow states", "data and rungs"]))
+def test_odd_inputs_in_this_process(name):
+    what, points, options = ODD[name]
+    call = functools.partial(rj.sweep, what, points, progress=False, **options)
+    result, expected = call(executor=rj.Executor(Inline(), task_seconds=1e-3)), call()
+    same(result, expected)
+    if options.get("keep_states") == "all":
+        for i in range(len(points)):
+            states = [plain(x.state(x.top(2)[i])) for x in (result, expected)]
+            for x, y in zip(*states, strict=True):
+                assert x.dtype == y.dtype
+                assert x.tobytes() == y.tobytes()
+
+
+@pytest.mark.parametrize("setting", [jax.debug_nans(True), jax.default_prng_impl("rbg")])
+def test_settings_around_the_call(setting):
+    with setting:
+        same(sweep("training", Inline()), sweep("training"))
+
+
+def test_more_seeds_in_a_folder(tmp_path):
+    """Only the new trials run."""
+    sweep("function", Inline(), path=tmp_path / "a", seeds=1)
+    counts = collections.Counter()
+    same(sweep("function", Counting(Inline(), counts), path=tmp_path / "a"), local("function"))
+    assert counts["done"] <= len(FUNCTION_POINTS)
