@@ -83,7 +83,8 @@ def sweep(
         compiler's own analysis. If memory runs out, the sweep halves an automatic batch size,
         except with `scheduler`, `batches`, or several processes. If trials draw with `rbg` or
         `unsafe_rbg` keys, whose numbers `vmap` changes, "auto" is 1, and a larger number is
-        refused. The free slots of an incomplete batch run the last trial again.
+        refused. With an `executor`, "auto" is 1, because the memory of the workers is unknown. The
+        free slots of an incomplete batch run the last trial again.
       devices: the devices to run on. `None`: all devices, of every process after
         `jax.distributed.initialize()`. Every process must then make the same call, and gets the
         same result. Process 0 writes, draws the progress bar, asks the scheduler, and evaluates the
@@ -171,7 +172,8 @@ def sweep(
         followed, and for a batch of another shape or a batch that differs between processes.
       RuntimeError: if another process writes to `path`, or the folder is moved or deleted
         meanwhile. Also, if another process of the same call raised an exception, which the message
-        quotes.
+        quotes. With an `executor`: if a task failed on a worker, or lost its worker too often; if
+        no worker could start; or if an executor broke that the sweep cannot make again.
       OSError: if `path` cannot be written.
       SweepInterrupted: on Ctrl-C. The attribute `.result` holds the finished trials. All other
         exceptions while the sweep runs also have `.result`, as does the `SystemExit` of a signal

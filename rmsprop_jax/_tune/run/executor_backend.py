@@ -48,6 +48,7 @@ class ExecutorBackend:
         self._contents: dict[str, bytes] = {}  # what tasks need, by hashes
         self._programs: dict[int, str] = {}  # the hash of each static group's programs
         self._seconds: dict[int, float] = {}  # of a step of one trial, in each static group
+        self._devices = 1  # of a worker, as far as any has answered
         args = list(map(np.asarray, plain_leaves(experiment.args_on_devices())))
         self._args, self._batches = self._content(args), None
         if (data := experiment.data) is not None:
@@ -137,14 +138,17 @@ class ExecutorBackend:
         return max(1, most // self._batch_size) * self._batch_size
 
     def _trials_of_task(self, group: int, left: int, step: int) -> int:
-        """Return the number of trials of the next task: one batch, before any time is known."""
+        """Return the number of trials of the next task.
+
+        It is one batch for each device of a worker, or more if these take less than `task_seconds`.
+        """
+        least = self._batch_size * self._devices
         if group not in self._seconds:
-            return self._batch_size
+            return least
         steps = next(stop for stop in self.stops if stop > step) - step
         fit = int(self._options.task_seconds / (self._seconds[group] * steps))
-        return min(
-            self._most_trials(group, left), max(1, fit // self._batch_size) * self._batch_size
-        )
+        fit = fit // self._batch_size * self._batch_size
+        return max(least, min(self._most_trials(group, left), fit))
 
     def stop_of(self, batch: TrialBatch) -> int:
         """Return the evaluation step at which the next task of a batch ends, without a scheduler:
@@ -235,6 +239,7 @@ class ExecutorBackend:
         """Return the segments of a task, and move its batch to the task's end."""
         count, results = len(batch.trials), []
         steps = done.segments[-1].stop - batch.step
+        self._devices = max(self._devices, len(done.worker.devices))
         self._seconds[batch.group] = max(done.seconds, 1e-6) / (count * steps)
         waited, batch.waited = done.compile_seconds + batch.waited, 0.0
         for segment in done.segments:
