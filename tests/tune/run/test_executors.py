@@ -462,7 +462,9 @@ ODD = {
 }
 
 
-@pytest.mark.parametrize("name", few(ODD, ["a Python number", "narrow states", "data and rungs"]))
+@pytest.mark.parametrize(
+    "name", few(list(ODD), ["a Python number", "narrow states", "data and rungs"])
+)
 def test_odd_inputs_in_this_process(name):
     what, points, options = ODD[name]
     call = functools.partial(rj.sweep, what, points, progress=False, **options)
