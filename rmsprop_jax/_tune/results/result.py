@@ -33,11 +33,13 @@ from rmsprop_jax._tune.results.statistics import (
     Comparison,
     Level,
     best_of,
+    check_statistic,
     mean_std_ci95,
     means,
     paired,
     ranked,
     sensitivity,
+    summaries,
 )
 from rmsprop_jax._tune.space.points import html_table, hyperparameters
 from rmsprop_jax._tune.space.seeds import key_of
@@ -479,24 +481,38 @@ class SweepResult:
         (points,); NaN for a point without one."""
         return means(self.by_point())
 
-    def best(self, *, by: Objective | None = None, mode: str | None = None) -> PointResult:
-        """Return the point with the best mean objective over the seeds.
+    def best(
+        self,
+        *,
+        by: Objective | None = None,
+        mode: str | None = None,
+        statistic: str = "mean",
+    ) -> PointResult:
+        """Return the point with the best objective over the seeds.
 
         Feasible points come first. Among them, and among the others, points whose trials are all
-        complete come first. Then the mean decides. The best of many points is in part the luckiest,
-        so that its objective is an optimistic estimate.
+        complete come first. Then the statistic decides. The best of many points is in part the
+        luckiest, so that its objective is an optimistic estimate.
 
         Args:
           by: another objective, as for `rescored`.
           mode: "min" or "max" for `by`; by default the sweep's.
+          statistic: the statistic over the seeds that ranks points: "mean", "median", "iqm" (the
+            interquartile mean, of at least 4 seeds), or "worst".
 
         Raises:
-          ValueError: if no trial is complete, or for several objectives without `by`.
+          ValueError: if no trial is complete, for several objectives without `by`, or for "iqm" of
+            fewer than 4 seeds.
         """
-        return self.top(1, by=by, mode=mode)[0]
+        return self.top(1, by=by, mode=mode, statistic=statistic)[0]
 
     def top(
-        self, n: int = 10, *, by: Objective | None = None, mode: str | None = None
+        self,
+        n: int = 10,
+        *,
+        by: Objective | None = None,
+        mode: str | None = None,
+        statistic: str = "mean",
     ) -> list[PointResult]:
         """Return the `n` best points, best first; fewer if fewer have a complete trial.
 
@@ -504,38 +520,43 @@ class SweepResult:
           n: the largest number of points.
           by: another objective, as for `rescored`.
           mode: "min" or "max" for `by`; by default the sweep's.
+          statistic: as for `best`. The `objective` of each point is this statistic of its complete
+            seeds. `std` and `ci95` are those of the seeds and of their mean.
 
         Raises:
-          ValueError: if no trial is complete, or for several objectives without `by`.
+          ValueError: if no trial is complete, for several objectives without `by`, or for "iqm" of
+            fewer than 4 seeds.
         """
+        check_statistic(statistic, len(self.seeds))
         if by is not None:
-            return self.rescored(by, mode).top(n)
+            return self.rescored(by, mode).top(n, statistic=statistic)
         if mode not in (None, self.mode):
             raise ValueError(
                 f"mode must be that of the sweep, {self.mode!r}, without by, got {mode!r}. Pass "
                 "by=..., the objective that it is for."
             )
-        table, ranked = self.by_point(), self.ranked()
+        table, ranked = self.by_point(), self.ranked(statistic)
         if not len(ranked):
             raise ValueError(self._why_no_best())
-        keys = tuple(map(key_of, self.seeds))
-        return [
-            PointResult(
-                hyperparameters(self.points, int(i)),
-                self.points[int(i)],
-                keys,
-                *mean_std_ci95(table[i][np.isfinite(table[i])]),
-                int(i),
-            )
-            for i in ranked[:n]
-        ]
+        keys, chosen = tuple(map(key_of, self.seeds)), ranked[:n]
+        values = summaries(table[chosen], statistic, self.mode).tolist()
+        found = []
+        for i, value in zip(chosen.tolist(), values, strict=True):
+            mean, std, ci95 = mean_std_ci95(table[i][np.isfinite(table[i])])
+            objective = mean if statistic == "mean" else value
+            hp = hyperparameters(self.points, i)
+            found.append(PointResult(hp, self.points[i], keys, objective, std, ci95, i))
+        return found
 
-    def ranked(self) -> np.ndarray:
+    def ranked(self, statistic: str = "mean") -> np.ndarray:
         """Return the indices of the points that can be best, best first, int array.
 
         These are the points with at least one complete trial whose objective is finite. Feasible
         points come first. Among them, and among the others, points whose trials are all complete
-        come first. Then the mean decides.
+        come first. Then the statistic decides.
+
+        Args:
+          statistic: as for `best`.
 
         Raises:
           ValueError: for several objectives.
@@ -546,7 +567,7 @@ class SweepResult:
                 "result.rescored(...) with one of them, or study.best_trials."
             )
         table = self.by_point()
-        order = ranked(table, self.mode, self._feasible_points())
+        order = ranked(table, self.mode, self._feasible_points(), statistic)
         return order[np.isfinite(table[order]).any(1)]
 
     def _why_no_best(self) -> str:
@@ -563,7 +584,11 @@ class SweepResult:
         return f"a trial must be complete to be the best, got {counts}. {remedy}."
 
     def compare(
-        self, a: PointResult | dict[str, Any], b: PointResult | dict[str, Any]
+        self,
+        a: PointResult | dict[str, Any],
+        b: PointResult | dict[str, Any],
+        *,
+        interval: str = "t",
     ) -> Comparison:
         """Compare the objectives of two points, paired by seed.
 
@@ -573,23 +598,26 @@ class SweepResult:
         Args:
           a: a `PointResult` of `best` or `top`, or a dict of `points`.
           b: the other.
+          interval: "t" for Student's t interval of the difference, or, with at least 20 seeds,
+            "bca" for a bootstrap (bias-corrected and accelerated).
 
         Returns:
           A `Comparison` of a − b.
 
         Raises:
           ValueError: for a point that is not in the sweep, two points without a complete seed in
-            common, or a population.
+            common, a bootstrap of fewer than 20 seeds, or a population.
         """
         self.refuse_population("compare", "result.schedule, rj.plots.curves, or rj.plots.lineage")
         table = self.by_point()
-        differences = table[self._index_of(a)] - table[self._index_of(b)]
-        if np.isnan(differences).all():
+        both = table[[self._index_of(a), self._index_of(b)]]
+        both = both[:, np.isfinite(both).all(0)]
+        if not both.size:
             raise ValueError(
                 "a and b must have a seed of which both trials are complete, got none. Compare two "
                 "points of result.top()."
             )
-        return paired(differences[~np.isnan(differences)])
+        return paired(both[0], both[1], self.mode, interval)
 
     def sensitivity(self) -> dict[str, float]:
         """Return how much each hyperparameter matters.
