@@ -27,6 +27,7 @@ NAMES = (
     "nan",
     "segments",
     "executors",
+    "lost_process",
     "halving",
     "population",
     "memory",
