@@ -264,7 +264,7 @@ def run_sweep(options: Options, machine: Machine, start: float) -> SweepResult:
 def devices_of(options: Options) -> Sequence[Any] | Mesh:
     """Return the devices of a call: those that it passes, or all.
 
-    With an executor, it is one device of this process, for which programs are traced.
+    With an executor, programs are traced for one device of this process.
     """
     if options.executor is not None:
         return jax.local_devices()[:1]
@@ -276,8 +276,9 @@ def devices_of(options: Options) -> Sequence[Any] | Mesh:
 def run_trials(experiment: Experiment, session: Session) -> None:
     """Run the trials with the runner that fits the call.
 
-    With a scheduler, all trials reach a rung before any passes it. With `batches`, they share each
-    batch. Otherwise each wave runs to its end, or, on an executor, each task as workers are free.
+    With a scheduler, all trials reach a rung before any passes it. Local trials also wait for each
+    other with `batches`, because they share each batch. Otherwise each wave runs to its end. The
+    workers of an executor get new tasks as they finish others.
     """
     options = experiment.options
     if options.executor is not None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from rmsprop_jax._tune.space.values import is_int, is_real
 
+SUBMITTED_EACH = 2  # tasks for each worker that are submitted at a time
 MOST_STATE_BYTES = 2**26  # of the states of one task
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 EXAMPLE = "executor=lambda: ProcessPoolExecutor(2, mp_context=multiprocessing.get_context('spawn'))"
@@ -105,7 +106,7 @@ class Executor:
           state_bytes: the bytes of the state of a trial.
           batch_size: the number of trials in a batch.
         """
-        tasks = 2 * self.workers_of(self.factory)
+        tasks = SUBMITTED_EACH * self.workers_of(self.factory)
         return tasks * max(batch_size, most_trials(state_bytes))
 
     def workers_of(self, executor: Any) -> int:

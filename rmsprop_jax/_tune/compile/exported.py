@@ -111,7 +111,7 @@ def _exported(
     abstract = stacked(list(kernel.states), batch_size), tuple(of_batch)
     jitted = jax.jit(call, keep_unused=True)
     export = jax.export.export(jitted, platforms=platforms, disabled_checks=[ANY_CUSTOM_CALL])
-    blocking = dict(blocking_calls(jitted.trace(*abstract).jaxpr))
+    blocking = blocking_calls(jitted.trace(*abstract).jaxpr)
     program = bytes(export(*abstract).serialize())
     return ExportedKernel(program, inputs, kernel.states, blocking)
 

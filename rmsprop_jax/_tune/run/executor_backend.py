@@ -165,7 +165,7 @@ class ExecutorBackend:
     @property
     def has_room(self) -> bool:
         """Whether another task may be submitted."""
-        return len(self._pool) < 2 * self._pool.workers
+        return len(self._pool) < self._pool.most
 
     @property
     def is_busy(self) -> bool:

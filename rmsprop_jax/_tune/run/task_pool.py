@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Generator, Mapping
 from typing import Any
 
-from rmsprop_jax._tune.executors import Executor
+from rmsprop_jax._tune.executors import SUBMITTED_EACH, Executor
 from rmsprop_jax._tune.run.batch import TrialBatch
 from rmsprop_jax._tune.run.worker import Done, Failure, Missing, Task, Worker, run_task
 
@@ -28,12 +28,12 @@ SETTLE = 5.0  # seconds for the futures of a broken executor to end
 
 @dataclasses.dataclass(eq=False)
 class Submission:
-    """A task that is to run, and what became of it so far.
+    """A task, and the state of its submissions.
 
     Args:
       task: the task.
       batch: the batch of trials that the task runs.
-      sent: the hashes of what the next submission brings along.
+      sent: the hashes of the contents that the next submission has with it.
       losses: how often the executor failed while it ran only this task.
     """
 
@@ -59,12 +59,14 @@ class TaskPool:
 
     Attributes:
       workers: the number of workers.
+      most: the largest number of tasks that are submitted at a time.
     """
 
     def __init__(self, options: Executor, contents: Mapping[str, bytes]):
         self._options, self._contents = options, contents
         self._executor, self._is_fresh = options.make(), False
         self.workers = options.workers_of(self._executor)
+        self.most = SUBMITTED_EACH * self.workers
         self._call, self._count = uuid.uuid4().hex, itertools.count()
         self._waiting: collections.deque[Submission] = collections.deque()
         self._in_flight: dict[concurrent.futures.Future[Any], Submission] = {}
@@ -73,10 +75,9 @@ class TaskPool:
         self._breaks = 0  # since a task last finished
         self._has_answer = False  # whether any worker ever answered
         self._abandoned = False  # whether tasks run on that nobody waits for
-        self._broken = Exception()  # the last error of `submit`
         self._seen: dict[tuple[str, str], list[Worker]] = {}
 
-    # What the caller does.
+    # For the caller.
 
     def __len__(self) -> int:
         """Return the number of tasks that have not finished."""
@@ -124,22 +125,21 @@ class TaskPool:
     # Submissions.
 
     def _submit_waiting(self) -> None:
-        """Submit waiting tasks, at most twice as many as there are workers at a time."""
-        while self._waiting and len(self._in_flight) < (1 if self._suspects else 2 * self.workers):
+        """Submit waiting tasks, as many as may be submitted at a time."""
+        while self._waiting and len(self._in_flight) < (1 if self._suspects else self.most):
             submission = self._waiting.popleft()
-            if not self._submit(submission):
+            if (error := self._submit(submission)) is not None:
                 self._waiting.appendleft(submission)
-                self._replace(None, self._broken)
+                self._replace(None, error)
 
-    def _submit(self, submission: Submission) -> bool:
-        """Submit a task. Return False if the executor is broken."""
+    def _submit(self, submission: Submission) -> Exception | None:
+        """Submit a task. Return the error of an executor that is broken."""
         contents = {name: self._contents[name] for name in submission.sent}
         number = f"{self._call}-{next(self._count)}"
         try:
             future = self._executor.submit(run_task, submission.task, contents, number)
         except Exception as error:
-            self._broken = error
-            return False
+            return error
         if not isinstance(future, concurrent.futures.Future):
             raise ValueError(
                 "the executor's submit must return a concurrent.futures.Future, got "
@@ -147,12 +147,12 @@ class TaskPool:
                 "object that a remote function returns."
             )
         self._in_flight[future], self._is_fresh = submission, False
-        return True
+        return None
 
     # Outcomes.
 
     def _take(self, done: set[Any]) -> Generator[tuple[Submission, Done]]:
-        """Yield the tasks that finished, and care for the others."""
+        """Yield the tasks that finished, and submit the others again."""
         for future in [future for future in self._in_flight if future in done]:
             if (submission := self._in_flight.pop(future, None)) is None:
                 continue  # it was lost with the executor
@@ -175,7 +175,7 @@ class TaskPool:
     def _lost(self, submission: Submission, error: BaseException) -> None:
         """Submit a task again after its future failed; make the executor again if it broke."""
         was_alone = not self._in_flight
-        if self._submit(submission):  # the executor works: this task's worker was lost
+        if self._submit(submission) is None:  # the executor works: this task's worker was lost
             self._count_loss(submission, error)
             return
         if self._has_answer and was_alone:

@@ -213,7 +213,7 @@ def _run(task: Task, contents: Mapping[str, bytes]) -> Done | Missing:
             return Missing(worker, missing)
         for name in task.hashes:
             _kept.move_to_end(name)
-        programs = _programs(task, cluster)
+        programs = _programs(task, worker.platform, cluster)
         ready = time.perf_counter()
         reader = _kept[task.batches] if task.batches else None
         parts = [_run_wave(task, rows, programs, reader) for rows in _waves(task, programs)]
@@ -243,7 +243,7 @@ def _this_worker(cluster: Cluster) -> Worker:
 
 
 def _keep(contents: Mapping[str, bytes], cluster: Cluster) -> None:
-    """Load what the caller sent, and forget what was not used for the longest time."""
+    """Load what the caller sent, and forget the entries that were unused for the longest time."""
     for name, content in contents.items():
         if name in _kept:
             continue
@@ -270,15 +270,16 @@ def _reader(batches: Batches, cluster: Cluster) -> BatchReader:
     return reader
 
 
-def _programs(task: Task, cluster: Cluster) -> GroupPrograms:
+def _programs(task: Task, platform: str, cluster: Cluster) -> GroupPrograms:
     """Return the compiled programs of a task's static group. They compile once per process."""
     global compiled_groups
     group, made = _kept[task.group]
     if task.args not in made:
-        if (here := jax.export.default_export_platform()) not in group.platforms:
+        if platform not in group.platforms:
             raise RefusedTaskError(
-                f"platforms must have the platform of the workers, {here!r}, got "
-                f"{list(group.platforms)}. Pass executor=rj.Executor(..., platforms=[{here!r}])."
+                f"platforms must have the platform of the workers, {platform!r}, got "
+                f"{list(group.platforms)}. Pass executor=rj.Executor(..., "
+                f"platforms=[{platform!r}])."
             )
         layout = DeviceLayout.fit(
             cluster.submeshes,
