@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -19,9 +20,9 @@ from rmsprop_jax._tune.storage.kept_states import FinalFiles, KeptStates
 from rmsprop_jax._tune.storage.writer import FolderWriter
 from rmsprop_jax._tune.trials.checkpoints import CheckpointManager
 from rmsprop_jax._tune.trials.data import TrialData, empty_trials
-from rmsprop_jax._tune.trials.decision_log import DecisionLog
+from rmsprop_jax._tune.trials.decision_log import AppliedDecision, DecisionLog
 from rmsprop_jax._tune.trials.final_states import FinalStates
-from rmsprop_jax._tune.trials.progress import ProgressBar, report_of
+from rmsprop_jax._tune.trials.progress import Listener, ProgressBar, report_of
 from rmsprop_jax._tune.trials.table import TrialTable
 
 MEMORY_SHARE = 0.8  # of the host's free memory that states may take
@@ -99,6 +100,7 @@ class Session:
             is_shown = experiment.options.progress and experiment.cluster.is_leader
             session._progress = ProgressBar(session.table, is_shown)
             stack.callback(session._progress.close)
+            session._start_listener(stack)
             yield session
 
     # The steps of opening.
@@ -130,6 +132,17 @@ class Session:
             under_way = experiment.cluster.submeshes
         self.check_room(under_way, "path=..., which keeps final states on disk")
         self.final_states.warn_of_dropped()
+
+    def _start_listener(self, stack: contextlib.ExitStack) -> None:
+        """Tell a callback that listens how the call begins, and later that it ends."""
+        callback = self.experiment.options.callback
+        if not isinstance(callback, Listener) or not self.experiment.cluster.is_leader:
+            return
+        stack.callback(callback.close)
+        self.table.judge_what_is_left()
+        sweep = self._folder.sweep if self._folder else secrets.token_hex(16)
+        begun = np.flatnonzero(self.table.data.steps_completed > 0)
+        callback.start(sweep, report_of(self.table, begun))
 
     def check_room(self, under_way: int, remedy: str) -> None:
         """Refuse states that will not fit the memory or the disk.
@@ -226,9 +239,28 @@ class Session:
             self.table.commit(result.batch.trials)
         (judge or self.table.judge)(result.batch.trials)
         self.show()
+        self._report(result.batch.trials)
+
+    def prune(self, decision: AppliedDecision, arrived: set[int]) -> np.ndarray:
+        """End the points that a decision prunes, and return their trials.
+
+        Args:
+          decision: the decision.
+          arrived: the trials that reached its step in this call. The callback hears of those among
+            them that end.
+        """
+        pruned = self.table.prune(decision)
+        self.show()
+        ended = pruned[np.isin(pruned, list(arrived))]
+        if len(ended):
+            self._report(ended)
+        return pruned
+
+    def _report(self, trials: np.ndarray) -> None:
+        """Call the callback with the report of these trials."""
         callback = self.experiment.options.callback
         if callback is not None and self.experiment.cluster.is_leader:
-            callback(report_of(self.table, result.batch.trials))
+            callback(report_of(self.table, trials))
 
     def show(self) -> None:
         """Show the progress of the trials in the bar."""

@@ -15,18 +15,7 @@ from rmsprop_jax._tune.experiment_spec import ExperimentSpec
 from rmsprop_jax._tune.results.export import to_dataframe, to_xarray
 from rmsprop_jax._tune.results.lineage import Change, Stretch, histories, path
 from rmsprop_jax._tune.results.retrain import Retrainer
-from rmsprop_jax._tune.results.rows import (
-    COMPLETE,
-    FAILED,
-    PRUNED,
-    STATUSES,
-    UNFINISHED,
-    all_rows,
-    last_steps,
-    measured,
-    objectives,
-    statuses,
-)
+from rmsprop_jax._tune.results.rows import all_rows, last_steps, measured, objectives
 from rmsprop_jax._tune.results.states import kept_state, save_states
 from rmsprop_jax._tune.results.statistics import (
     ABSENT,
@@ -52,6 +41,14 @@ from rmsprop_jax._tune.trial_mesh import submesh_of
 from rmsprop_jax._tune.trials.data import TrialData
 from rmsprop_jax._tune.trials.decision_log import AppliedDecision
 from rmsprop_jax._tune.trials.objective import Objective, ObjectiveSpec, checked_objective
+from rmsprop_jax._tune.trials.status import (
+    COMPLETE,
+    FAILED,
+    PRUNED,
+    STATUSES,
+    UNFINISHED,
+    statuses,
+)
 
 if TYPE_CHECKING:
     import pandas
@@ -152,7 +149,11 @@ class SweepResult:
             self.objective[trials.number] = values
             self.objective[rows.steps_completed == 0] = np.nan
         self._last_steps = last_steps(spec, rows, decisions)
-        self.status = statuses(rows, self.objective, self._last_steps)
+        completed, asked = rows.steps_completed, rows.steps_asked
+        # A trial that ran all steps of an earlier call has ended, until a call with more steps
+        # moves it.
+        under_way = (completed == 0) | (completed < np.minimum(self._last_steps, asked))
+        self.status = statuses(under_way, self.objective, self._last_steps < asked)
         self.failed, self.feasible = self.status == "failed", rows.feasible
         self.compile_seconds, self.run_seconds = map(float, rows.seconds)
         self._valid: dict[str, np.ndarray] | None = None

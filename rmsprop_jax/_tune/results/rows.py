@@ -1,4 +1,4 @@
-"""The rows of a result, one for each trial: its values, its objective, its status."""
+"""The rows of a result, one for each trial: its values and its objective."""
 
 from collections.abc import Sequence
 
@@ -8,8 +8,6 @@ from rmsprop_jax._tune.experiment_spec import ExperimentSpec
 from rmsprop_jax._tune.trials.data import TrialData, empty_trials
 from rmsprop_jax._tune.trials.decision_log import AppliedDecision
 from rmsprop_jax._tune.trials.objective import ObjectiveSpec, recorded_counts
-
-STATUSES = UNFINISHED, FAILED, PRUNED, COMPLETE = "unfinished", "failed", "pruned", "complete"
 
 
 def all_rows(spec: ExperimentSpec, trials: TrialData) -> TrialData:
@@ -59,22 +57,6 @@ def last_steps(
     for decision in decisions:  # a pruned trial with a missing file runs to the rung again
         ends[spec.trials_of(list(decision.pruned))] = decision.step
     return ends
-
-
-def statuses(rows: TrialData, objective: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Return the status of each trial, an array of text.
-
-    A trial that ran all steps of an earlier call has ended, until a call with more steps moves it.
-
-    Args:
-      rows: a row for each trial.
-      objective: float array, shape (trials,).
-      ends: int array: the step at which each trial ends.
-    """
-    begun, asked = rows.steps_completed > 0, rows.steps_asked
-    under_way = ~begun | (rows.steps_completed < np.minimum(ends, asked))
-    is_failed, is_pruned = ~np.isfinite(objective), ends < asked
-    return np.select([under_way, is_failed, is_pruned], [UNFINISHED, FAILED, PRUNED], COMPLETE)
 
 
 def measured(spec: ExperimentSpec, rows: TrialData) -> dict[str, np.ndarray]:

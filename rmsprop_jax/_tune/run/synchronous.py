@@ -146,12 +146,11 @@ class SynchronousRunner:
             decision = log.ask(rung, lambda: table.view(rung, self._arrived))
             self._keep_pruned(decision)
             log.write(decision)
-        pruned = table.prune(decision)
+        pruned = self._session.prune(decision, self._arrived)
         donors = table.copy(decision, sorted(self._arrived))
         if donors or not self._arrived.isdisjoint(pruned.tolist()):
             for group in self._batches:
                 self._form_waves(group, rung, pruned, donors)
-        self._session.show()
         return bool(donors)
 
     def _keep_pruned(self, decision: AppliedDecision) -> None:

@@ -361,8 +361,8 @@ class ContinuousRunner:
                 return True
         if not is_over:  # before it is told: a callback may raise
             reason = PRUNED if is_finite else PRUNED_AS_FAILED
-            table.prune(AppliedDecision(step, {study_trial.point: reason}, {}, []))
-            self._session.show()
+            decision = AppliedDecision(step, {study_trial.point: reason}, {}, [])
+            self._session.prune(decision, set(trials.tolist()))
         with contextlib.suppress(LostError):
             self._tell(study_trial, values, is_over)
         del self._running[study_trial.point]

@@ -1,10 +1,12 @@
 """The progress of a sweep while it runs: the progress bar, and the report of a callback."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from tqdm import tqdm
 
+from rmsprop_jax._tune.trials.objective import read_only
+from rmsprop_jax._tune.trials.status import UNFINISHED
 from rmsprop_jax._tune.trials.table import TrialTable
 
 
@@ -21,10 +23,16 @@ class TrialReport(NamedTuple):
     """The steps that the trial has run; for a function, those of its longest metric."""
     metrics: dict[str, float]
     """The newest value of each metric."""
+    status: str = UNFINISHED
+    """"unfinished" while the trial is under way, then "complete", "pruned", or "failed", as in
+    `SweepResult.status`."""
+    series: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # noqa: RUF012 (nobody writes to it)
+    """The recorded steps and values of each series up to now, two read-only arrays of equal
+    length."""
 
 
 class Report(tuple[TrialReport, ...]):
-    """The argument of a callback after each wave: a report of each trial in it."""
+    """The argument of a callback: a report of each trial of a wave."""
 
     __slots__ = ()
 
@@ -34,20 +42,33 @@ class Report(tuple[TrialReport, ...]):
         return tuple(self)
 
 
+@runtime_checkable
+class Listener(Protocol):
+    """A callback that also hears how a call begins and ends; `rj.loggers` has such callbacks."""
+
+    def start(self, sweep: str, report: Report) -> object: ...
+    def __call__(self, report: Report) -> object: ...
+    def close(self) -> object: ...
+
+
 def report_of(table: TrialTable, trials: np.ndarray) -> Report:
     """Return the report of these trials."""
     spec, data = table.spec, table.data
+    metrics = {name: read_only(values) for name, values in data.metrics.items()}
 
-    def report(trial: int) -> TrialReport:
+    def report(trial: int, status: str) -> TrialReport:
         newest = lambda name: data.newest.get(name, data.metrics[name])[trial].item()
-        completed, metrics = int(data.steps_completed[trial]), spec.metrics[table.group_of(trial)]
-        lengths = (metrics[name].shape[0] for name in spec.recorded_steps)
+        completed, group = int(data.steps_completed[trial]), table.group_of(trial)
+        lengths = (spec.metrics[group][name].shape[0] for name in spec.recorded_steps)
         step = max((int(spec.schedule.reach(n, completed)) for n in lengths), default=completed)
-        values = {name: newest(name) for name in data.metrics}
+        values, series = {name: newest(name) for name in data.metrics}, {}
+        for name, steps in spec.recorded_steps.items():
+            count = spec.count_recorded(group, name, completed)
+            series[name] = read_only(steps[:count]), metrics[name][trial, :count]
         seed = spec.seeds[trial % len(spec.seeds)]
-        return TrialReport(trial, table.point(trial), seed, step, values)
+        return TrialReport(trial, table.point(trial), seed, step, values, status, series)
 
-    return Report(map(report, trials.tolist()))
+    return Report(map(report, trials.tolist(), table.statuses(trials).tolist()))
 
 
 class ProgressBar:

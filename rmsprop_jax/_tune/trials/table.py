@@ -14,6 +14,7 @@ from rmsprop_jax._tune.space.seeds import key_data_of
 from rmsprop_jax._tune.trials.data import TrialData, empty_trials
 from rmsprop_jax._tune.trials.decision_log import AppliedDecision
 from rmsprop_jax._tune.trials.objective import ObjectiveSpec
+from rmsprop_jax._tune.trials.status import statuses
 
 WriteTrials = Callable[[TrialData, Mapping[str, slice], int], None]
 
@@ -115,6 +116,11 @@ class TrialTable:
     def steps_to_run(self) -> int:
         """The sum of the steps at which the trials end."""
         return int(self._end.sum())
+
+    def statuses(self, trials: np.ndarray) -> np.ndarray:
+        """Return the status of each of these trials, an array of text."""
+        is_pruned = self._end[trials] < self.spec.schedule.end
+        return statuses(~self.ended[trials], self._objective[trials], is_pruned)
 
     def unfinished(self, points: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return the trials of these points that have not ended."""
