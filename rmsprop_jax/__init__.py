@@ -6,6 +6,7 @@ from rmsprop_jax._optimizer.stochastic_rounding import StochasticRoundingState, 
 from rmsprop_jax._tune.api import sweep
 from rmsprop_jax._tune.executors import Executor
 from rmsprop_jax._tune.interrupts import SweepInterrupted
+from rmsprop_jax._tune.results.expected_best import ExpectedBest
 from rmsprop_jax._tune.results.result import PointResult, SweepResult
 from rmsprop_jax._tune.results.statistics import Comparison
 from rmsprop_jax._tune.schedulers import (
@@ -35,6 +36,7 @@ __all__ = [
     "Decision",
     "Distribution",
     "Executor",
+    "ExpectedBest",
     "PointResult",
     "Points",
     "PopulationBasedTraining",

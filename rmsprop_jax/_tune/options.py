@@ -67,7 +67,7 @@ class Options:
         agree=ALL,
         remembered=("training", "metrics", "lengths", "dtypes", "programs", "constants"),
     )
-    points: Any = argument((), agree=ALL, remembered=("points", "static"))
+    points: Any = argument((), agree=ALL, remembered=("points", "static", "drawn"))
     seeds: Any = argument(1, agree=ALL, remembered=("seeds",))
     objective: Objective | tuple[Objective, ...] = argument(
         "loss", agree=ALL, remembered=("objective",)

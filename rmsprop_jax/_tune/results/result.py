@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rmsprop_jax._tune.experiment_spec import ExperimentSpec
+from rmsprop_jax._tune.results.expected_best import ExpectedBest, check_sample, expected_best
 from rmsprop_jax._tune.results.export import to_dataframe, to_xarray
 from rmsprop_jax._tune.results.lineage import Change, Stretch, histories, path
 from rmsprop_jax._tune.results.retrain import Retrainer
@@ -619,6 +620,47 @@ class SweepResult:
                 "points of result.top()."
             )
         return paired(both[0], both[1], self.mode, interval)
+
+    def expected_best(self, budgets: Iterable[int] | None = None) -> ExpectedBest:
+        """Return what the best of k points drawn at random gives, for each k: would more points
+        have paid?
+
+        The objective of the best of k points is optimistic, because the best is in part the
+        luckiest. With several seeds, `held_out` is not: the other seeds choose the point, and the
+        left-out seed tells its objective, averaged over the seeds. Use this number to compare
+        numbers of points, or two spaces. A point of which a seed failed counts as failed.
+
+        Args:
+          budgets: the numbers k, between 1 and the number of points; by default all, or 64 of them.
+
+        Returns:
+          An `ExpectedBest`. The points of "sobol" and "latin_hypercube" fill the space more evenly
+          than random ones, so that k counts some of these points, taken at random.
+
+        Raises:
+          ValueError: for points that are not a sample (a grid, a + b, a * b, `filter`, a list, a
+            search); for a scheduler, which ends trials early; for unfinished trials; for a budget
+            out of range.
+
+        References:
+          Dodge et al., [Show Your Work](https://arxiv.org/abs/1909.03004), EMNLP 2019. Tang et al.,
+          [Showing Your Work Doesn't Always Work](https://arxiv.org/abs/2004.13705), ACL 2020: the
+          estimator that draws with replacement is biased. This one draws without.
+        """
+        self.refuse_population("expected_best", "rj.plots.lineage")
+        check_sample(self.points)
+        if self.rungs:
+            raise ValueError(
+                "result must be a sweep without a scheduler for expected_best, got one with the "
+                f"rungs {list(self.rungs)}, where trials end before their last step. Leave "
+                "scheduler out of sweep."
+            )
+        if (count := int((self.status == UNFINISHED).sum())) > 0:
+            raise ValueError(
+                f"result must be complete for expected_best, got {count} unfinished trials. Make "
+                "the same call of sweep again with its path, which resumes."
+            )
+        return expected_best(self.points, self.by_point(), self.mode, budgets)
 
     def sensitivity(self) -> dict[str, float]:
         """Return how much each hyperparameter matters.

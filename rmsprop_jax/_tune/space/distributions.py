@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from rmsprop_jax._tune.space.points import static
-from rmsprop_jax._tune.space.values import Value, identity, is_number
+from rmsprop_jax._tune.space.values import Json, Value, decode, encode, identity, is_number
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -198,6 +198,52 @@ class Choice(Distribution):
     @property
     def text(self) -> str:
         return f"choice({list(self.values)})"
+
+
+KINDS: dict[str, type[Distribution]] = {
+    kind.__name__: kind for kind in (Uniform, LogUniform, OneMinus, Integers, Choice)
+}
+
+
+def encode_distribution(distribution: Distribution, name: str) -> Json:
+    """Return a distribution as JSON, from which `decode_distribution` restores it.
+
+    Args:
+      distribution: one of this module's.
+      name: the hyperparameter, for the error.
+
+    Raises:
+      ValueError: for choices that a folder cannot hold, or another distribution.
+    """
+    kind = type(distribution).__name__
+    if KINDS.get(kind) is not type(distribution):
+        raise ValueError(f"{name!r} must be a distribution of this package, got {distribution!r}.")
+    fields = {x.name: getattr(distribution, x.name) for x in dataclasses.fields(distribution)}
+    for field, value in fields.items():
+        is_nested = isinstance(value, Distribution)
+        fields[field] = encode_distribution(value, name) if is_nested else encode(value, name)
+    return {"kind": kind, **fields}
+
+
+def decode_distribution(stored: Json) -> Distribution:
+    """Return the distribution that `encode_distribution` turned into this JSON.
+
+    Raises:
+      Exception: for JSON of another form, or values that no distribution has.
+    """
+    kind = KINDS[stored["kind"]]
+    if kind is OneMinus:
+        found = one_minus(decode_distribution(stored["distribution"]))
+    elif kind is Choice:
+        found = choice(decode(stored["values"]))
+    elif kind is Integers:
+        found = integers(stored["low"], stored["high"])
+    else:
+        make = log_uniform if kind is LogUniform else uniform
+        found = make(stored["low"], stored["high"])
+        _, last = _bounds("last", stored["low"], stored["last"])
+        found = dataclasses.replace(found, last=last)
+    return dataclasses.replace(found, is_static=bool(stored["is_static"]))
 
 
 def uniform(low: float, high: float) -> Distribution:

@@ -1,5 +1,6 @@
 """The points of a sweep: `Points`, `grid`, `static`."""
 
+import copy
 import functools
 import html
 import itertools
@@ -17,12 +18,16 @@ from rmsprop_jax._tune.space.values import Value, identity, is_key, is_number, l
 if TYPE_CHECKING:
     import pandas
 
+    from rmsprop_jax._tune.space.distributions import Distribution
+
 RESERVED = frozenset({"seed", "objective", "failed", "status", "steps_completed"})
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 MOST_BITS = 10_000  # of an integer: Python prints no more than 4,300 digits
 MOST_LEVELS = 100  # of nested containers: comparing and storing them recurses
 LARGEST = float(np.finfo(np.float32).max)
 MOST_SHOWN = 10  # rows in a notebook
+SAMPLED = ("sobol", "latin_hypercube", "random")  # how `sample` makes points
+MADE = (*SAMPLED, "list", "grid", "a + b", "a * b", "filter", "search")
 
 
 class static(tuple[Value, ...]):  # noqa: N801 (reads as a function where it is called)
@@ -71,6 +76,9 @@ class Points(Sequence[dict[str, Value]]):
     Attributes:
       names: the names of all hyperparameters in order, a tuple.
       static: the names whose numbers are static, too, a frozenset.
+      method: how the points were made: "sobol", "latin_hypercube", or "random" by `sample`, also in
+        a slice; else "list", "grid", "a + b", "a * b", "filter", or "search".
+      space: the space that `sample` drew from, also in a slice; else `None`.
 
     Raises:
       ValueError: for points that are not mappings or whose names differ; for a reserved name
@@ -90,8 +98,11 @@ class Points(Sequence[dict[str, Value]]):
                 )
         self._set(rows, static)
 
-    def _set(self, rows: Sequence[Mapping[str, Value]], static: Iterable[str]) -> None:
-        self.static = frozenset(static)
+    def _set(
+        self, rows: Sequence[Mapping[str, Value]], static: Iterable[str], method: str = "list"
+    ) -> None:
+        self.static, self.method = frozenset(static), method
+        self.space: dict[str, Distribution] | None = None
         self.names: tuple[str, ...] = tuple(dict.fromkeys(name for row in rows for name in row))
         if rows and (unknown := self.static - set(self.names)):
             raise ValueError(
@@ -115,16 +126,30 @@ class Points(Sequence[dict[str, Value]]):
         """For each axis that was asked for, whether all its numbers are ints."""
 
     @classmethod
-    def of(cls, rows: Sequence[Mapping[str, Value]], static: Iterable[str]) -> "Points":
+    def of(
+        cls, rows: Sequence[Mapping[str, Value]], static: Iterable[str], method: str = "list"
+    ) -> "Points":
         """Return points whose names may differ.
 
         Args:
           rows: mappings from name to value.
           static: the names whose numbers are static. Names that no row has are ignored.
+          method: how the points were made.
         """
         points = cls.__new__(cls)
         names = {name for row in rows for name in row}
-        points._set(rows, names & set(static))
+        points._set(rows, names & set(static), method)
+        return points
+
+    def drawn(self, method: str, space: "Mapping[str, Distribution] | None") -> "Points":
+        """Return the same points, which remember how they were drawn.
+
+        Args:
+          method: how the points were made.
+          space: the space of a sample.
+        """
+        points = copy.copy(self)
+        points.method, points.space = method, None if space is None else dict(space)
         return points
 
     @overload
@@ -133,7 +158,7 @@ class Points(Sequence[dict[str, Value]]):
     def __getitem__(self, index: slice) -> "Points": ...
     def __getitem__(self, index: int | slice) -> "dict[str, Value] | Points":
         if isinstance(index, slice):
-            return Points.of(self._points[index], self.static)
+            return Points.of(self._points[index], self.static).drawn(self.method, self.space)
         return dict(self._points[index])
 
     def __len__(self) -> int:
@@ -147,7 +172,7 @@ class Points(Sequence[dict[str, Value]]):
             if not isinstance(other, Sequence) or isinstance(other, str):
                 return NotImplemented
             other = Points(other)
-        return Points.of(self._points + other._points, self.static | other.static)
+        return Points.of(self._points + other._points, self.static | other.static, "a + b")
 
     def __radd__(self, other: Sequence[Mapping[str, Value]]) -> "Points":
         if not isinstance(other, Sequence) or isinstance(other, str):
@@ -163,7 +188,7 @@ class Points(Sequence[dict[str, Value]]):
                 "Remove these axes from one of the factors."
             )
         rows = [a | b for a, b in itertools.product(self._points, other._points)]
-        return Points.of(rows, self.static | other.static)
+        return Points.of(rows, self.static | other.static, "a * b")
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Points):
@@ -190,7 +215,7 @@ class Points(Sequence[dict[str, Value]]):
         Args:
           keep: a function from a point, a dict, to a bool.
         """
-        return Points.of([point for point in self if keep(point)], self.static)
+        return Points.of([point for point in self if keep(point)], self.static, "filter")
 
     def to_dataframe(self) -> "pandas.DataFrame":
         """Return a pandas DataFrame with one row per point and one column per hyperparameter.
@@ -297,7 +322,7 @@ def grid(*values: Value, **axes: Value) -> Points:
     points = Points(rows, (name for name, axis in axes.items() if isinstance(axis, static)))
     for name, axis in lists.items():
         _refuse_merged(points, name, axis)
-    return points
+    return points.drawn("grid", None)
 
 
 def _axis(name: str, axis: Value) -> list[Value]:

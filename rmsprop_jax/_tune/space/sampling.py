@@ -10,9 +10,7 @@ from rmsprop_jax._tune.space.distributions import (
     log_uniform,
     one_minus,
 )
-from rmsprop_jax._tune.space.points import Points
-
-METHODS = ("sobol", "latin_hypercube", "random")
+from rmsprop_jax._tune.space.points import SAMPLED, Points
 
 
 def sample(
@@ -31,7 +29,7 @@ def sample(
         independently.
 
     Returns:
-      `Points` for `sweep`.
+      `Points` for `sweep`, which remember `space` and `method`.
 
     Raises:
       ValueError: for an empty space, a value in it that is not a distribution, or a bad n or
@@ -62,14 +60,15 @@ def sample(
             )
     if not isinstance(n, int | np.integer) or isinstance(n, bool) or n < 1:
         raise ValueError(f"n must be a whole number of at least 1, got {n!r}. Pass n=64.")
-    if method not in METHODS:
-        raise ValueError(f'method must be one of {METHODS}, got {method!r}. Pass method="sobol".')
+    if method not in SAMPLED:
+        raise ValueError(f'method must be one of {SAMPLED}, got {method!r}. Pass method="sobol".')
     unit = _unit_cube(int(n), len(space), seed, method)
     rows = [
         {name: space[name].quantile(float(u)) for name, u in zip(space, row, strict=True)}
         for row in unit
     ]
-    return Points(rows, (name for name in space if space[name].is_static))
+    static = (name for name in space if space[name].is_static)
+    return Points(rows, static).drawn(method, space)
 
 
 def rmsprop_space() -> dict[str, Distribution]:

@@ -1,6 +1,7 @@
 """A folder's `manifest.json`, which describes its experiment: written, read, checked, extended."""
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import json
@@ -14,7 +15,8 @@ import numpy as np
 
 from rmsprop_jax._tune.experiment_spec import ExperimentSpec
 from rmsprop_jax._tune.options import Options
-from rmsprop_jax._tune.space.points import Points
+from rmsprop_jax._tune.space.distributions import decode_distribution, encode_distribution
+from rmsprop_jax._tune.space.points import MADE, Points
 from rmsprop_jax._tune.space.static_groups import StaticGroup, group_points
 from rmsprop_jax._tune.space.values import decode, encode
 from rmsprop_jax._tune.storage.arrays import FileError
@@ -38,6 +40,7 @@ LAST_STEP = 2**53
 ENTRIES: dict[str, Callable[[ExperimentSpec], Any]] = {
     "points": lambda s: [{n: encode(x, n) for n, x in point.items()} for point in s.points],
     "static": lambda s: sorted(s.points.static),
+    "drawn": lambda s: _drawn(s.points),
     "seeds": lambda s: list(s.seeds),
     "record_every": lambda s: s.record_every,
     "training": lambda s: s.schedule.encode(),
@@ -84,14 +87,27 @@ def _group_name(group: StaticGroup) -> str:
     return json.dumps([static, sorted(group.dtypes)], sort_keys=True)
 
 
+def _drawn(points: Points) -> dict[str, Any]:
+    """Return how points were made. The space is None if a folder cannot hold its choices."""
+    space = None
+    if points.space is not None:
+        with contextlib.suppress(ValueError):
+            space = {name: encode_distribution(x, name) for name, x in points.space.items()}
+    return {"method": points.method, "space": space}
+
+
 def points_of(manifest: dict[str, Any]) -> Points:
     """Return the points that a manifest names."""
     decoded = ({name: decode(x) for name, x in point.items()} for point in manifest["points"])
-    return Points.of(list(decoded), manifest["static"])
+    points, drawn = Points.of(list(decoded), manifest["static"]), manifest["drawn"]
+    space = drawn["space"] and {n: decode_distribution(x) for n, x in drawn["space"].items()}
+    return points.drawn(drawn["method"], space)
 
 
 def spec_of(manifest: dict[str, Any]) -> ExperimentSpec:
     """Return the experiment that a manifest describes; any exception if it is inconsistent."""
+    if isinstance(manifest, dict):  # the first folders did not say how their points were made
+        manifest.setdefault("drawn", {"method": "list", "space": None})
     _check(manifest)
     points = points_of(manifest)
     groups = group_points(points)
@@ -134,6 +150,7 @@ def _check(manifest: dict[str, Any]) -> None:
     for name, fits in (
         ("points", lambda x: is_list(x, dict) and x),
         ("static", lambda x: is_list(x, str)),
+        ("drawn", lambda x: set(x) == {"method", "space"} and x["method"] in MADE),
         ("seeds", lambda x: is_list(x, int) and x and len(set(x)) == len(x)),
         ("objective", lambda x: is_dict(x, [str]) and len(x) == 1),
         ("mode", lambda x: x in ("min", "max")),
