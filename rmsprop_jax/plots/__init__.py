@@ -2,10 +2,11 @@
 
 from rmsprop_jax.plots.optimizers import contour, effective_step
 from rmsprop_jax.plots.style import COLORS
-from rmsprop_jax.plots.sweeps import curves, heatmap, lineage, sensitivity
+from rmsprop_jax.plots.sweeps import curves, expected_best, heatmap, lineage, sensitivity
 
 __all__ = [
-    "COLORS", "contour", "curves", "effective_step", "heatmap", "lineage", "sensitivity",
+    "COLORS", "contour", "curves", "effective_step", "expected_best", "heatmap", "lineage",
+    "sensitivity",
 ]  # fmt: skip
 
 

@@ -2,14 +2,14 @@
 """Pictures of sweeps."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from rmsprop_jax._tune.results.lineage import Stretch, most_advanced, path
-from rmsprop_jax._tune.results.statistics import levels, mean_std_ci95
-from rmsprop_jax._tune.space.values import is_number
+from rmsprop_jax._tune.results.statistics import edge, levels, mean_std_ci95
+from rmsprop_jax._tune.space.values import is_int, is_number
 from rmsprop_jax._tune.space.values import label as value_label
 from rmsprop_jax.plots.style import BEST, FAINT, GRAY, PALE, axes_or_new, axis_scale, pyplot
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from rmsprop_jax._tune.results.result import SweepResult
 
 STATUSES = ("complete", "pruned", "unfinished", "failed")  # in the order of drawing
+BANDS = {"range": "lowest to highest", "ci95": "95% interval of the mean"}
+NEXT = "#0072b2", "#009e73", "#e69f00", "#cc79a7", "#56b4e9", "#000000"  # the points after the best
 MOST_RUNGS = 50  # more vertical lines than this would be a gray field
 
 Line = list[tuple[float, float]]
@@ -39,7 +41,8 @@ def heatmap(
 
     Seeds are averaged first. A cell is hatched if all its trials failed or none began. If no trial
     of a cell is complete, but one was pruned or is unfinished, the cell is gray and names the last
-    step. The best cell is framed. Values are evenly spaced, in order; more than 12 numbers are cut
+    step. The best cell is framed. The title says if it is at the edge of an axis of numbers, where
+    better values may lie beyond. Values are evenly spaced, in order; more than 12 numbers are cut
     into eight ranges.
 
     Args:
@@ -102,10 +105,14 @@ def heatmap(
                 j, i, f"{value:.3g}", ha="center", va="center", color="w" if dark else "k",
                 fontsize=10 if len(columns) <= 6 else 7,
             )  # fmt: skip
+    beyond: list[str] = []
     if not np.isnan(cells).all():
         flat = np.nanargmin(sign * cells)
         i, j = np.unravel_index(flat, cells.shape)
         axes.add_patch(plt.Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, ec=BEST, lw=2.5))
+        ends = {x: edge(columns, int(j)), y: edge(rows, int(i))}
+        at = " and ".join(f"the {end} {name}" for name, end in ends.items() if end)
+        beyond = [f"best at {at}: better values may lie beyond"] if at else []
         if np.isfinite(cells).sum() > 1:
             axes.figure.colorbar(image, ax=axes, label=result.objective_name)
     slanted = {"rotation": 30, "ha": "right"} if any(len(c.label) > 12 for c in columns) else {}
@@ -113,7 +120,8 @@ def heatmap(
     axes.set_yticks(range(len(rows)), [level.label for level in rows])
     axes.set(xlabel=x, ylabel=y)
     better = "lower" if result.mode == "min" else "higher"
-    axes.set_title(f"{_title(result, reduce, (x, y))} ({better} is better)")
+    title = f"{_title(result, reduce, (x, y))} ({better} is better)"
+    axes.set_title("\n".join([title, *beyond]))
     return axes
 
 
@@ -122,12 +130,15 @@ def curves(
     metric: str | None = None,
     *,
     smooth: int = 1,
+    top: int = 1,
+    band: str = "range",
     ax: "Axes | None" = None,
 ) -> "Axes":
     """Draw a series of every point, the mean over its seeds; the color is the objective.
 
-    The best point is bold. If it has several seeds, a band covers their range. Each failed trial is
-    a dotted line of its own, where it is finite.
+    The best point is bold. If it has several seeds, it has a band. With `top` above 1, so many of
+    the best points are bold, each in a color of its own with its band, and all others are gray.
+    Each failed trial is a dotted line of its own, where it is finite.
 
     A pruned point is gray and ends in a dot. An unfinished point ends in a ring; if no trial is
     complete, the best point and the colors are those of the objective so far. Faint vertical lines
@@ -138,14 +149,18 @@ def curves(
       metric: the name of the series; by default the objective, or else the first series.
       smooth: the number of values in a running mean; 1 draws the values as they are. A trial with
         fewer values has one mean, of all of them.
+      top: the number of best points that are bold.
+      band: what the band of a bold point covers at each step: "range", from the lowest to the
+        highest seed, or "ci95", the 95% confidence interval of the mean, by Student's t.
       ax: the Axes to draw on; by default those of a new figure.
 
     Returns:
       The Axes.
 
     Raises:
-      ValueError: for a metric that is not a series of the sweep, or a `smooth` that is not between
-        1 and the number of its values.
+      ValueError: for a metric that is not a series of the sweep, a `smooth` that is not between 1
+        and the number of its values, a `top` that is not a whole number of at least 1, or another
+        band.
       ImportError: without matplotlib, which the extra `plot` installs.
     """
     if metric is None:
@@ -161,11 +176,17 @@ def curves(
             f"smooth must be between 1 and {len(steps)}, the values of {metric!r}, got {smooth}. "
             "Pass smooth=1."
         )
+    if not is_int(top) or top < 1:
+        raise ValueError(f"top must be a whole number of at least 1, got {top!r}. Pass top=5.")
+    if band not in BANDS:
+        raise ValueError(f'band must be "range" or "ci95", got {band!r}. Pass band="ci95".')
 
     axes, outcomes = axes_or_new(ax), _outcomes(result)
-    scale = _scale(result, outcomes)
+    scale, bold = _scale(result, outcomes), outcomes.ranked[:top].tolist()
+    rank_of = {point: rank for rank, point in enumerate(bold)}
+    order = lambda curve: (STATUSES.index(curve.status), rank_of.get(curve.point, 0))
     ends: dict[str, list[tuple[int, float, float]]] = {status: [] for status in STATUSES}
-    for curve in _curves(result):
+    for curve in sorted(_curves(result), key=order):
         at, lines = _running_means(result, metric, curve.trials, smooth)
         mean, status = lines.mean(0), curve.status
         if status == "failed":
@@ -174,18 +195,22 @@ def curves(
             axes.plot(at, mean, color=GRAY, ls=":", lw=0.9, zorder=1.8, label=label)
         elif status != outcomes.status:
             axes.plot(at, mean, color=GRAY, lw=0.9, zorder=1.9)
-        elif curve.point != outcomes.ranked[0]:
-            axes.plot(at, mean, color=scale.to_rgba(outcomes.values[curve.point]), lw=0.9)
+        elif curve.point not in rank_of:
+            color = PALE if top > 1 else scale.to_rgba(outcomes.values[curve.point])
+            axes.plot(at, mean, color=color, lw=0.9)
         else:
-            label = "best so far" if status == "unfinished" else "best"
+            rank = rank_of[curve.point]
+            label = f"best{outcomes.so_far}" if rank == 0 else f"no. {rank + 1}"
             label += ", with its last numbers: " if result.is_population else ": "
             hp = result.point_now(curve.trials[0])
             label += ", ".join(f"{name} {value_label(x)}" for name, x in hp.items())
-            axes.plot(at, mean, color=BEST, lw=2.5, zorder=3, label=label)
+            color = BEST if rank == 0 else NEXT[(rank - 1) % len(NEXT)]
+            axes.plot(at, mean, color=color, lw=2.5, zorder=3, label=label)
             if len(lines) > 1:
-                label = f"its {len(lines)} seeds, lowest to highest"
-                band = lines.min(0), lines.max(0)
-                axes.fill_between(at, *band, color=BEST, alpha=0.2, lw=0, label=label)
+                label = f"{'its' if top == 1 else 'bands:'} {len(lines)} seeds, {BANDS[band]}"
+                label = label if rank == len(bold) - 1 else None
+                low, high = _band(lines, band)
+                axes.fill_between(at, low, high, color=color, alpha=0.2, lw=0, label=label)
         ends[status].append((curve.point, at[-1], mean[-1]))
     for status, text, face in (
         ("pruned", "stopped early", GRAY),
@@ -199,7 +224,7 @@ def curves(
     for rung in rungs if len(rungs) <= MOST_RUNGS else ():
         label = "the scheduler decides" if rung == rungs[0] else None
         axes.axvline(rung, color=FAINT, lw=0.8, zorder=0.9, label=label)
-    if len(outcomes.ranked) > 1:
+    if len(outcomes.ranked) > 1 and top == 1:
         axes.figure.colorbar(scale, ax=axes, label=result.objective_name + outcomes.so_far)
     if axes.get_legend_handles_labels()[1]:
         axes.legend(fontsize="small")
@@ -352,6 +377,50 @@ def sensitivity(result: "SweepResult", name: str, *, ax: "Axes | None" = None) -
     return axes
 
 
+def expected_best(
+    result: "SweepResult", budgets: Iterable[int] | None = None, *, ax: "Axes | None" = None
+) -> "Axes":
+    """Draw what the best of k points gives, for each k: whether more points would have paid.
+
+    With several seeds, the bold line is the held-out objective, with its 95% confidence interval,
+    and the faint line is the optimistic one, of the seeds that also chose the point. With one seed,
+    only the optimistic line exists. The axis is hatched where all k points may have failed.
+
+    Args:
+      result: a complete sweep over a sample.
+      budgets: the numbers of points k, as for `result.expected_best`.
+      ax: the Axes to draw on; by default those of a new figure.
+
+    Returns:
+      The Axes.
+
+    Raises:
+      ValueError: for everything that `result.expected_best` refuses.
+      ImportError: without matplotlib, which the extra `plot` installs.
+    """
+    found, axes = result.expected_best(budgets), axes_or_new(ax)
+    k, several = found.budgets, len(result.seeds) > 1
+    finite = np.isfinite(found.expected)
+    if several:
+        low, high = found.held_out_ci95.T
+        label = f"with a left-out seed, 95% interval over the {len(result.seeds)} seeds"
+        axes.plot(k[finite], found.held_out[finite], color=BEST, lw=2.5, label=label, zorder=3)
+        axes.fill_between(k[finite], low[finite], high[finite], color=BEST, alpha=0.2, lw=0)
+    label = "with the seeds that chose it: optimistic" if several else "one seed: optimistic"
+    color = GRAY if several else BEST
+    axes.plot(k[finite], found.expected[finite], color=color, lw=1.2, label=label)
+    if not finite.all():
+        failed = int(k[~finite].max())
+        label = "all k points may have failed"
+        axes.axvspan(k[0], failed, fill=False, hatch="///", ec=PALE, lw=0, label=label)
+    axes.set_xscale("log" if k[-1] > 30 * k[0] else "linear")
+    axes.set(xlabel=found.draws, ylabel=f"expected {result.objective_name} of the best")
+    better = "lower" if result.mode == "min" else "higher"
+    axes.set_title(f"the best of k points ({better} is better)")
+    axes.legend(fontsize="small")
+    return axes
+
+
 class _Outcomes(NamedTuple):
     """The objective of each point, and their order."""
 
@@ -400,15 +469,30 @@ class _Curve(NamedTuple):
 
 
 def _curves(result: "SweepResult") -> list[_Curve]:
-    """Return the lines of the trials that have begun, in the order of drawing."""
+    """Return the lines of the trials that have begun."""
     found: dict[tuple[str, int, int, int], list[int]] = {}
     for trial in np.flatnonzero(result.steps_completed > 0).tolist():
         columns = (result.status, result.point_index, result.steps_completed)
         status, point, step = (column[trial].item() for column in columns)
         alone = trial if status == "failed" else -1
         found.setdefault((status, point, step, alone), []).append(trial)
-    each = [_Curve(status, point, trials) for (status, point, *_), trials in found.items()]
-    return sorted(each, key=lambda curve: STATUSES.index(curve.status))
+    return [_Curve(status, point, trials) for (status, point, *_), trials in found.items()]
+
+
+def _band(lines: np.ndarray, band: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the lower and the upper end of a band at each step.
+
+    Args:
+      lines: float array, shape (trials, steps), with at least 2 trials.
+      band: one of `BANDS`.
+    """
+    if band == "range":
+        return lines.min(0), lines.max(0)
+    from scipy.special import stdtrit
+
+    mean, count = lines.mean(0), len(lines)
+    half = stdtrit(count - 1, 0.975) * lines.std(0, ddof=1) / np.sqrt(count)
+    return mean - half, mean + half
 
 
 def _running_means(

@@ -14,6 +14,7 @@ matplotlib.use("Agg")
 import jax
 import jax.numpy as jnp
 from matplotlib import pyplot as plt
+from scipy import stats
 
 import rmsprop_jax as rj
 
@@ -57,7 +58,22 @@ def test_heatmap_can_show_the_mean_of_the_rest(result):
 
 def test_heatmap_of_what_is_to_be_high_says_so(result):
     axes = rj.plots.heatmap(result.rescored("loss", mode="max"), "x", "y")
-    assert axes.get_title() == "highest over z (higher is better)"
+    title, note = axes.get_title().split("\n")
+    assert title == "highest over z (higher is better)"
+    assert note == "best at the lowest x: better values may lie beyond"
+
+
+def test_heatmap_says_that_the_best_is_at_an_edge():
+    train = lambda hp, key: {"loss": hp["x"] - hp["y"] + hp["flag"]}
+    points = rj.grid(x=[1.0, 2.0, 3.0], y=[4, 5, 6], flag=[False, True])
+    result = rj.sweep(train, points, progress=False)
+    note = lambda *names: rj.plots.heatmap(result, *names).get_title().split("\n")[1:]
+    assert note("x", "y") == [
+        "best at the lowest x and the highest y: better values may lie beyond"
+    ]
+    assert note("flag", "y") == ["best at the highest y: better values may lie beyond"]
+    two = rj.sweep(train, rj.grid(x=[1.0, 2.0], y=[4], flag=[False, True]), progress=False)
+    assert "\n" not in rj.plots.heatmap(two, "x", "flag").get_title()
 
 
 def test_heatmaps_share_limits(result):
@@ -99,7 +115,9 @@ def test_heatmap_of_many_numbers_shows_ranges(sampled):
     assert cells.shape == (8, 8)
     assert np.nanmin(cells) == pytest.approx(sampled.best().objective)
     assert "…" in axes.get_xticklabels()[0].get_text()
-    assert axes.get_title() == "mean of 5 seeds (lower is better)"
+    title, note = axes.get_title().split("\n")
+    assert title == "mean of 5 seeds (lower is better)"
+    assert note == "best at the lowest rho: better values may lie beyond"
 
 
 def test_curves_have_a_band_over_the_seeds_of_the_best(sampled):
@@ -116,6 +134,57 @@ def test_curves_have_a_band_over_the_seeds_of_the_best(sampled):
     np.testing.assert_allclose(bold.get_ydata(), mine.mean(0), rtol=1e-6)
     assert [text[:12] for text in legend(axes)[:2]] == ["best: rate 0", "its 5 seeds,"]
     assert legend(axes)[2:] == [f"failed ({sampled.failed.sum()} of 200 trials)"]
+
+
+@pytest.mark.parametrize("band", ["range", "ci95"])
+def test_curves_of_the_best_points_have_a_band_each(sampled, band):
+    axes = rj.plots.curves(sampled, "curve", top=3, band=band)
+    best = sampled.top(3)
+    bold = [line for line in axes.lines if line.get_lw() == 2.5]
+    assert len({line.get_color() for line in bold}) == len(axes.collections) == 3
+    for record, line, area in zip(best, bold, axes.collections, strict=True):
+        mine = sampled.metrics["curve"][sampled.point_index == record.index]
+        np.testing.assert_allclose(line.get_ydata(), mine.mean(0), rtol=1e-6)
+        vertices = area.get_paths()[0].vertices
+        for t in range(4):
+            at = vertices[vertices[:, 0] == t + 1, 1]
+            ends = mine[:, t].min(), mine[:, t].max()
+            if band == "ci95":
+                test = stats.ttest_1samp(mine[:, t].astype(float), 0.0).confidence_interval(0.95)
+                ends = test.low, test.high
+            assert (at.min(), at.max()) == pytest.approx(ends, rel=1e-5)
+    text = {"range": "lowest to highest", "ci95": "95% interval of the mean"}[band]
+    assert [x[:12] for x in legend(axes)[:3]] == ["best: rate 0", "no. 2: rate ", "no. 3: rate "]
+    assert legend(axes)[3] == f"bands: 5 seeds, {text}"
+    many = rj.plots.curves(sampled, "curve", top=1000)
+    assert sum(line.get_lw() == 2.5 for line in many.lines) == len(sampled.ranked())
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_expected_best_draws_the_held_out_line_and_the_optimistic_one(seeds, mode):
+    def train(hp, key):
+        loss = hp["x"] + 0.5 * jax.random.normal(key)
+        return {"loss": jnp.where(hp["x"] > 0.9, jnp.nan, loss)}
+
+    points = rj.sample({"x": rj.uniform(0.0, 1.0)}, 40, method="random")
+    result = rj.sweep(train, points, seeds=seeds, mode=mode, progress=False)
+    found, axes = result.expected_best(), rj.plots.expected_best(result)
+    finite = np.isfinite(found.expected)
+    assert 0 < (~finite).sum() < 20
+    drawn = [found.held_out, found.expected] if seeds > 1 else [found.expected]
+    for line, values in zip(axes.lines, drawn, strict=True):
+        np.testing.assert_array_equal(line.get_ydata(), values[finite])
+    assert legend(axes)[-1] == "all k points may have failed"
+    assert legend(axes)[0] == (
+        "with a left-out seed, 95% interval over the 3 seeds"
+        if seeds > 1
+        else "one seed: optimistic"
+    )
+    assert axes.get_xlabel() == "k random points"
+    assert axes.get_xscale() == "log"
+    some = rj.plots.expected_best(result, [30, 40])
+    assert some.lines[0].get_xdata().tolist() == [30, 40]
 
 
 def test_curves_of_no_named_metric_are_the_objectives(result):
@@ -196,6 +265,10 @@ def test_curves_draws_each_point_and_names_the_best(result):
         (lambda r: rj.plots.sensitivity(r, "w"), "'w'"),
         (lambda r: rj.plots.curves(r, "loss"), "curve"),
         (lambda r: rj.plots.curves(r, "curve", smooth=0), "smooth"),
+        (lambda r: rj.plots.curves(r, "curve", top=0), "top must be"),
+        (lambda r: rj.plots.curves(r, "curve", top=1.5), "top must be"),
+        (lambda r: rj.plots.curves(r, "curve", band="std"), "band must be"),
+        (lambda r: rj.plots.expected_best(r), "are a grid"),
     ],
 )
 def test_refused(result, draw, message):

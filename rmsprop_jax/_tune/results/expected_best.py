@@ -38,7 +38,7 @@ class ExpectedBest(NamedTuple):
     """float64 array of shape (budgets, 2): the 95% confidence interval of `held_out`, by Student's
     t over the left-out seeds. NaN for one seed."""
     draws: str
-    """What k counts: "random points", or "of these n points, at random"."""
+    """What k counts: "k random points", or "k of these n points, at random"."""
 
 
 def expected_best(
@@ -77,7 +77,7 @@ def expected_best(
         1 - np.exp(_log_choose(failed, chosen) - _log_choose(count, chosen)),
         sign * held_out,
         np.sort(sign * ci95, axis=1),
-        "random points" if points.method == "random" else f"of these {count} points, at random",
+        "k random points" if points.method == "random" else f"k of these {count} points, at random",
     )
 
 

@@ -268,6 +268,20 @@ def levels(points: Points, name: str) -> list[Level]:
     return found + [Level(label(value), [value], np.array(at)) for value, at in others]
 
 
+def edge(groups: Sequence[Level], at: int) -> str:
+    """Return "lowest" or "highest" if the level is at an end of at least 3 levels of numbers, so
+    that better values may lie beyond; else "".
+
+    Args:
+      groups: the levels of a hyperparameter, as `levels` returns them.
+      at: the index of a level.
+    """
+    last = sum(is_number(group.values[0]) for group in groups) - 1
+    if last < 2:
+        return ""
+    return {0: "lowest", last: "highest"}.get(at, "")
+
+
 def best_of(
     groups: Sequence[Level], means: np.ndarray, feasible: np.ndarray, mode: str
 ) -> tuple[np.ndarray, np.ndarray]:

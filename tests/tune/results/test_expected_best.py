@@ -126,7 +126,7 @@ def test_many_points_and_failures_keep_their_digits():
 @pytest.mark.parametrize("method", ["sobol", "latin_hypercube", "random"])
 def test_it_says_what_k_counts(method):
     found = swept(TABLES["distinct"], method).expected_best([2, 3])
-    wanted = "random points" if method == "random" else "of these 6 points, at random"
+    wanted = "k random points" if method == "random" else "k of these 6 points, at random"
     assert found.draws == wanted
     assert found.budgets.tolist() == [2, 3]
 
