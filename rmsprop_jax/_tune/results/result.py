@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -16,7 +16,7 @@ from rmsprop_jax._tune.results.expected_best import ExpectedBest, check_sample, 
 from rmsprop_jax._tune.results.export import to_dataframe, to_xarray
 from rmsprop_jax._tune.results.lineage import Change, Stretch, histories, path
 from rmsprop_jax._tune.results.retrain import Retrainer
-from rmsprop_jax._tune.results.rows import all_rows, last_steps, measured, objectives
+from rmsprop_jax._tune.results.rows import all_rows, intermediate, last_steps, measured, objectives
 from rmsprop_jax._tune.results.states import kept_state, save_states
 from rmsprop_jax._tune.results.statistics import (
     ABSENT,
@@ -54,6 +54,10 @@ from rmsprop_jax._tune.trials.status import (
 if TYPE_CHECKING:
     import pandas
     import xarray
+    from optuna import Study
+    from optuna.distributions import BaseDistribution
+
+    from rmsprop_jax._tune.space.distributions import Distribution
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -133,6 +137,7 @@ class SweepResult:
         rows = all_rows(spec, trials)
         self._spec, self._trials, self._retrainer, self._kept = spec, rows, retrainer, kept
         self._decisions, self._noted = tuple(decisions), objective.noted
+        self._objective: ObjectiveSpec | None = objective
         self._last_numbers: dict[int, dict[str, float]] = {}
         for decision in decisions:
             self._last_numbers |= {i: numbers for i, (_, numbers) in decision.copies.items()}
@@ -200,16 +205,19 @@ class SweepResult:
         return bool(self._last_numbers)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the attributes without `train`, which may be a function that pickle refuses."""
+        """Return the attributes without `train` and an objective, functions that pickle may
+        refuse."""
         kept = None if self._kept is None else self._kept.without_structure()
         reset = {"_retrainer": None, "_kept": kept, "_valid": None, "_history": None, "_mesh": None}
-        return self.__dict__ | reset
+        is_metric = self._objective is not None and isinstance(self._objective.objective, str)
+        return self.__dict__ | reset | ({} if is_metric else {"_objective": None})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SweepResult":
         made = copy.copy(self)
         memo[id(self)] = made
         state = copy.deepcopy(self.__getstate__(), memo)
-        made.__dict__.update(state, _retrainer=self._retrainer, _kept=self._kept)
+        own = {"_retrainer": self._retrainer, "_kept": self._kept, "_objective": self._objective}
+        made.__dict__.update(state | own)
         return made
 
     def __copy__(self) -> "SweepResult":
@@ -707,6 +715,63 @@ class SweepResult:
             values = [label(record.point.get(name, ABSENT)) for name in names]
             rows.append([str(i), *values, f"{record.objective:.4g}", interval])
         return html_table(repr(self), rows)
+
+    def to_study(
+        self,
+        space: "Mapping[str, Distribution | BaseDistribution] | None" = None,
+        *,
+        study: "Study | None" = None,
+        storage: Any = None,
+    ) -> "Study":
+        """Return an Optuna study with a trial for each point, for Optuna's pictures and dashboard,
+        and for `search.optimize`, which continues from these trials.
+
+        The value of a study trial is the mean of the objective over the seeds. A point of which a
+        seed failed is a failed study trial without a value, whose user attribute `failed_seeds`
+        names the seeds. A pruned point is a pruned study trial. The mean objective at each
+        evaluation step is an intermediate value. Points with unfinished trials are left out. The
+        user attributes `seeds` and `std` are as in a search.
+
+        Args:
+          space: a dict from each hyperparameter to its distribution, as for `search.optimize`; by
+            default the space that `sample` drew the points from. Without one, traced numbers get
+            the range of their values (logarithmic if all are positive and span a factor of 100),
+            and other values are choices.
+          study: the study that gets the trials; by default a new one.
+          storage: the storage of a new study, as for `optuna.create_study`.
+
+        Raises:
+          ImportError: without Optuna, which the extra `search` installs.
+          ValueError: before anything is stored, for a point outside the space; for a study with
+            another direction or other distributions; for both `study` and `storage`; for several
+            objectives; and for a population, whose hyperparameters changed.
+
+        Examples:
+          >>> import rmsprop_jax as rj
+          >>> points = rj.sample({"x": rj.uniform(0.0, 4.0)}, 8)
+          >>> result = rj.sweep(lambda hp, key: {"loss": hp["x"] ** 2}, points, progress=False)
+          >>> study = result.to_study()
+          >>> study.best_value == result.best().objective
+          True
+        """
+        self.refuse_population("to_study", "rj.plots.lineage")
+        if self._several:
+            raise ValueError(
+                f"result must have one objective for to_study, got several: {self.objective_name}. "
+                "Pass result.rescored(...) with one of them."
+            )
+        try:
+            from rmsprop_jax._tune.search.result_study import to_study
+        except ImportError as error:
+            raise ImportError(
+                'Optuna must be installed for to_study. Run: pip install "rmsprop_jax[search]"'
+            ) from error
+
+        steps = self._spec.schedule.evaluation_steps
+        values = np.full((len(self), len(steps)), np.nan)
+        if self._spec.schedule.is_reported and self._objective is not None:
+            values = intermediate(self._spec, self._trials, self._objective)
+        return to_study(self, steps.tolist(), values, space, study, storage)
 
     def to_dataframe(self) -> "pandas.DataFrame":
         """Return a pandas DataFrame with a row for each trial.

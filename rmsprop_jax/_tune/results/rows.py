@@ -75,3 +75,31 @@ def measured(spec: ExperimentSpec, rows: TrialData) -> dict[str, np.ndarray]:
             valid = True if begun.all() else begun
         found[name] = np.broadcast_to(valid, values.shape)
     return found
+
+
+def intermediate(spec: ExperimentSpec, rows: TrialData, objective: ObjectiveSpec) -> np.ndarray:
+    """Return the objective of each trial at each evaluation step that it has reached.
+
+    Args:
+      spec: the experiment.
+      rows: a row for each trial.
+      objective: the objective.
+
+    Returns:
+      float64 array, shape (trials, evaluation steps). NaN at steps that a trial has not reached,
+      and at steps of a series that `record_every` left out.
+    """
+    steps, name = spec.schedule.evaluation_steps, objective.objective
+    found = np.full((len(rows.number), len(steps)), np.nan)
+    if isinstance(name, str):
+        recorded = spec.recorded_steps[name]
+        columns = np.minimum(np.searchsorted(recorded, steps), len(recorded) - 1)
+        known = recorded[columns] == steps
+        found[:, known] = rows.metrics[name][:, columns[known]]
+        found[rows.steps_completed[:, None] < steps] = np.nan
+        return found
+    for i, step in enumerate(steps.tolist()):
+        for part in rows.parts(np.flatnonzero(rows.steps_completed >= step)):
+            then = rows.take(part)._replace(steps_completed=np.full(len(part), step))
+            found[part, i] = objective.values(spec, then)
+    return found

@@ -149,7 +149,8 @@ def _less_from_one(name: str, inner: Axis) -> Axis:
     def param(value: Value) -> Param:
         x = 1 - _number(name, value)
         for number in exact:
-            if math.isclose(x, number, rel_tol=1e-9):  # 1 − 0.9 is a little below 0.1
+            # 1 − 0.9 is a little below 0.1, and 1 − (1 − x) is off by up to 2⁻⁵³ for any x.
+            if math.isclose(x, number, rel_tol=1e-9, abs_tol=2**-53):
                 x = number
         return inner_param(x)
 
