@@ -1,8 +1,12 @@
 """A result as a study: for Optuna's pictures, and for a search that continues from it."""
 
+import json
 import pickle
 import sys
+import threading
+import urllib.request
 import warnings
+from wsgiref.simple_server import make_server
 
 import jax
 import jax.numpy as jnp
@@ -290,3 +294,29 @@ def test_without_optuna_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(ImportError, match=r"Optuna must be installed.*rmsprop_jax\[search\]"):
         simple().to_study()
+
+
+def test_optunas_dashboard_shows_a_result(tmp_path):
+    dashboard = pytest.importorskip("optuna_dashboard")
+    storage = optuna.storages.RDBStorage(f"sqlite:///{tmp_path / 'study.db'}")
+    halving = rj.SuccessiveHalving(2, 2)
+    result = rj.sweep(TRAINING, POINTS, scheduler=halving, **OPTIONS)
+    study = result.to_study(storage=storage)
+    with make_server("127.0.0.1", 0, dashboard.wsgi(storage)) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        read = lambda path: urllib.request.urlopen(
+            f"http://127.0.0.1:{server.server_port}{path}", timeout=60
+        ).read()
+        assert b"<html" in read("/dashboard").lower()
+        shown = json.loads(read(f"/api/studies/{study._study_id}?after=0"))
+        server.shutdown()
+        thread.join()
+    states = {"complete": "Complete", "pruned": "Pruned"}
+    assert [one["state"] for one in shown["trials"]] == [states[x] for x in result.status.tolist()]
+    assert [len(one["intermediate_values"]) for one in shown["trials"]] == [
+        t // 2 for t in result.steps_completed.tolist()
+    ]
+    assert [float(one["params"][0]["param_external_value"]) for one in shown["trials"]] == [
+        point["x"] for point in POINTS
+    ]
