@@ -15,6 +15,7 @@ from rmsprop_jax._tune.experiment_spec import ExperimentSpec
 from rmsprop_jax._tune.results.expected_best import ExpectedBest, check_sample, expected_best
 from rmsprop_jax._tune.results.export import to_dataframe, to_xarray
 from rmsprop_jax._tune.results.lineage import Change, Stretch, histories, path
+from rmsprop_jax._tune.results.report import report
 from rmsprop_jax._tune.results.retrain import Retrainer
 from rmsprop_jax._tune.results.rows import all_rows, intermediate, last_steps, measured, objectives
 from rmsprop_jax._tune.results.states import kept_state, save_states
@@ -772,6 +773,23 @@ class SweepResult:
         if self._spec.schedule.is_reported and self._objective is not None:
             values = intermediate(self._spec, self._trials, self._objective)
         return to_study(self, steps.tolist(), values, space, study, storage)
+
+    def report(self, path: str | os.PathLike[str]) -> None:
+        """Write a report, one HTML file: the best point, how sure it is, what to try next,
+        pictures, a table that can be sorted, and versions.
+
+        The file needs no other file and no network. A table has at most the 1,000 best points.
+
+        Args:
+          path: the file, for example "report.html". It replaces an earlier one.
+
+        Raises:
+          ImportError: without matplotlib, which the extra `plot` installs.
+          ValueError: for several objectives.
+          OSError: if the file cannot be written.
+        """
+        text = report(self)
+        local_folder(path).write_text(text, "utf-8")
 
     def to_dataframe(self) -> "pandas.DataFrame":
         """Return a pandas DataFrame with a row for each trial.
