@@ -75,6 +75,7 @@ def table(page):
 
 def sampled(seeds=5, noise=0.1, mode="min", n=32):
     def train(hp, key):
+        key = jax.random.fold_in(key, jax.lax.bitcast_convert_type(hp["rate"], jnp.int32))
         loss = (jnp.log10(hp["rate"]) + 3) ** 2 + hp["rho"] + noise * jax.random.normal(key)
         loss = jnp.where(hp["rate"] > 0.05, jnp.nan, loss)
         sign = 1 if mode == "min" else -1
