@@ -43,6 +43,7 @@ def code_of(name):
     """
     package, examples = ROOT / "rmsprop_jax", ROOT / "examples"
     files = {package / "presets.py", *package.glob("plots/*.py"), *package.glob("_optimizer/*.py")}
+    files.remove(package / "plots" / "report.py")  # only puts pictures on a page
     todo = [name]
     while todo:
         file = examples / f"{todo.pop()}.py"

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import importlib
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,7 +16,6 @@ from rmsprop_jax._tune.experiment_spec import ExperimentSpec
 from rmsprop_jax._tune.results.expected_best import ExpectedBest, check_sample, expected_best
 from rmsprop_jax._tune.results.export import to_dataframe, to_xarray
 from rmsprop_jax._tune.results.lineage import Change, Stretch, histories, path
-from rmsprop_jax._tune.results.report import report
 from rmsprop_jax._tune.results.retrain import Retrainer
 from rmsprop_jax._tune.results.rows import all_rows, intermediate, last_steps, measured, objectives
 from rmsprop_jax._tune.results.states import kept_state, save_states
@@ -762,7 +762,7 @@ class SweepResult:
                 "Pass result.rescored(...) with one of them."
             )
         try:
-            from rmsprop_jax._tune.search.result_study import to_study
+            from rmsprop_jax._tune.search.result_study import PointOutcomes, to_study
         except ImportError as error:
             raise ImportError(
                 'Optuna must be installed for to_study. Run: pip install "rmsprop_jax[search]"'
@@ -772,7 +772,18 @@ class SweepResult:
         values = np.full((len(self), len(steps)), np.nan)
         if self._spec.schedule.is_reported and self._objective is not None:
             values = intermediate(self._spec, self._trials, self._objective)
-        return to_study(self, steps.tolist(), values, space, study, storage)
+        by_point = lambda x: x.reshape(len(self.points), len(self.seeds), *x.shape[1:])
+        outcomes = PointOutcomes(
+            self.points,
+            self.seeds,
+            self.mode,
+            by_point(self.status),
+            by_point(self.objective),
+            by_point(self.feasible),
+            steps.tolist(),
+            by_point(values).mean(1),
+        )
+        return to_study(outcomes, space, study, storage)
 
     def report(self, path: str | os.PathLike[str]) -> None:
         """Write a report, one HTML file: the best point, how sure it is, what to try next,
@@ -788,7 +799,8 @@ class SweepResult:
           ValueError: for several objectives.
           OSError: if the file cannot be written.
         """
-        text = report(self)
+        # The pictures import results, and results import no pictures.
+        text = importlib.import_module("rmsprop_jax.plots.report").report(self)
         local_folder(path).write_text(text, "utf-8")
 
     def to_dataframe(self) -> "pandas.DataFrame":

@@ -1,15 +1,14 @@
 """The points of a result as the trials of a study."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import optuna
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from rmsprop_jax._tune.results.result import SweepResult
-from rmsprop_jax._tune.search.arguments import mode_of
 from rmsprop_jax._tune.search.space import Axis, Space, axes_of, params_of
 from rmsprop_jax._tune.space.distributions import choice
 from rmsprop_jax._tune.space.points import Points, static
@@ -19,59 +18,62 @@ from rmsprop_jax._tune.trials.status import FAILED, PRUNED, UNFINISHED
 LOG_RANGE = 100  # positive numbers that span this factor get a logarithmic distribution
 
 
+class PointOutcomes(NamedTuple):
+    """The points of a result, and what came of each with each seed."""
+
+    points: Points
+    seeds: tuple[int, ...]
+    mode: str
+    """"min" or "max"."""
+    status: np.ndarray
+    """Array of text, shape (points, seeds)."""
+    objective: np.ndarray
+    """float64 array, shape (points, seeds)."""
+    feasible: np.ndarray
+    """bool array, shape (points, seeds)."""
+    steps: list[int]
+    """The evaluation steps."""
+    reported: np.ndarray
+    """float64 array, shape (points, evaluation steps): the mean objective over the seeds at each;
+    NaN where it is not known."""
+
+
 def to_study(
-    result: SweepResult,
-    steps: Sequence[int],
-    intermediate: np.ndarray,
-    space: Space | None,
-    study: optuna.Study | None,
-    storage: Any,
+    outcomes: PointOutcomes, space: Space | None, study: optuna.Study | None, storage: Any
 ) -> optuna.Study:
     """Return a study with a trial for each point of a result: see `SweepResult.to_study`.
 
     Args:
-      result: the result.
-      steps: the evaluation steps.
-      intermediate: float array, shape (trials, evaluation steps): the objective at each; NaN where
-        it is not known.
+      outcomes: the points of the result.
       space: the distribution of each hyperparameter; None for that of the points, or their ranges.
       study: the study that gets the trials; None for a new one.
       storage: the storage of a new study.
     """
-    points, seeds = result.points, len(result.seeds)
+    points = outcomes.points
     axes = axes_of(space or points.space or _ranges(points))
     if study is not None:
-        _check_study(study, storage, result.mode, axes)
-    reported = intermediate.reshape(len(points), seeds, len(steps)).mean(1)
-    status = result.status.reshape(len(points), seeds)
-    values = result.objective.reshape(len(points), seeds)
+        _check_study(study, storage, outcomes.mode, axes)
     trials: list[FrozenTrial] = []
     for i, point in enumerate(points):
-        if UNFINISHED in status[i]:
+        if UNFINISHED in outcomes.status[i]:
             continue
-        state, mean, attributes = _outcome(status[i], values[i], result.seeds)
-        if not result.feasible.reshape(len(points), seeds)[i].all():
-            attributes["feasible"] = False
-        known = {int(step): float(x) for step, x in zip(steps, reported[i], strict=True) if x == x}
-        trials.append(_trial(point, axes, state, mean, attributes, known))
+        state, value, attributes = _outcome(outcomes, i)
+        each = zip(outcomes.steps, outcomes.reported[i].tolist(), strict=True)
+        known = {step: x for step, x in each if not math.isnan(x)}
+        trials.append(_trial(point, axes, state, value, attributes, known))
     if study is None:  # after the trials are checked
-        direction = "maximize" if result.mode == "max" else "minimize"
+        direction = "maximize" if outcomes.mode == "max" else "minimize"
         study = optuna.create_study(storage=storage, direction=direction)
     study.add_trials(trials)
     return study
 
 
-def _outcome(
-    status: np.ndarray, values: np.ndarray, seeds: Sequence[int]
-) -> tuple[TrialState, float | None, dict[str, Any]]:
-    """Return the state, the value, and the user attributes of a point's study trial.
-
-    Args:
-      status: the status of each seed, none of them unfinished.
-      values: float array: the objective of each seed.
-      seeds: the seeds.
-    """
+def _outcome(outcomes: PointOutcomes, i: int) -> tuple[TrialState, float | None, dict[str, Any]]:
+    """Return the state, the value, and the user attributes of a point's study trial."""
+    status, values, seeds = outcomes.status[i], outcomes.objective[i], outcomes.seeds
     attributes: dict[str, Any] = {"seeds": list(seeds)}
+    if not outcomes.feasible[i].all():
+        attributes["feasible"] = False
     if FAILED in status:
         failed = np.flatnonzero(status == FAILED).tolist()
         return TrialState.FAIL, None, attributes | {"failed_seeds": [seeds[i] for i in failed]}
@@ -143,7 +145,7 @@ def _check_study(study: optuna.Study, storage: Any, mode: str, axes: Mapping[str
             f"storage must be left out if study is given, got {storage!r}: the study has its own. "
             "Pass one of them."
         )
-    modes = list(map(mode_of, study.directions))
+    modes = [direction.name[:3].lower() for direction in study.directions]
     if modes != [mode]:
         raise ValueError(
             f'study must have the direction of the result, mode="{mode}", got {modes}. Pass '

@@ -6,7 +6,7 @@ import html
 import itertools
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,6 @@ from rmsprop_jax._tune.space.values import Value, identity, is_key, is_number, l
 
 if TYPE_CHECKING:
     import pandas
-
-    from rmsprop_jax._tune.space.distributions import Distribution
 
 RESERVED = frozenset({"seed", "objective", "failed", "status", "steps_completed"})
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
@@ -102,7 +100,7 @@ class Points(Sequence[dict[str, Value]]):
         self, rows: Sequence[Mapping[str, Value]], static: Iterable[str], method: str = "list"
     ) -> None:
         self.static, self.method = frozenset(static), method
-        self.space: dict[str, Distribution] | None = None
+        self.space: dict[str, Any] | None = None  # a Distribution for each hyperparameter
         self.names: tuple[str, ...] = tuple(dict.fromkeys(name for row in rows for name in row))
         if rows and (unknown := self.static - set(self.names)):
             raise ValueError(
@@ -141,7 +139,7 @@ class Points(Sequence[dict[str, Value]]):
         points._set(rows, names & set(static), method)
         return points
 
-    def drawn(self, method: str, space: "Mapping[str, Distribution] | None") -> "Points":
+    def drawn(self, method: str, space: Mapping[str, Any] | None) -> "Points":
         """Return the same points, which remember how they were drawn.
 
         Args:

@@ -23,6 +23,8 @@ from rmsprop_jax._tune.results.statistics import (
 )
 from rmsprop_jax._tune.space.values import is_number, label
 from rmsprop_jax._tune.trials.status import COMPLETE, STATUSES
+from rmsprop_jax.plots.style import pyplot
+from rmsprop_jax.plots.sweeps import curves, expected_best, heatmap, lineage, sensitivity
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,7 +36,7 @@ MOST_BOLD = 5  # points in the picture of curves
 MOST_SENSITIVITIES = 4  # pictures of one hyperparameter
 MOST_SEEDS = 30  # to advise; more cost too much
 NEIGHBORS = 10  # points that are compared with the best
-PACKAGES = ("jax", "jaxlib", "optax", "numpy", "matplotlib")
+PACKAGES = ("rmsprop_jax", "jax", "jaxlib", "optax", "numpy", "matplotlib")
 
 
 class _Facts(NamedTuple):
@@ -69,7 +71,7 @@ def report(result: "SweepResult") -> str:
         _section("All points", _table(result)),
         _section("Versions", _versions()),
     ]
-    page = (files("rmsprop_jax._tune.results") / "report.html").read_text("utf-8")
+    page = (files("rmsprop_jax.plots") / "report.html").read_text("utf-8")
     title = f"Sweep of {len(result.points)} points: {result.objective_name}"
     filled = {"title": html.escape(title), "summary": html.escape(_summary(result))}
     for name, text in (filled | {"sections": "".join(sections)}).items():
@@ -265,8 +267,6 @@ def _more_points(mode: str, expected: ExpectedBest) -> str:
 def _pictures(facts: _Facts) -> Iterator[_Picture]:
     """Yield the pictures that fit the result."""
     result, best, _, expected = facts
-    from rmsprop_jax import plots
-
     better = {"min": "lower", "max": "higher"}[result.mode]
     if result.steps and (result.steps_completed > 0).any():
         top = min(MOST_BOLD, max(1, len(best)))
@@ -274,7 +274,7 @@ def _pictures(facts: _Facts) -> Iterator[_Picture]:
         yield _Picture(
             "Learning curves",
             f"A line for each point over the steps; the {top} best are bold. {better} is better.",
-            lambda ax: plots.curves(result, top=top, band=band, ax=ax),
+            lambda ax: curves(result, top=top, band=band, ax=ax),
         )
     if result.is_population:
         for name in result.points.names:
@@ -282,7 +282,7 @@ def _pictures(facts: _Facts) -> Iterator[_Picture]:
                 yield _Picture(
                     f"{name} over time",
                     f"The {name} of each member of the population over the steps.",
-                    lambda ax, name=name: plots.lineage(result, name, ax=ax),
+                    lambda ax, name=name: lineage(result, name, ax=ax),
                 )
         return
     matters = list(result.sensitivity())
@@ -291,26 +291,24 @@ def _pictures(facts: _Facts) -> Iterator[_Picture]:
         yield _Picture(
             f"{x} and {y}",
             f"The best {result.objective_name} for each {x} and {y}. The table has the numbers.",
-            lambda ax: plots.heatmap(result, x, y, ax=ax),
+            lambda ax: heatmap(result, x, y, ax=ax),
         )
     for name in matters[:MOST_SENSITIVITIES]:
         yield _Picture(
             f"How much {name} matters",
             f"The best {result.objective_name} at each {name}, with all others free.",
-            lambda ax, name=name: plots.sensitivity(result, name, ax=ax),
+            lambda ax, name=name: sensitivity(result, name, ax=ax),
         )
     if expected is not None:
         yield _Picture(
             "The best of k points",
             f"The expected {result.objective_name} of the best of k points, for each k.",
-            lambda ax: plots.expected_best(result, ax=ax),
+            lambda ax: expected_best(result, ax=ax),
         )
 
 
 def _figure(picture: _Picture) -> str:
     """Return a picture as HTML. The image is part of the text."""
-    from rmsprop_jax.plots.style import pyplot
-
     plt = pyplot()
     figure, axes = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
     try:
@@ -393,8 +391,6 @@ def _seeds(result: "SweepResult") -> str:
 
 
 def _versions() -> str:
-    from rmsprop_jax import __version__
-
     others = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     python = platform.python_version()
-    return f"<p>This report was made by rmsprop_jax {__version__}, {others}, Python {python}.</p>"
+    return f"<p>This report was made by {others}, Python {python}.</p>"
