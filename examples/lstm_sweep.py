@@ -5,8 +5,8 @@ for each value of `centered`. The validation loss is evaluated during training. 
 successive halving prunes the worse two thirds of the trials after a ninth and after a third of the
 steps. Finished trials and checkpoints are saved: stop the script at any time, and run it again to
 resume. The best point on the validation split is evaluated on the test split, and writes a sample
-text. Each point has only one seed, so a small difference may be luck. train_the_winner.py compares
-the best points on more seeds.
+text. report.html has all of this on one page. Each point has only one seed, so a small difference
+may be luck. train_the_winner.py compares the best points on more seeds.
 """
 
 import jax
@@ -116,7 +116,8 @@ def main(argv=None):
     rj.plots.curves(result, "validation", ax=axes[1])
     axes[1].set_title("validation loss, nats a character")
     plt.savefig(args.output / "curves.png", dpi=110)
-    for name in (folder.name, csv.name, "sample.txt", "heatmap.png", "curves.png"):
+    result.report(args.output / "report.html")
+    for name in (folder.name, csv.name, "sample.txt", "heatmap.png", "curves.png", "report.html"):
         print(f"Wrote {args.output / name}")
 
 
