@@ -654,7 +654,9 @@ class SweepResult:
         References:
           Dodge et al., [Show Your Work](https://arxiv.org/abs/1909.03004), EMNLP 2019. Tang et al.,
           [Showing Your Work Doesn't Always Work](https://arxiv.org/abs/2004.13705), ACL 2020: the
-          estimator that draws with replacement is biased. This one draws without.
+          estimator that draws with replacement is biased. This one draws without. Nadeau and
+          Bengio, [Inference for the Generalization Error](https://doi.org/10.1023/A:1024068626366),
+          Machine Learning 2003: the interval of `held_out`.
         """
         self.refuse_population("expected_best", "rj.plots.lineage")
         check_sample(self.points)
