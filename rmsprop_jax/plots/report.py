@@ -124,7 +124,8 @@ def _best(facts: _Facts) -> str:
     if result.is_population:
         last = result.schedule(first)[-1][2]
         rows = [(name, label(last.get(name, x))) for name, x in first.point.items()]
-    rows.append((f"{result.objective_name} (mean of {_seeds(result)})", f"{first.objective:.6g}"))
+    mean = f" (mean of {_seeds(result)})" if len(result.seeds) > 1 else ""
+    rows.append((result.objective_name + mean, f"{first.objective:.6g}"))
     if not math.isnan(first.std):
         rows.append(("standard deviation over the seeds", f"{first.std:.3g}"))
         rows.append(("95% interval of the mean", _interval(first.ci95)))

@@ -85,9 +85,9 @@ def _intervals(folds: np.ndarray) -> np.ndarray:
     """Return the 95% confidence interval of the mean over folds, of shape (budgets, 2).
 
     Each two folds choose by seeds that they share, so their values depend on each other, and the
-    plain t interval is too narrow: with 5 seeds it covers 0.8 to 0.9. The variance of Nadeau and
-    Bengio, with 1/n + 1/(n − 1) instead of 1/n, covers at least 0.93 from 3 to 24 seeds
-    (`python -m tests.support.coverage`).
+    plain t interval is too narrow: with normal noise and 3 to 8 seeds it covers 0.80 to 0.88. The
+    variance of Nadeau and Bengio has 1/n + 1/(n − 1) instead of 1/n, and covers 0.94 there. With
+    other noise it covers 0.85 to 0.95 (`python -m tests.support.coverage`).
 
     Args:
       folds: float array, shape (seeds, budgets).
