@@ -1,6 +1,6 @@
 """RMSProp you can trust, port, and tune, in JAX."""
 
-from rmsprop_jax import plots, presets, search
+from rmsprop_jax import loggers, plots, presets, search
 from rmsprop_jax._optimizer.rmsprop import ScaleByRmsState, rmsprop, scale_by_rms
 from rmsprop_jax._optimizer.stochastic_rounding import StochasticRoundingState, stochastic_rounding
 from rmsprop_jax._tune.api import sweep
@@ -54,6 +54,7 @@ __all__ = [
     "grid",
     "integers",
     "log_uniform",
+    "loggers",
     "one_minus",
     "plots",
     "presets",

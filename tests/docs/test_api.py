@@ -21,7 +21,7 @@ ENTRIES = {  # for each name its page and the options there
     for page, text in PAGES.items()
     for name, options in re.findall(r"^::: rmsprop_jax\.(\S+)\n((?: {4}.*\n)*)", text, re.M)
 }
-ROOMS = (rmsprop_jax.presets, rmsprop_jax.search, rmsprop_jax.plots)
+ROOMS = (rmsprop_jax.presets, rmsprop_jax.search, rmsprop_jax.plots, rmsprop_jax.loggers)
 PUBLIC = {name: getattr(rmsprop_jax, name) for name in rmsprop_jax.__all__ if name[:2] != "__"}
 
 
@@ -34,7 +34,7 @@ def in_room(room):
     bodies = [ast.parse(file.read_text("utf-8")).body for file in files]
     pairs = [pair for body in bodies for pair in zip(body, [*body[1:], None], strict=True)]
     for node, after in pairs:
-        if isinstance(node, ast.FunctionDef):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
             name, doc = node.name, ast.get_docstring(node)
         elif isinstance(node, ast.Assign) and is_docstring(after):
             name, doc = node.targets[0].id, inspect.cleandoc(after.value.value)
@@ -76,8 +76,9 @@ def signatures(name, value):
     node = ast.parse(textwrap.dedent(inspect.getsource(value))).body[0]
     if isinstance(node, ast.FunctionDef):
         return [node]
-    hidden = set(re.findall(r'"!\^(\w+)\$"', ENTRIES[name][1]))
-    if "merge_init_into_class: false" in ENTRIES[name][1]:
+    _, options = ENTRIES[name.split(".")[0]]
+    hidden = set(re.findall(r'"!\^(\w+)\$"', options))
+    if "merge_init_into_class: false" in options:
         hidden.add("__init__")
     shown = [x for x in node.body if isinstance(x, ast.FunctionDef) and x.name not in hidden]
     fields = [x for x in node.body if isinstance(x, ast.AnnAssign)]
@@ -123,7 +124,11 @@ def full_names(node, module):
 def test_every_type_in_a_public_signature_has_an_entry_or_is_explained():
     """But for those of Python itself."""
     shown = [(name, x) for name, x in PUBLIC.items() if x not in ROOMS]
-    shown += [(name, getattr(room, name)) for room in ROOMS for name, _ in in_room(room)]
+    shown += [
+        (f"{room.__name__.split('.')[1]}.{name}", getattr(room, name))
+        for room in ROOMS
+        for name, _ in in_room(room)
+    ]
     used = set()
     for name, value in shown:
         if inspect.isfunction(value) or inspect.isclass(value):
