@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import rmsprop_jax as rj
-from tests.support.logged import KINDS, STOP, TRACKERS, Memory, Stopping, search, training
+from tests.support import wandb_server
+from tests.support.logged import KINDS, STOP, TRACKERS, Memory, Stopping, Stored, search, training
 
 pytestmark = [
     # MLflow with SQLAlchemy 2.1.
@@ -120,21 +121,28 @@ def fail():
 
 
 @cases("population", kinds=RESUMABLE)
-@pytest.mark.parametrize(
-    ("error", "how", "seconds"), [(KeyboardInterrupt, interrupt, 0), (RuntimeError, fail, 3600)]
-)
-def test_a_resumed_call(tracker, kind, error, how, seconds, tmp_path):
-    """With the newest checkpoint, or from the start of a trial, whose steps are reported again."""
+def test_a_call_after_ctrl_c(tracker, kind, tmp_path):
+    """It continues at the newest checkpoint."""
+    resumed(tracker, kind, KeyboardInterrupt, interrupt, tmp_path / "sweep", 0)
+
+
+@cases(kinds=RESUMABLE)
+def test_a_call_after_an_exception(tracker, kind, tmp_path):
+    """Without a checkpoint, all steps of a trial run and are reported again."""
+    resumed(tracker, kind, RuntimeError, fail, tmp_path / "sweep", 3600)
+
+
+def resumed(tracker, kind, error, how, path, checkpoint_seconds):
+    """Stop a call, and check the tracker after the call that resumes it."""
     make, read, _, name = tracker
-    options = {"path": tmp_path / "sweep", "checkpoint_seconds": seconds}
+    options = {"path": path, "checkpoint_seconds": checkpoint_seconds}
     if kind == "function":
         del options["checkpoint_seconds"]
     with pytest.raises(error):
         KINDS[kind](callback=Stopping(make(), STOP[kind], how), **options)
     stopped = read()
     assert not any(run.is_open for run in stopped.values())
-    if kind != "function":
-        assert any(run.status == "interrupted" for run in stopped.values())
+    assert kind == "function" or any(run.status == "interrupted" for run in stopped.values())
     result = KINDS[kind](callback=make(), **options)
     check(read(), result, name, changes(kind))
 
@@ -164,7 +172,7 @@ def test_a_killed_process(tracker, tmp_path):
     kind = "halving" if name == "wandb" else "population"
     arguments, logger = [tmp_path / "sweep", store, name, kind, STOP[kind]], make()
     # W&B's own process must be the child's, or it would have no end.
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
+    environment = {k: v for k, v in os.environ.items() if k != "WANDB_SERVICE"}
     killed = subprocess.run(
         [sys.executable, "-m", "tests.support.logged", *map(str, arguments)],
         capture_output=True, text=True, env=environment,
@@ -301,3 +309,37 @@ def test_wandb_refuses_what_the_logger_sets():
     pytest.importorskip("wandb")
     with pytest.raises(ValueError, match=r"leave out group, .* got group='mine'"):
         rj.loggers.WandB(group="mine")
+
+
+def test_wandb_online(tmp_path):
+    """W&B's own process talks to a stand-in for the server."""
+    pytest.importorskip("wandb")
+    with wandb_server.serving() as server:
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        settings = {"console": "off", "silent": True, "base_url": url, "api_key": "0" * 40}
+        make = lambda: rj.loggers.WandB(
+            project="tests", entity="me", dir=tmp_path, settings=settings
+        )
+        options, kind = {"path": tmp_path / "sweep"}, "population"
+        with pytest.raises(KeyboardInterrupt):
+            KINDS[kind](callback=Stopping(make(), STOP[kind], interrupt), **options)
+        assert {run["exit_code"] for run in server.runs.values()} == {255}
+        result = KINDS[kind](callback=make(), **options)
+        stored = {
+            int(name.rpartition("-")[2]): Stored(
+                [
+                    (k, row["_step"], float(v))
+                    for row in run["history"]
+                    for k, v in row.items()
+                    if k[0] != "_"
+                ],
+                run["summary"]["trial/status"],
+                run["state"] == "running",
+                {k: v["value"] for k, v in run["config"].items()},
+            )
+            for name, run in server.runs.items()
+        }
+        check(stored, result, "wandb", changes(kind))
+        assert server.opened == 8
+        KINDS[kind](callback=make(), **options)
+        assert server.opened == 8

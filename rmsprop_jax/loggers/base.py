@@ -46,10 +46,6 @@ class Run:
     floor: int = -1
     step: int = 0
 
-    def has(self, name: str, step: int) -> bool:
-        """Return whether the tracker has a metric's value at this step."""
-        return step <= self.last.get(name, self.floor)
-
 
 class Logger(abc.ABC):
     """A callback that keeps one run per trial in a tracker.

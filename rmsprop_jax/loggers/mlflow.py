@@ -1,5 +1,7 @@
 """MLflow: a parent run for each sweep, with a child run for each trial."""
 
+import contextlib
+import io
 import re
 import time
 from collections.abc import Sequence
@@ -47,7 +49,7 @@ class MLflow(Logger):
         super().close()
         if self._is_parent_open:
             state = STATES[INTERRUPTED] if are_interrupted else "FINISHED"
-            self._client.set_terminated(self._ids[None], state)
+            self._terminate(self._ids[None], state)
             self._is_parent_open = False
 
     def _find(self, sweep: str) -> dict[int, End | None]:
@@ -122,7 +124,12 @@ class MLflow(Logger):
     def _end(self, run: Run, end: End) -> None:
         tag = self._entities.RunTag
         self._client.log_batch(run.handle, tags=[tag(STATUS, end.status), tag(STEP, str(end.step))])
-        self._client.set_terminated(run.handle, STATES.get(end.status, "FINISHED"))
+        self._terminate(run.handle, STATES.get(end.status, "FINISHED"))
+
+    def _terminate(self, run_id: str, state: str) -> None:
+        """Close a run. With a server, MLflow prints the address of each run, which is left out."""
+        with contextlib.redirect_stdout(io.StringIO()):
+            self._client.set_terminated(run_id, state)
 
     def _name(self, name: str) -> str:
         return re.sub(r"[^\w\-. :/]", "_", name)

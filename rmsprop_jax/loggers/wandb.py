@@ -86,7 +86,7 @@ class WandB(Logger):
         elif settings.mode == "disabled":
             self._stored = {}
         else:
-            self._stored = self._online(settings.entity, settings.project, sweep)
+            self._stored = self._online(settings, sweep)
         return {number: stored.end for number, stored in self._stored.items()}
 
     def _local(self, folder: Path, sweep: str) -> dict[int, _Stored]:
@@ -111,12 +111,13 @@ class WandB(Logger):
         """Return the class of the records in W&B's local files."""
         return library("wandb.proto.wandb_internal_pb2", "wandb").Record
 
-    def _online(self, entity: str | None, project: str | None, sweep: str) -> dict[int, _Stored]:
+    def _online(self, settings: Any, sweep: str) -> dict[int, _Stored]:
         """Return the runs of a sweep that the server has."""
-        path = "/".join(filter(None, [entity, project or "uncategorized"]))
+        path = "/".join(filter(None, [settings.entity, settings.project or "uncategorized"]))
+        api = self._wandb.Api({"base_url": settings.base_url}, api_key=settings.api_key)
         stored = {}
         try:
-            runs = list(self._wandb.Api().runs(path, {"group": sweep}, per_page=500, lazy=False))
+            runs = list(api.runs(path, {"group": sweep}, per_page=500, lazy=False))
         except (ValueError, self._wandb.CommError):  # there is no such project yet
             runs = []
         for run in runs:
@@ -141,7 +142,10 @@ class WandB(Logger):
 
     def _reopen(self, number: int) -> Run:
         run, stored = self._create(number), self._stored.pop(number)
-        run.hyperparameters = stored.config
+        run.hyperparameters = {k: v for k, v in stored.config.items() if k != "_wandb"}
+        run.handle.config.update(
+            run.hyperparameters, allow_val_change=True
+        )  # for a file of its own
         run.floor = max(run.floor, stored.step)
         run.last = dict.fromkeys(stored.names, run.floor)
         run.step = max(run.floor, 0)
