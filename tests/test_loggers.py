@@ -165,6 +165,23 @@ def test_a_call_without_an_end(tracker, kind, again, tmp_path):
     check(read(), result, OURS, changes(kind))
 
 
+@pytest.mark.parametrize("kind", ["training", "population"])
+def test_a_tracker_that_lost_its_newest_values(kind, tmp_path):
+    """They are written again, but for the rates that a population had meanwhile."""
+    options = {"path": tmp_path / "sweep", "checkpoint_seconds": 0}
+    make, read, store = TRACKERS[OURS].logger, TRACKERS[OURS].read, tmp_path
+    with pytest.raises(RuntimeError):
+        KINDS[kind](callback=Stopping(make(store), STOP[kind], fail, is_lost=True), **options)
+    for run in make(store).runs.values():
+        if run["open"]:
+            run["values"][:] = [value for value in run["values"] if value[1] <= 10]
+    result = KINDS[kind](callback=make(store), **options)
+    found = {(n, s) for n, run in read(store).items() for k, s, _ in run.values if k == "hp/rate"}
+    kept = {key: rate for key, rate in changes(kind).items() if key in found}
+    check(read(store), result, OURS, kept)
+    assert {key for key in changes(kind) if key[1] > 20} <= found
+
+
 @pytest.mark.parametrize("tracker", REAL, indirect=True)
 def test_a_killed_process(tracker, tmp_path):
     make, read, store, name = tracker

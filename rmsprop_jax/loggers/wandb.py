@@ -143,9 +143,8 @@ class WandB(Logger):
     def _reopen(self, number: int) -> Run:
         run, stored = self._create(number), self._stored.pop(number)
         run.hyperparameters = {k: v for k, v in stored.config.items() if k != "_wandb"}
-        run.handle.config.update(
-            run.hyperparameters, allow_val_change=True
-        )  # for a file of its own
+        # A server keeps the last config that it gets, and each local file has its own.
+        run.handle.config.update(run.hyperparameters, allow_val_change=True)
         run.floor = max(run.floor, stored.step)
         run.last = dict.fromkeys(stored.names, run.floor)
         run.step = max(run.floor, 0)

@@ -27,7 +27,7 @@ class Server(http.server.ThreadingHTTPServer):
             self.runs[run["id"]] = run | {
                 "state": "running",
                 "group": variables.get("groupName") or run.get("group"),
-                "config": json.loads(variables["config"]) | run.get("config", {}),
+                "config": json.loads(variables["config"]),
             }
             return {"upsertBucket": {"bucket": self.node(self.runs[run["id"]]), "inserted": True}}
         if "bucket(" in query:
