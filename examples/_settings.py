@@ -9,10 +9,12 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from _cart_pole import LIMIT
+from scipy.stats import bootstrap, trim_mean
 from scipy.stats import t as student
 
 import rmsprop_jax as rj
 
+SEEDS = 8  # for tuning; three times as many others evaluate
 PLAIN, CENTERED, ADAM = (rj.plots.COLORS[name] for name in ("RMSProp", "RMSProp, centered", "Adam"))
 
 
@@ -36,16 +38,21 @@ def mean_and_interval(values):
     return values.mean(axis=-1), half
 
 
-def compare(train, settings, pictures, rates, seeds, steps, folder, shared=None):
-    """Tune each setting's rate on `seeds` seeds, evaluate on three times as many others, and draw.
+def iqm(values, axis=-1):
+    """Return the interquartile mean: without the lowest and the highest quarter of the seeds."""
+    return trim_mean(values, 0.25, axis=axis)
+
+
+def compare(train, settings, pictures, rates, steps, folder, shared=None):
+    """Tune each setting's rate on 8 seeds, evaluate on 24 others, and draw.
 
     All settings are also evaluated at one shared rate: `rates[shared]`, or by default the best rate
     of the first setting.
     """
-    names, (first, *_) = list(settings), settings
+    names, n = list(settings), 3 * SEEDS
     options = {"objective": "return", "mode": "max"}
-    tuning = rj.sweep(train, rj.grid(setting=names, rate=rates), seeds=seeds, **options)
-    tuned = tuning.by_point().reshape(len(names), len(rates), seeds)
+    tuning = rj.sweep(train, rj.grid(setting=names, rate=rates), seeds=SEEDS, **options)
+    tuned = tuning.by_point().reshape(len(names), len(rates), SEEDS)
     best = tuned.mean(axis=-1).argmax(axis=1)
     shared = best[0] if shared is None else shared
     # Each setting at its best rate, at the next higher rate, and at the shared rate.
@@ -54,56 +61,37 @@ def compare(train, settings, pictures, rates, seeds, steps, folder, shared=None)
     evaluated = rj.sweep(
         train,
         [{"setting": names[i], "rate": rates[at]} for i, at in points],
-        seeds=range(seeds, 4 * seeds),
+        seeds=range(SEEDS, SEEDS + n),
         **options,
     )
-    rows = [[points.index((i, at)) for at in places] for i, places in enumerate(chosen)]
-    # Axes: setting, one of the three rates, seed.
-    returns, end, curves = (
-        np.array(np.split(evaluated.metrics[name], len(points)))[np.array(rows)]
-        for name in ("return", "at the end", "curve")
-    )
-    table = evaluated.to_dataframe().groupby(["setting", "rate"], sort=False)
-    table[["return", "at the end"]].agg(["mean", "sem"]).to_csv(folder / "returns.csv")
+    # Axes: setting, one of the three rates.
+    rows = np.array([[points.index((i, at)) for at in places] for i, places in enumerate(chosen)])
+    by_point = evaluated.to_dataframe().groupby(["setting", "rate"], sort=False)
+    by_point[["return", "at the end"]].agg(["mean", "sem", iqm]).to_csv(folder / "returns.csv")
 
-    mean, half = mean_and_interval(returns)
-    difference, margin = mean_and_interval(returns - returns[0])
-    is_different = abs(difference) > margin
-    lost, rate = (end < LIMIT / 2).sum(axis=-1), f"{rates[shared]:.2g}"
-    n, factor = 3 * seeds, f"{rates[1] / rates[0]:.2g}"
+    factor, rate = f"{rates[1] / rates[0]:.2g}", f"{rates[shared]:.2g}"
     print(
-        f"Mean episode length over a training, in steps (at most {LIMIT}). Each rate is the best "
-        f"of {len(rates)} on {seeds}\nseeds. The figures are from {n} other seeds: mean ± half of "
-        f"the 95% interval.\ndiff: difference to {first}, paired by seed (* if its 95% interval "
-        f"excludes 0).\nend: the last tenth of the training. lost: seeds, of {n}, with fewer than "
-        f"{LIMIT // 2} steps at the end.\n"
+        f"The score of a training run is its mean episode length in steps, at most {LIMIT}. Of "
+        f"{len(rates)} rates,\nthe best has the highest mean score over {SEEDS} seeds. All figures "
+        f"are from {n} other seeds.\n\n"
+        "IQM   mean of the middle half of the scores, and its 95% interval (BCa bootstrap)\n"
+        "mean  mean of all scores\n"
+        f"lost  seeds with fewer than {LIMIT // 2} steps in the last tenth of the training\n"
+        "P     probability of improvement over the first row: of all pairs of a run with a run of\n"
+        "      the first row, the share in which the first row scores lower (a tie: half)\n"
+        f"wins  the same share of the {n} pairs with equal seeds, and its 95% interval (Wilson)"
     )
-    width = max(map(len, names))
-    print(
-        f"{'':{width + 11}}{'at its best rate':37}{f'at {factor} × the rate':18}at {rate}\n"
-        f"{'':{width}}    rate   mean       diff          end  lost   mean       lost  mean       "
-        "diff        lost"
-    )
-    for i, name in enumerate(names):
-        means = [f"{m:3.0f} ± {h:<3.0f}" for m, h in zip(mean[i], half[i], strict=True)]
-        stars = [" *" if star else "" for star in is_different[i]]
-        gaps = [
-            f"{difference[i, k]:+.0f} ± {margin[i, k]:.0f}{stars[k]}" if i else "" for k in range(3)
-        ]
-        print(
-            f"{name:{width}}{rates[best[i]]:8.2g}   {means[0]}  {gaps[0]:12}"
-            f"{end[i, 0].mean():5.0f}  {lost[i, 0]:4}   {means[1]}  {lost[i, 1]:4}   "
-            f"{means[2]}  {gaps[2]:11} {lost[i, 2]:4}"
-        )
-    for text, k in (("\nAt the best rate", 0), (f"At a rate of {rate}", 2)):
-        order = [i for i in difference[:, k].argsort() if is_different[i, k]]
-        listed = ", ".join(f"{names[i]} {difference[i, k]:+.0f}" for i in order)
-        print(f"{text}, different from {first}: {listed or 'none'}.")
+    print_table("Each at its best rate", evaluated, names, rows[:, 0])
+    print_table(f"Each at {factor} × its best rate", evaluated, names, rows[:, 1])
+    others = [0, *(i for i, place in enumerate(best) if i and place != shared)]
+    title = f"At a rate of {rate}: the first row, and all rows with another best rate"
+    print_table(title, evaluated, [names[i] for i in others], rows[others, 2])
 
     named = lambda values: dict(zip(names, values, strict=True))
+    curves = np.array(np.split(evaluated.metrics["curve"], len(points)))[rows]
     at_best, at_shared = (named(curves[:, k].swapaxes(1, 2)) for k in (0, 2))
     panels = {
-        f"mean over the training ({seeds} seeds)": (rates, named(tuned)),
+        f"mean over the training ({SEEDS} seeds)": (rates, named(tuned)),
         f"each at its best rate ({n} other seeds)": (steps, at_best),
         f"all at a rate of {rate} (the same {n} seeds)": (steps, at_shared),
     }
@@ -111,6 +99,27 @@ def compare(train, settings, pictures, rates, seeds, steps, folder, shared=None)
         looks = {name: settings[name] for name in shown if name in settings}
         draw(looks, panels, folder / f"{picture}.png")
     print(f"Wrote returns.csv and the pictures {', '.join(pictures)}.")
+
+
+def print_table(title, result, names, rows):
+    """Print one line for each point in `rows`, and compare it with the first of them."""
+    scores, means = result.by_point(), result.means()
+    middle = {point.index: point.objective for point in result.top(len(means), statistic="iqm")}
+    found = bootstrap((scores[rows],), iqm, axis=-1, method="BCa", rng=np.random.default_rng(0))
+    ended = result.metrics["at the end"].reshape(scores.shape)
+    lost = (ended < LIMIT / 2).sum(axis=-1)
+    width = max(map(len, names))
+    print(f"\n{title}\n{'':{width}}      rate  IQM [interval]   mean  lost     P  wins [interval]")
+    for name, row, low, high in zip(names, rows, *found.confidence_interval, strict=True):
+        line = (
+            f"{name:{width}}{result.points[row]['rate']:10.2g}  {middle[row]:3.0f} "
+            f"{f'[{low:.0f}, {high:.0f}]':11}{means[row]:6.0f}{lost[row]:6}"
+        )
+        if row != rows[0]:
+            versus = result.compare(result.points[row], result.points[rows[0]])
+            low, high = versus.wins_ci95
+            line += f"{versus.improvement:6.2f}  {versus.wins:4.2f} [{low:.2f}, {high:.2f}]"
+        print(line)
 
 
 def draw(looks, panels, file):

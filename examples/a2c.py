@@ -96,12 +96,12 @@ def train(hp, key, updates):
 
 def main(argv=None):
     args = start(__doc__, "a2c_output", argv)
-    updates, seeds = (50, 2) if args.quick else (2000, 8)
+    updates = 50 if args.quick else 2000
     rates = np.array([1e-3, 1e-1]) if args.quick else np.geomspace(10**-3.5, 1, 8)
     steps = np.arange(1, 51) / 50 * updates * BATCH / 1000
     settings = dict(list(SETTINGS.items())[:: 9 if args.quick else 1])
     whole = lambda hp, key: train(hp, key, updates)
-    compare(whole, settings, PICTURES, rates, seeds, steps, args.output)
+    compare(whole, settings, PICTURES, rates, steps, args.output)
 
 
 if __name__ == "__main__":

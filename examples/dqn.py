@@ -83,14 +83,14 @@ def train(hp, key, updates):
 
 def main(argv=None):
     args = start(__doc__, "dqn_output", argv)
-    updates, seeds = (500, 2) if args.quick else (15000, 8)
+    updates = 500 if args.quick else 15000
     halves = [0, 1] if args.quick else range(-1, 5)
     rates = 2.5e-4 * 10 ** (np.array(halves) / 2)  # around the paper's rate
     steps = np.arange(1, 51) / 50 * updates * CARTS / 1000
     whole = lambda hp, key: train(hp, key, updates)
     settings = dict(list(SETTINGS.items())[:: 6 if args.quick else 1])
     paper = halves.index(0)
-    compare(whole, settings, {"dqn": list(SETTINGS)}, rates, seeds, steps, args.output, paper)
+    compare(whole, settings, {"dqn": list(SETTINGS)}, rates, steps, args.output, paper)
 
 
 if __name__ == "__main__":

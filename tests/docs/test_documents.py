@@ -199,9 +199,9 @@ def test_heavy_packages_are_imported_only_when_used():
 
 
 TELLS = {
-    "a2c.py": "At the best rate, different from Stable-Baselines3",
+    "a2c.py": "probability of improvement over the first row",
     "adam_is_momentum_plus_rmsprop.py": "closed form",
-    "dqn.py": "At the best rate, different from DQN 2015",
+    "dqn.py": "probability of improvement over the first row",
     "lstm_language_model.py": "test bits",
     "lstm_sweep.py": "at an edge of the grid: learning_rate 0.03 (tried 0.001 to 0.03)",
     "learned_hyperparameters.py": "learned",
