@@ -108,8 +108,7 @@ def optimize(
       devices: the devices to run on. `None`: all devices of this process.
       progress: whether to draw a progress bar.
       record_every: store every k-th value of a metric, as for `sweep`.
-      callback: `callback(report)` is called after each wave, and when a study trial is pruned, as
-        for `sweep`.
+      callback: `callback(report)` is called after each wave, as for `sweep`.
       study_callbacks: functions to call with the study and the frozen study trial after each tell,
         as for `study.optimize`. After one calls `study.stop()`, no new study trials are asked for,
         and running ones finish.

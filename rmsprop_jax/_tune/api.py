@@ -120,13 +120,14 @@ def sweep(
         value, to save memory. A number k applies to metrics with as many values as the objective
         or, if the objective is not a metric per step, with the most values. A dict from metrics to
         numbers sets k for each. A function as `objective` gets the stored values.
-      callback: `callback(report)` is called on process 0 after each wave, and after a decision of a
-        scheduler that ends trials. The report is a tuple of `TrialReport`, one for each of these
-        trials: number, point, seed, step, the newest value of each metric, status, and series. If
-        `callback` raises, the sweep stops on every process, and keeps the finished trials. An
-        object that also has `start(sweep, report)` and `close()` hears of the whole call: `start`
+      callback: `callback(report)` is called on process 0 after each wave, with a tuple of
+        `TrialReport`, one for each trial of the wave: number, point, seed, step, the newest value
+        of each metric, status, and series. If `callback` raises, the sweep stops on every process,
+        and keeps the finished trials. `rj.loggers` has callbacks for trackers. An object that also
+        has `start(sweep, report)`, `pruned(report)`, and `close()` hears of the whole call: `start`
         gets an id of the sweep, the same whenever its folder resumes, and a report of the trials
-        that the folder has; `close` is called at the end, also after an exception.
+        that the folder has; `pruned` gets the trials that a scheduler or a pruner ended; `close` is
+        called at the end, also after an exception.
       steps: the number of steps of each trial. This argument, and all up to `checkpoint_seconds`,
         are for a `Training`. The same call with more steps resumes a folder in which all states
         were kept, if there is no scheduler.

@@ -239,28 +239,24 @@ class Session:
             self.table.commit(result.batch.trials)
         (judge or self.table.judge)(result.batch.trials)
         self.show()
-        self._report(result.batch.trials)
+        callback = self.experiment.options.callback
+        if callback is not None and self.experiment.cluster.is_leader:
+            callback(report_of(self.table, result.batch.trials))
 
     def prune(self, decision: AppliedDecision, arrived: set[int]) -> np.ndarray:
         """End the points that a decision prunes, and return their trials.
 
         Args:
           decision: the decision.
-          arrived: the trials that reached its step in this call. The callback hears of those among
-            them that end.
+          arrived: the trials that reached its step in this call. A callback that listens hears of
+            those among them that end.
         """
         pruned = self.table.prune(decision)
         self.show()
-        ended = pruned[np.isin(pruned, list(arrived))]
-        if len(ended):
-            self._report(ended)
+        ended, callback = pruned[np.isin(pruned, list(arrived))], self.experiment.options.callback
+        if len(ended) and isinstance(callback, Listener) and self.experiment.cluster.is_leader:
+            callback.pruned(report_of(self.table, ended))
         return pruned
-
-    def _report(self, trials: np.ndarray) -> None:
-        """Call the callback with the report of these trials."""
-        callback = self.experiment.options.callback
-        if callback is not None and self.experiment.cluster.is_leader:
-            callback(report_of(self.table, trials))
 
     def show(self) -> None:
         """Show the progress of the trials in the bar."""

@@ -84,10 +84,14 @@ class Logger(abc.ABC):
             raise RuntimeError(
                 f"a logger must hear how a call begins, but {type(self).__name__} got a report "
                 "before start(sweep, report). Pass the logger itself, callback=logger, or call its "
-                "start and close from the start and close of your own callback."
+                "start, pruned, and close from those of your own callback."
             )
         for trial in report:
             self._log(trial, with_changes=True)
+
+    def pruned(self, report: Report) -> None:
+        """End the runs of trials that a scheduler or a pruner ended."""
+        self(report)
 
     def close(self) -> None:
         """End all open runs as interrupted. `rj.sweep` calls this method when a call ends."""

@@ -102,6 +102,13 @@ class Stopping:
 
     def __call__(self, report):
         self._logger(report)
+        self._count()
+
+    def pruned(self, report):
+        self._logger.pruned(report)
+        self._count()
+
+    def _count(self):
         self._left -= 1
         if not self._left:
             self._how()

@@ -44,10 +44,14 @@ class Report(tuple[TrialReport, ...]):
 
 @runtime_checkable
 class Listener(Protocol):
-    """A callback that also hears how a call begins and ends; `rj.loggers` has such callbacks."""
+    """A callback that also hears how a call begins and ends, and which trials are pruned.
+
+    `rj.loggers` has such callbacks.
+    """
 
     def start(self, sweep: str, report: Report) -> object: ...
     def __call__(self, report: Report) -> object: ...
+    def pruned(self, report: Report) -> object: ...
     def close(self) -> object: ...
 
 

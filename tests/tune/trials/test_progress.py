@@ -26,6 +26,10 @@ class Ear:
         if len(self.reports) == self._stop:
             raise self._error("enough")
 
+    def pruned(self, report):
+        assert {one.status for one in report} <= {"pruned", "failed"}
+        self.reports.append(report)
+
     def close(self):
         self.closed += 1
 
@@ -73,6 +77,12 @@ def test_each_trial_ends_once_with_its_status_and_its_series(kind):
         assert result.status.tolist() == ["complete", "complete", "failed"]
     if kind == "halving":
         assert (result.status == "pruned").any()
+
+
+def test_a_function_hears_of_each_step_of_a_trial_once():
+    heard = []
+    KINDS["halving"](callback=lambda report: heard.extend((one.number, one.step) for one in report))
+    assert len(heard) == len(set(heard))
 
 
 def test_a_search_reports_the_trials_that_its_pruner_ends():
