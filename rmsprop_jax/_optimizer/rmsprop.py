@@ -21,7 +21,7 @@ __all__ = ["ScaleByRmsState", "rmsprop", "scale_by_rms"]
 
 @explains_foreign_names
 def scale_by_rms(
-    decay: ArrayLike = 0.9,
+    decay: optax.ScalarOrSchedule = 0.9,
     eps: ArrayLike = 1e-8,
     initial_scale: ArrayLike = 0.0,
     eps_in_sqrt: bool = False,
@@ -39,8 +39,8 @@ def scale_by_rms(
     for your own chains. All arguments have the meaning that they have in `rmsprop`.
 
     Args:
-      decay: ρ in [0, 1), the share of the average that each step keeps. A number or a traced
-        scalar.
+      decay: ρ in [0, 1), the share of the average that each step keeps. A number, a traced scalar,
+        or a schedule (step → ρ, from step 0).
       eps: ε ≥ 0, in units of the gradient (of its square with `eps_in_sqrt`).
       initial_scale: s₀ ≥ 0, in units of the squared gradient.
       eps_in_sqrt: whether to divide by √(s + ε) instead of √s + ε. Optax's default is True, ours is
@@ -81,7 +81,7 @@ def scale_by_rms(
 @explains_foreign_names
 def rmsprop(
     learning_rate: optax.ScalarOrSchedule = 1e-3,
-    decay: ArrayLike = 0.9,
+    decay: optax.ScalarOrSchedule = 0.9,
     eps: ArrayLike = 1e-8,
     initial_scale: ArrayLike = 0.0,
     eps_in_sqrt: bool = False,
@@ -122,7 +122,8 @@ def rmsprop(
     Args:
       learning_rate: η, a finite number, a traced scalar, or a schedule (step → η, from step 0).
       decay: ρ in [0, 1). 0.9 has a half-life of about 7 steps (ln 2 / −ln ρ), 0.99 of about 69.
-        It may change during training (`optax.inject_hyperparams`).
+        It may change during training: by `optax.inject_hyperparams`, or by a schedule (step → ρ,
+        from step 0), whose values are clipped to [0, 1).
       eps: ε ≥ 0, in units of the gradient (of its square with `eps_in_sqrt`).
       initial_scale: s₀ ≥ 0, in units of the squared gradient. TensorFlow 1 starts at 1.
       eps_in_sqrt: whether to divide by √(s + ε) instead of √s + ε.

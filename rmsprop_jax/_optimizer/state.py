@@ -27,7 +27,8 @@ class ScaleByRmsState(NamedTuple):
     """
 
     step: jax.Array | None
-    """The number of steps taken, int32 scalar. With `bias_correction` or a bfloat16 `nu` only."""
+    """The number of steps taken, int32 scalar. With `bias_correction`, a schedule as decay, or a
+    bfloat16 `nu` only."""
     mu: Any
     """With `centered`, the weighted mean of the gradient. Else `None`."""
     nu: Any
@@ -59,6 +60,14 @@ class Averages:
         for name, check in validation.AVERAGES.items():
             object.__setattr__(self, name, check(name, getattr(self, name)))
 
+    def decay_at(self, step: Any) -> Any:
+        """Return ρ in a step, counted from 0. The value of a schedule is clipped to [0, 1), and NaN
+        stays NaN."""
+        if not callable(self.decay):
+            return self.decay
+        rho = precision.to_float(self.decay(step))
+        return jnp.clip(rho, 0.0, 1.0 - float(jnp.finfo(rho.dtype).epsneg))
+
     @property
     def is_short(self) -> bool:
         """Return whether s is stored in two bytes."""
@@ -86,7 +95,8 @@ def form_of(g: jax.Array, kept: Any, averages: Averages) -> Form:
 def averaging(averages: Averages) -> optax.GradientTransformation:
     """Return `scale_by_rms` for gradients of at least float32."""
     a = averages
-    counts = a.bias_correction or a.is_short
+    scheduled = callable(a.decay)
+    counts = a.bias_correction or a.is_short or scheduled
     weighs = a.bias_correction and not a.constant_decay
 
     def init_fn(params: optax.Params) -> Any:
@@ -102,10 +112,11 @@ def averaging(averages: Averages) -> optax.GradientTransformation:
 
     def update_fn(updates, state, params=None) -> Any:
         del params
-        validation.state_of(state, a.centered, a.bias_correction, weighs, a.state_dtype)
+        validation.state_of(state, a.centered, a.bias_correction, weighs, a.state_dtype, scheduled)
+        decay = a.decay_at(state.step)
         step: Any = optax.safe_increment(state.step) if counts else None
-        weight = _grown(state.weight, a.decay) if weighs else None
-        numbers = _numbers(a, step, state.weight, weight)
+        weight = _grown(state.weight, decay) if weighs else None
+        numbers = _numbers(a, decay, step, state.weight, weight)
         salt = two_bytes.salt(two_bytes.NU, a.seed, step) if a.is_short else None
 
         leaves, treedef = jax.tree.flatten(updates, is_leaf=precision.is_none)
@@ -185,9 +196,11 @@ def _grown(weight: Any, decay: Any) -> tuple[jax.Array, jax.Array]:
     return total, added - (total - high)
 
 
-def _numbers(a: Averages, step: Any, before: Any, after: Any) -> Callable[[Form], Numbers]:
+def _numbers(
+    a: Averages, decay: Any, step: Any, before: Any, after: Any
+) -> Callable[[Form], Numbers]:
     """Return the scalars of one step, as a function of the precision, computed once for each."""
-    rho, w = map(precision.to_float, (a.decay, 1 - a.decay))  # 1 − ρ before it is rounded
+    rho, w = map(precision.to_float, (decay, 1 - decay))  # 1 − ρ before it is rounded
     weight = start = first = None
     if a.bias_correction:
         if a.constant_decay:

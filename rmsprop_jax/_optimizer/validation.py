@@ -140,8 +140,8 @@ def _non_negative(name: str, value: Any) -> Any:
 
 
 def decay(name: str, value: Any) -> Any:
-    """Return a decay in [0, 1), checked as `scalar` does."""
-    return scalar(name, value, 0.0, 1.0)
+    """Return a decay in [0, 1), checked as `scalar` does, or a schedule unchanged."""
+    return value if callable(value) else scalar(name, value, 0.0, 1.0)
 
 
 # The check of each argument of `scale_by_rms`.
@@ -180,7 +180,9 @@ def mask_of(mask: Any) -> Any:
 _INIT = "call init of the optimizer that you update with"
 
 
-def state_of(state: Any, centered: bool, bias_correction: bool, weighs: bool, dtype: Any) -> None:
+def state_of(
+    state: Any, centered: bool, bias_correction: bool, weighs: bool, dtype: Any, scheduled: bool
+) -> None:
     """Refuse a state that was made with other settings, because its averages differ in meaning."""
     is_short = dtype == jnp.bfloat16
     for nu in jax.tree.leaves(state.nu):
@@ -193,13 +195,20 @@ def state_of(state: Any, centered: bool, bias_correction: bool, weighs: bool, dt
     if not jax.tree.leaves(state.nu):
         return
     flags = {"centered": (centered, state.mu), "bias_correction": (bias_correction, state.step)}
-    if is_short:
-        del flags["bias_correction"]  # the rounding also counts steps
+    if is_short or scheduled:
+        del flags["bias_correction"]  # the rounding and a schedule count steps, too
+    if scheduled and state.step is None:
+        raise ValueError(
+            "decay must be a number for a state that was made with a number, and counts no steps, "
+            f"got a schedule. To fix it, {_INIT}."
+        )
     for name, (on, field) in flags.items():
         if on == (field is None):
+            both = name == "bias_correction" and not on
+            or_schedule = " or with a schedule as decay" if both else ""
             raise ValueError(
                 f"{name} must be the same in init and update, got {name}={on} and a state that was "
-                f"made with {name}={not on}. To fix it, {_INIT}."
+                f"made with {name}={not on}{or_schedule}. To fix it, {_INIT}."
             )
     if weighs and state.weight is None:
         raise ValueError(
