@@ -1,6 +1,7 @@
 """RMSProp you can trust, port, and tune, in JAX."""
 
 from rmsprop_jax import loggers, plots, presets, search
+from rmsprop_jax._optimizer.cautious import cautious
 from rmsprop_jax._optimizer.rmsprop import ScaleByRmsState, rmsprop, scale_by_rms
 from rmsprop_jax._optimizer.stochastic_rounding import StochasticRoundingState, stochastic_rounding
 from rmsprop_jax._tune.api import sweep
@@ -50,6 +51,7 @@ __all__ = [
     "Training",
     "TrialReport",
     "__version__",
+    "cautious",
     "choice",
     "grid",
     "integers",

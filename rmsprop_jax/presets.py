@@ -1,10 +1,10 @@
 # pyright: standard
 """The RMSProps of other frameworks, with their argument names, order, and defaults.
 
-Paste the framework's call, and leave out its list of parameters. Every learning rate may also be a
-schedule (step → η, from step 0). `momentum=0` allocates no buffer, as in those frameworks, and
-`weight_decay=0` adds no term. A traced 0 allocates the buffer and adds the term. Options that a
-gradient transformation cannot implement are refused.
+Paste the framework's call, and leave out its list of parameters. Every learning rate, and every
+decay, may also be a schedule (a function of the step, from 0). `momentum=0` allocates no buffer, as
+in those frameworks, and `weight_decay=0` adds no term. A traced 0 allocates the buffer and adds the
+term. Options that a gradient transformation cannot implement are refused.
 
 Each update below is for one parameter θ with gradient g. s and m start at 0 unless the text gives
 s₀.
@@ -19,6 +19,7 @@ ValueError for a concrete number out of range. The message names the argument of
 the number.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,6 +30,7 @@ import optax as ox  # `optax` is a preset here
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
+from rmsprop_jax._optimizer.cautious import cautious
 from rmsprop_jax._optimizer.precision import in_full_precision, to_float
 from rmsprop_jax._optimizer.rmsprop import momentum_buffer, rmsprop, scale_by_rate
 from rmsprop_jax._optimizer.state import Averages, averaging
@@ -81,7 +83,7 @@ _NONE: Any = _Nothing()
 
 def optax(
     learning_rate: _Rate,
-    decay: ArrayLike = 0.9,
+    decay: _Rate = 0.9,
     eps: ArrayLike = 1e-8,
     initial_scale: ArrayLike = 0.0,
     eps_in_sqrt: bool = True,
@@ -114,7 +116,7 @@ def optax(
 
 def torch(
     lr: _Rate = 1e-2,
-    alpha: ArrayLike = 0.99,
+    alpha: _Rate = 0.99,
     eps: ArrayLike = 1e-8,
     weight_decay: ArrayLike = _NONE,
     momentum: ArrayLike = _NONE,
@@ -151,7 +153,7 @@ def torch(
 
 def keras(
     learning_rate: _Rate = 0.001,
-    rho: ArrayLike = 0.9,
+    rho: _Rate = 0.9,
     momentum: ArrayLike = _NONE,
     epsilon: ArrayLike = 1e-7,
     centered: bool = False,
@@ -220,7 +222,7 @@ def keras(
 
 def tensorflow_v1(
     learning_rate: _Rate,
-    decay: ArrayLike = 0.9,
+    decay: _Rate = 0.9,
     momentum: ArrayLike = _NONE,
     epsilon: ArrayLike = 1e-10,
     use_locking: bool = False,
@@ -249,7 +251,7 @@ def tensorflow_v1(
 
 def tf_keras_legacy(
     learning_rate: _Rate = 0.001,
-    rho: ArrayLike = 0.9,
+    rho: _Rate = 0.9,
     momentum: ArrayLike = _NONE,
     epsilon: ArrayLike = 1e-7,
     centered: bool = False,
@@ -287,7 +289,7 @@ def tf_keras_legacy(
 
 def timm(
     lr: _Rate = 1e-2,
-    alpha: ArrayLike = 0.9,
+    alpha: _Rate = 0.9,
     eps: ArrayLike = 1e-10,
     weight_decay: ArrayLike = _NONE,
     momentum: ArrayLike = _NONE,
@@ -306,7 +308,8 @@ def timm(
     `lr_in_momentum=False` has b ← μ b + g / √(s + ε);  θ ← θ − lr b.
 
     Unlike the defaults of `rmsprop`: lr = 0.01, s starts at 1, and ε = 1e-10 is inside the root.
-    `foreach` changes no number, and does nothing here. `caution` is refused.
+    `foreach` changes no number, and does nothing here. `caution` masks the momentum buffer where it
+    points against g + λθ, as `rmsprop_jax.cautious` does, and changes nothing without momentum.
     `corrected_weight_decay` is refused with a schedule. Without a schedule, it changes nothing.
 
     Raises:
@@ -321,12 +324,6 @@ def timm(
             "Leave weight_decay out here, and put optax.add_decayed_weights with a schedule of "
             "your own after this transformation."
         )
-    if flag("caution", caution):
-        raise ValueError(
-            "caution must be False, got caution=True, because masking the step by the sign of "
-            "the gradient is another optimizer (Cautious Optimizers, arXiv:2411.16085). Leave "
-            "caution out, or write the mask as a transformation of your own."
-        )
     return _transformation(
         lr,
         decay=alpha,
@@ -338,12 +335,13 @@ def timm(
         lr_in_momentum=lr_in_momentum,
         weight_decay=weight_decay,
         decoupled_weight_decay=decoupled_decay,
+        caution=flag("caution", caution),
     )
 
 
 def stable_baselines3(
     lr: _Rate = 1e-2,
-    alpha: ArrayLike = 0.99,
+    alpha: _Rate = 0.99,
     eps: ArrayLike = 1e-8,
     weight_decay: ArrayLike = _NONE,
     momentum: ArrayLike = _NONE,
@@ -361,7 +359,7 @@ def stable_baselines3(
     return timm(lr, alpha, eps, weight_decay, momentum, centered, lr_in_momentum=False)
 
 
-def mlx(learning_rate: _Rate, alpha: ArrayLike = 0.99, eps: ArrayLike = 1e-8) -> _Transformation:
+def mlx(learning_rate: _Rate, alpha: _Rate = 0.99, eps: ArrayLike = 1e-8) -> _Transformation:
     """`mlx.optimizers.RMSprop` (MLX 0.32, `mlx/optimizers/optimizers.py`).
 
     s ← α s + (1−α) g²;  θ ← θ − η g / (√s + ε).
@@ -372,7 +370,7 @@ def mlx(learning_rate: _Rate, alpha: ArrayLike = 0.99, eps: ArrayLike = 1e-8) ->
 
 
 def graves2013(
-    lr: _Rate = 1e-4, alpha: ArrayLike = 0.95, momentum: ArrayLike = 0.9, eps: ArrayLike = 1e-4
+    lr: _Rate = 1e-4, alpha: _Rate = 0.95, momentum: ArrayLike = 0.9, eps: ArrayLike = 1e-4
 ) -> _Transformation:
     """Graves, [Generating Sequences With Recurrent Neural
     Networks](https://arxiv.org/abs/1308.0850), 2013, eq. 38–45.
@@ -395,8 +393,8 @@ def graves2013(
 
 def dqn2015(
     learning_rate: _Rate = 2.5e-4,
-    gradient_momentum: ArrayLike = 0.95,
-    squared_gradient_momentum: ArrayLike = 0.95,
+    gradient_momentum: _Rate = 0.95,
+    squared_gradient_momentum: _Rate = 0.95,
     min_squared_gradient: ArrayLike = 0.01,
 ) -> _Transformation:
     """Mnih et al., [Human-level control through deep reinforcement
@@ -426,7 +424,7 @@ def dqn2015(
 
 
 def a3c2016(
-    learning_rate: _Rate = 7e-4, alpha: ArrayLike = 0.99, epsilon: ArrayLike = 0.1
+    learning_rate: _Rate = 7e-4, alpha: _Rate = 0.99, epsilon: ArrayLike = 0.1
 ) -> _Transformation:
     """Mnih et al., [Asynchronous Methods for Deep Reinforcement
     Learning](https://arxiv.org/abs/1602.01783), 2016, eq. S2–S3 (shared RMSProp).
@@ -446,7 +444,7 @@ def a3c2016(
 
 def impala2018(
     learning_rate: _Rate = 4.8e-4,
-    decay: ArrayLike = 0.99,
+    decay: _Rate = 0.99,
     momentum: ArrayLike = _NONE,
     epsilon: ArrayLike = 0.1,
 ) -> _Transformation:
@@ -467,7 +465,7 @@ def impala2018(
 
 
 def pymarl(
-    lr: _Rate = 5e-4, optim_alpha: ArrayLike = 0.99, optim_eps: ArrayLike = 1e-5
+    lr: _Rate = 5e-4, optim_alpha: _Rate = 0.99, optim_eps: ArrayLike = 1e-5
 ) -> _Transformation:
     """PyMARL's learners (Samvelyan et al., [The StarCraft Multi-Agent
     Challenge](https://arxiv.org/abs/1902.04043), 2019; `src/config/default.yaml`), which use
@@ -491,6 +489,8 @@ def _transformation(
     eps_in_sqrt: Any = False,
     before: Sequence[ox.GradientTransformation] = (),
     around: Callable[[ox.GradientTransformation], ox.GradientTransformation] = lambda inner: inner,
+    decoupled_weight_decay: bool = False,
+    caution: bool = False,
     **settings: Any,
 ) -> _Transformation:
     """Return `rmsprop`, where a momentum of 0 has no buffer and a weight decay of 0 no term.
@@ -503,24 +503,49 @@ def _transformation(
         decides.
       before: transformations of the gradient, in full precision.
       around: a wrapper around the whole chain, in full precision.
+      decoupled_weight_decay: as for `rmsprop`.
+      caution: whether to mask the momentum buffer. The masked part is between the two places of
+        weight decay.
       **settings: more arguments of `rmsprop`.
     """
     decay = None if _is_zero(weight_decay) else weight_decay
+    decoupled = flag("decoupled_weight_decay", decoupled_weight_decay)
 
     def make(momentum):
         inside = momentum is not None if eps_in_sqrt is _WITH_MOMENTUM else eps_in_sqrt
-        inner = rmsprop(
-            learning_rate,
-            momentum=momentum,
-            weight_decay=decay,
-            eps_in_sqrt=inside,
-            **settings,
+        build = functools.partial(
+            rmsprop, learning_rate, momentum=momentum, eps_in_sqrt=inside, **settings
         )
+        if not caution or momentum is None:
+            inner = build(weight_decay=decay, decoupled_weight_decay=decoupled)
+        else:
+            inner = cautious(build())
+            if decay is not None and decoupled:
+                inner = ox.chain(inner, _decoupled_decay(learning_rate, decay))
+            elif decay is not None:
+                inner = ox.chain(ox.add_decayed_weights(scalar("weight_decay", decay, 0.0)), inner)
         return in_full_precision(around(ox.chain(*before, inner)), reads_params=decay is not None)
 
     if isinstance(momentum, jax.Array):
         return _by_momentum(make, momentum)
     return make(None if _is_zero(momentum) else momentum)
+
+
+def _decoupled_decay(learning_rate: _Rate, weight_decay: Any) -> ox.GradientTransformation:
+    """Return a transformation that adds −η λ θ to an update, with the η of the step."""
+    decay_weights = ox.add_decayed_weights(scalar("weight_decay", weight_decay, 0.0))
+    rate = scale_by_rate(learning_rate)
+
+    def init_fn(params):
+        return rate.init(params), decay_weights.init(params)
+
+    def update_fn(updates, state, params=None):
+        zeros = jax.tree.map(jnp.zeros_like, updates)
+        decayed, decay_state = decay_weights.update(zeros, state[1], params)
+        decayed, rate_state = rate.update(decayed, state[0])
+        return jax.tree.map(jnp.add, updates, decayed), (rate_state, decay_state)
+
+    return ox.GradientTransformation(init_fn, update_fn)
 
 
 def _by_momentum(make: Callable[[Any], _Transformation], momentum: jax.Array) -> _Transformation:

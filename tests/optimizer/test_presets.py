@@ -170,7 +170,6 @@ def test_tf_keras_takes_an_epsilon_of_zero_for_its_default():
         ("keras", {"loss_scale_factor": 128.0}, r"loss_scale_factor.*128.*optax\.scale"),
         ("keras", {"gradient_accumulation_steps": 4}, r"accumulation_steps.*4.*MultiSteps"),
         ("keras", {"clipnorm": 1.0, "clipvalue": 1.0}, "clipnorm"),
-        ("timm", {"caution": True}, "caution=True"),
         (
             "timm",
             {"lr": oracles.rate, "corrected_weight_decay": True, "decoupled_decay": True},
