@@ -2,6 +2,7 @@
 
 from rmsprop_jax import loggers, plots, presets, search
 from rmsprop_jax._optimizer.cautious import cautious
+from rmsprop_jax._optimizer.restore import Moments, moments, restore_state
 from rmsprop_jax._optimizer.rmsprop import ScaleByRmsState, rmsprop, scale_by_rms
 from rmsprop_jax._optimizer.stochastic_rounding import StochasticRoundingState, stochastic_rounding
 from rmsprop_jax._tune.api import sweep
@@ -38,6 +39,7 @@ __all__ = [
     "Distribution",
     "Executor",
     "ExpectedBest",
+    "Moments",
     "PointResult",
     "Points",
     "PopulationBasedTraining",
@@ -57,9 +59,11 @@ __all__ = [
     "integers",
     "log_uniform",
     "loggers",
+    "moments",
     "one_minus",
     "plots",
     "presets",
+    "restore_state",
     "rmsprop",
     "rmsprop_space",
     "sample",
