@@ -7,6 +7,7 @@ import optuna
 import pytest
 
 import rmsprop_jax as rj
+from tests.support.tables import few
 from tests.support.trainings import noisy, sweep
 
 
@@ -109,8 +110,17 @@ def test_a_search_reports_the_trials_that_its_pruner_ends():
 STOP = {"function": 2, "recorded": 8, "halving": 13, "population": 12}
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+RESUMED = {
+    f"{kind}-{error.__name__}": (kind, error)
+    for kind in KINDS
+    for error in (RuntimeError, KeyboardInterrupt)
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    few(RESUMED, ["function-KeyboardInterrupt", "halving-RuntimeError"], unpack=True),
+)
 def test_a_resumed_call_begins_with_the_trials_that_the_folder_has(kind, error, tmp_path):
     options = {"path": tmp_path, "checkpoint_seconds": 0, "devices": jax.devices()[:1]}
     first, second = Ear(STOP[kind], error), Ear()
