@@ -22,15 +22,15 @@ def cautious(
     The gradient g enters `transformation`, and the update u comes from it. With momentum, u may
     point along the present gradient. Then the parameter waits. A part of u or g that is exactly 0
     is masked, too. The other parts of the same array become longer, so that the mean length stays.
-    The state, and a momentum buffer in it, is that of `transformation`: nothing in it is masked.
+    The state is that of `transformation`. A momentum buffer in the state is not masked.
 
-    Put coupled weight decay before it, because g includes it, and decoupled weight decay after it,
-    because the decay is not masked:
+    Put coupled weight decay before `cautious`, because g includes the decay. Put decoupled weight
+    decay after `cautious`, because that decay is not masked:
 
         optax.chain(optax.add_decayed_weights(1e-4), rj.cautious(rj.rmsprop(1e-3, momentum=0.9)))
 
-    `presets.timm(caution=True)` does this. The mean is over one array, as it is: inside
-    `jax.shard_map`, over the device's shard.
+    `presets.timm(caution=True)` has this order. The mean is over one array. Inside `jax.shard_map`,
+    the mean is over the device's shard of the array.
 
     Args:
       transformation: an optimizer whose updates are added to the parameters, with the learning rate

@@ -16,6 +16,22 @@ from rmsprop_jax._optimizer.precision import is_none
 from rmsprop_jax._optimizer.state import ScaleByRmsState
 from rmsprop_jax._optimizer.stochastic_rounding import StochasticRoundingState
 
+# Optax's states by name, because some of their classes are not public: see `_kind`.
+OPTAX = {
+    "ScaleByRmsState": "optax rms",
+    "ScaleByRmsWithCountState": "optax rms",
+    "ScaleByRStdDevState": "optax rms",
+    "ScaleByRStdDevWithCountState": "optax rms",
+    "TraceState": "trace",
+    "ScaleByScheduleState": "count",
+    "WrappedScheduleState": "count",
+    "InjectHyperparamsState": "around",
+    "InjectStatefulHyperparamsState": "around",
+    "MaskedState": "around",
+    "PartitionState": "around",
+    "SplitRealAndImaginaryState": "around",
+    "EmptyState": "nothing",
+}
 SLACK = 1e-5  # EMA(g)² may exceed EMA(g²) by this much, by rounding
 
 
@@ -162,30 +178,14 @@ def moments(state: optax.OptState, *, initial_scale: float = 0.0) -> Moments:
 def _kind(node: Any) -> str:
     """Return what a part of a state is: "rms", "optax rms", "trace", "count", "rounding", "around"
     for a wrapper, "nothing", or "" for another."""
-    name, module = type(node).__name__, type(node).__module__.split(".")[0]
     if isinstance(node, ScaleByRmsState):
         return "rms"
     if isinstance(node, StochasticRoundingState):
         return "rounding"
-    if module == "optax":
-        optaxs = {
-            "ScaleByRmsState": "optax rms",
-            "ScaleByRmsWithCountState": "optax rms",
-            "ScaleByRStdDevState": "optax rms",
-            "ScaleByRStdDevWithCountState": "optax rms",
-            "TraceState": "trace",
-            "ScaleByScheduleState": "count",
-            "WrappedScheduleState": "count",
-            "InjectHyperparamsState": "around",
-            "InjectStatefulHyperparamsState": "around",
-            "MaskedState": "around",
-            "PartitionState": "around",
-            "SplitRealAndImaginaryState": "around",
-            "EmptyState": "nothing",
-        }
-        return optaxs.get(name, "")
     if node is None:
         return "nothing"
+    if type(node).__module__.split(".")[0] == "optax":
+        return OPTAX.get(type(node).__name__, "")
     return "around" if type(node) in (tuple, list, dict) else ""
 
 
@@ -392,12 +392,11 @@ class _Restored:
             if len(olds) == 2 and (x is None or not jnp.iscomplexobj(x)):
                 raise ValueError(
                     f"{buffer.place(i)} must be complex, because the solver splits its parameter "
-                    f"into two reals, got {_kind_of(x)}. Put the buffer of the real part into its "
-                    "real part, and that of the imaginary part likewise."
+                    f"into two reals, got {_kind_of(x)}. Pass real + 1j * imaginary, from the "
+                    "buffers of both parts."
                 )
-            xs = [jnp.real(x), jnp.imag(x)] if len(olds) == 2 else [x] * len(olds)
-            if len(olds) == 2 and not isinstance(x, Tracer):
-                xs = [np.real(x), np.imag(x)]
+            numpy = jnp if isinstance(x, Tracer) else np
+            xs = [numpy.real(x), numpy.imag(x)] if len(olds) == 2 else [x] * len(olds)
             found.append([self._array(buffer, i, *both) for both in zip(xs, olds, strict=True)])
         return found
 

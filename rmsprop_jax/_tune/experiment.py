@@ -253,7 +253,7 @@ class Experiment:
         traces = [self.traces[i] for i in used]
         spec = dataclasses.replace(
             self.spec,
-            points=Points.of(points, self._static, "search"),
+            points=Points.of(points, self._static).drawn("search"),
             groups=of_used,
             metrics=[self.spec.metrics[i] for i in used],
             fingerprint=Fingerprint(of_used, traces, self.options.args, needed=False),

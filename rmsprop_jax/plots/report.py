@@ -20,6 +20,7 @@ from rmsprop_jax._tune.results.statistics import (
     Comparison,
     edge,
     levels,
+    mean_std_ci95,
 )
 from rmsprop_jax._tune.space.values import is_number, label
 from rmsprop_jax._tune.trials.status import COMPLETE, STATUSES
@@ -36,11 +37,12 @@ MOST_BOLD = 5  # points in the picture of curves
 MOST_SENSITIVITIES = 4  # pictures of one hyperparameter
 MOST_SEEDS = 30  # to advise; more cost too much
 NEIGHBORS = 10  # points that are compared with the best
+NOTHING = math.nan, math.nan, (math.nan, math.nan)  # of a point without a complete trial
 PACKAGES = ("rmsprop_jax", "jax", "jaxlib", "optax", "numpy", "matplotlib")
 
 
 class _Facts(NamedTuple):
-    """What the sections of the report tell about."""
+    """The result, and the statistics that several sections of the report use."""
 
     result: "SweepResult"
     best: list["PointResult"]
@@ -268,7 +270,7 @@ def _more_points(mode: str, expected: ExpectedBest) -> str:
 def _pictures(facts: _Facts) -> Iterator[_Picture]:
     """Yield the pictures that fit the result."""
     result, best, _, expected = facts
-    better = {"min": "lower", "max": "higher"}[result.mode]
+    better = {"min": "Lower", "max": "Higher"}[result.mode]
     if result.steps and (result.steps_completed > 0).any():
         top = min(MOST_BOLD, max(1, len(best)))
         band = "ci95" if len(result.seeds) > 1 else "range"
@@ -339,19 +341,16 @@ def _table(result: "SweepResult") -> str:
         "complete seeds",
         "status",
     ]
-    rows, means = [], result.means()
-    status = result.status.reshape(table.shape)
-    known = {one.index: one for one in result.top(MOST_ROWS)} if len(ranked) else {}
+    rows, status = [], result.status.reshape(table.shape)
     for place, i in enumerate(order[:MOST_ROWS], start=1):
-        point, one = result.points[i], known.get(i)
+        point, known = result.points[i], table[i][np.isfinite(table[i])]
+        mean, std, (low, high) = mean_std_ci95(known) if len(known) else NOTHING
         cells: list[tuple[str, Any]] = [(str(place), place)]
         cells += [_cell(point.get(name, ABSENT)) for name in names]
-        cells.append((f"{means[i]:.6g}" if one else "–", means[i]))
-        std = math.nan if one is None else one.std
+        cells.append(("–" if math.isnan(mean) else f"{mean:.6g}", mean))
         cells.append(("–" if math.isnan(std) else f"{std:.3g}", std))
-        low = math.nan if one is None else one.ci95[0]
-        cells.append(("–" if one is None or math.isnan(low) else _interval(one.ci95), low))
-        complete = int((status[i] == "complete").sum())
+        cells.append(("–" if math.isnan(low) else _interval((low, high)), low))
+        complete = int((status[i] == COMPLETE).sum())
         cells.append((f"{complete} of {len(result.seeds)}", complete))
         each = ", ".join(dict.fromkeys(status[i].tolist()))
         cells.append((each, each))

@@ -84,10 +84,11 @@ def expected_best(
 def _intervals(folds: np.ndarray) -> np.ndarray:
     """Return the 95% confidence interval of the mean over folds, of shape (budgets, 2).
 
-    Each two folds choose by seeds that they share, so their values depend on each other, and the
-    plain t interval is too narrow: with normal noise and 3 to 8 seeds it covers 0.80 to 0.88. The
-    variance of Nadeau and Bengio has 1/n + 1/(n − 1) instead of 1/n, and covers 0.94 there. With
-    other noise it covers 0.85 to 0.95 (`python -m tests.support.coverage`).
+    Two folds choose their points by common seeds, so that their values depend on each other. The
+    plain t interval is therefore too narrow: with normal noise and 3 to 8 seeds, it covers 0.80 to
+    0.88. This interval has the variance of Nadeau and Bengio, with 1/n + 1/(n − 1) instead of 1/n,
+    and covers 0.94 to 0.95 there. With other noise or 24 seeds, it covers 0.85 to 0.95
+    (`python -m tests.support.coverage`).
 
     Args:
       folds: float array, shape (seeds, budgets).

@@ -96,10 +96,8 @@ class Points(Sequence[dict[str, Value]]):
                 )
         self._set(rows, static)
 
-    def _set(
-        self, rows: Sequence[Mapping[str, Value]], static: Iterable[str], method: str = "list"
-    ) -> None:
-        self.static, self.method = frozenset(static), method
+    def _set(self, rows: Sequence[Mapping[str, Value]], static: Iterable[str]) -> None:
+        self.static, self.method = frozenset(static), "list"
         self.space: dict[str, Any] | None = None  # a Distribution for each hyperparameter
         self.names: tuple[str, ...] = tuple(dict.fromkeys(name for row in rows for name in row))
         if rows and (unknown := self.static - set(self.names)):
@@ -124,27 +122,24 @@ class Points(Sequence[dict[str, Value]]):
         """For each axis that was asked for, whether all its numbers are ints."""
 
     @classmethod
-    def of(
-        cls, rows: Sequence[Mapping[str, Value]], static: Iterable[str], method: str = "list"
-    ) -> "Points":
+    def of(cls, rows: Sequence[Mapping[str, Value]], static: Iterable[str]) -> "Points":
         """Return points whose names may differ.
 
         Args:
           rows: mappings from name to value.
           static: the names whose numbers are static. Names that no row has are ignored.
-          method: how the points were made.
         """
         points = cls.__new__(cls)
         names = {name for row in rows for name in row}
-        points._set(rows, names & set(static), method)
+        points._set(rows, names & set(static))
         return points
 
-    def drawn(self, method: str, space: Mapping[str, Any] | None) -> "Points":
-        """Return the same points, which remember how they were drawn.
+    def drawn(self, method: str, space: Mapping[str, Any] | None = None) -> "Points":
+        """Return the same points, which remember how they were made.
 
         Args:
           method: how the points were made.
-          space: the space of a sample.
+          space: the space of a sample; `None` for other points.
         """
         points = copy.copy(self)
         points.method, points.space = method, None if space is None else dict(space)
@@ -170,7 +165,7 @@ class Points(Sequence[dict[str, Value]]):
             if not isinstance(other, Sequence) or isinstance(other, str):
                 return NotImplemented
             other = Points(other)
-        return Points.of(self._points + other._points, self.static | other.static, "a + b")
+        return Points.of(self._points + other._points, self.static | other.static).drawn("a + b")
 
     def __radd__(self, other: Sequence[Mapping[str, Value]]) -> "Points":
         if not isinstance(other, Sequence) or isinstance(other, str):
@@ -186,7 +181,7 @@ class Points(Sequence[dict[str, Value]]):
                 "Remove these axes from one of the factors."
             )
         rows = [a | b for a, b in itertools.product(self._points, other._points)]
-        return Points.of(rows, self.static | other.static, "a * b")
+        return Points.of(rows, self.static | other.static).drawn("a * b")
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Points):
@@ -213,7 +208,7 @@ class Points(Sequence[dict[str, Value]]):
         Args:
           keep: a function from a point, a dict, to a bool.
         """
-        return Points.of([point for point in self if keep(point)], self.static, "filter")
+        return Points.of([point for point in self if keep(point)], self.static).drawn("filter")
 
     def to_dataframe(self) -> "pandas.DataFrame":
         """Return a pandas DataFrame with one row per point and one column per hyperparameter.
@@ -320,7 +315,7 @@ def grid(*values: Value, **axes: Value) -> Points:
     points = Points(rows, (name for name, axis in axes.items() if isinstance(axis, static)))
     for name, axis in lists.items():
         _refuse_merged(points, name, axis)
-    return points.drawn("grid", None)
+    return points.drawn("grid")
 
 
 def _axis(name: str, axis: Value) -> list[Value]:
