@@ -40,7 +40,7 @@ def in_room(room):
             name, doc = node.targets[0].id, inspect.cleandoc(after.value.value)
         else:
             continue
-        if name[0] != "_" and hasattr(room, name):
+        if name in room.__all__:
             yield name, doc
 
 

@@ -256,7 +256,7 @@ def test_another_distribution_than_the_studys_is_refused_and_adds_nothing():
     assert len(study.trials) == 2
 
 
-def test_optunas_pictures_show_a_result(tmp_path):
+def test_optunas_pictures_show_a_result(sqlite):
     matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("agg")
     from optuna.visualization import matplotlib as pictures
@@ -265,10 +265,8 @@ def test_optunas_pictures_show_a_result(tmp_path):
     use = lambda hp, state, key: (state * hp["x"] + hp["flag"], {"loss": state})
     training = rj.Training(lambda hp, key: jnp.float32(1.0), use)
     result = rj.sweep(training, points, **OPTIONS)
-    url = f"sqlite:///{tmp_path / 'study.db'}"
-    result.to_study(storage=url)
-    (name,) = optuna.get_all_study_names(url)
-    study = optuna.load_study(study_name=name, storage=url)
+    result.to_study(storage=sqlite())
+    study = optuna.load_study(study_name=None, storage=sqlite())  # the only study of the file
     assert [t.value for t in study.trials] == result.means().tolist()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # these pictures are called experimental
@@ -296,9 +294,9 @@ def test_without_optuna_the_extra_is_named(monkeypatch):
         simple().to_study()
 
 
-def test_optunas_dashboard_shows_a_result(tmp_path):
+def test_optunas_dashboard_shows_a_result(sqlite):
     dashboard = pytest.importorskip("optuna_dashboard")
-    storage = optuna.storages.RDBStorage(f"sqlite:///{tmp_path / 'study.db'}")
+    storage = sqlite()
     halving = rj.SuccessiveHalving(2, 2)
     result = rj.sweep(TRAINING, POINTS, scheduler=halving, **OPTIONS)
     study = result.to_study(storage=storage)

@@ -76,21 +76,6 @@ def training():
     return noisy()
 
 
-@pytest.fixture
-def sqlite(tmp_path):
-    """Makes storages on one file, and closes their connections in the end."""
-    opened = []
-
-    def make():
-        opened.append(optuna.storages.RDBStorage(f"sqlite:///{tmp_path}/study.db"))
-        return opened[-1]
-
-    yield make
-    for storage in opened:
-        storage.remove_session()
-        storage.engine.dispose()
-
-
 def search(study, train=None, space=SPACE, **options):
     given = {
         "n_trials": 12, "steps": STEPS, "evaluate_every": EVERY, "objective": "validation",
