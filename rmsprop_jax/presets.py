@@ -259,6 +259,7 @@ def tf_keras_legacy(
     *,
     clipnorm: float | None = None,
     clipvalue: float | None = None,
+    global_clipnorm: float | None = None,
 ) -> _Transformation:
     """`tf_keras.optimizers.legacy.RMSprop` (tf_keras 2.21, `optimizers/legacy/rmsprop.py`).
 
@@ -268,11 +269,19 @@ def tf_keras_legacy(
 
     The momentum decides whether ε is inside the root. A traced momentum counts as a momentum, as a
     tensor does in tf_keras. Unlike the defaults of `rmsprop`: ε = 1e-7, and an ε of exactly 0 also
-    means 1e-7. The gradient is clipped first, by the norm of each array (`clipnorm`), then by value
-    (`clipvalue`). `name` does nothing here. The keyword `decay` does not exist here: pass
-    η/(1 + decay·t) as a schedule.
+    means 1e-7. The gradient is clipped first, by value (`clipvalue`), then by the norm of each
+    array (`clipnorm`) or of all arrays together (`global_clipnorm`). `name` does nothing here. The
+    keyword `decay` does not exist here: pass η/(1 + decay·t) as a schedule.
+
+    Raises:
+      ValueError: for both `clipnorm` and `global_clipnorm`.
     """
     del name
+    if clipnorm is not None and global_clipnorm is not None:
+        raise ValueError(
+            f"clipnorm and global_clipnorm must not be combined, got clipnorm={clipnorm} and "
+            f"global_clipnorm={global_clipnorm}. Pass one of them."
+        )
     epsilon = scalar("epsilon", epsilon, 0.0)
     if isinstance(epsilon, Tracer):
         epsilon = jnp.where(epsilon == 0, jnp.asarray(1e-7, epsilon.dtype), epsilon)
@@ -283,7 +292,7 @@ def tf_keras_legacy(
         eps_in_sqrt=_WITH_MOMENTUM,
         centered=centered,
         momentum=momentum,
-        before=_clipping(clipnorm, clipvalue),
+        before=_clipping(clipnorm, clipvalue, global_clipnorm),
     )
 
 
@@ -604,7 +613,9 @@ def _one_decay(mean: Any, square: Any) -> Any:
 def _clipping(
     clipnorm: Any = None, clipvalue: Any = None, global_clipnorm: Any = None
 ) -> list[ox.GradientTransformation]:
-    """Return the clipping of Keras as transformations. A limit of 0 or less does not clip.
+    """Return the clipping of Keras as transformations, by value before by norm, as tf_keras does.
+
+    A limit of 0 or less does not clip.
 
     Args:
       clipnorm: the largest norm of each array.
@@ -632,9 +643,9 @@ def _clipping(
 
     parts = []
     for name, limit, clip in (
+        ("clipvalue", clipvalue, lambda limit, gs: jax.tree.map(by_value(limit), gs)),
         ("clipnorm", clipnorm, lambda limit, gs: jax.tree.map(each(limit), gs)),
         ("global_clipnorm", global_clipnorm, all_),
-        ("clipvalue", clipvalue, lambda limit, gs: jax.tree.map(by_value(limit), gs)),
     ):
         if limit is None:
             continue

@@ -21,7 +21,7 @@ PRESETS = {
     "rho": ("keras", "tf_keras_legacy"),
     "clipnorm": ("keras", "tf_keras_legacy"),
     "clipvalue": ("keras", "tf_keras_legacy"),
-    "global_clipnorm": ("keras",),
+    "global_clipnorm": ("keras", "tf_keras_legacy"),
     "use_ema": ("keras",),
     "ema_momentum": ("keras",),
     "ema_overwrite_frequency": ("keras",),

@@ -1,6 +1,10 @@
 """A run that begins in one framework and ends in another, switched at any step."""
 
+import functools
 import importlib.util
+import inspect
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +13,9 @@ import optax
 import pytest
 
 import rmsprop_jax as rj
+from tests.support import oracles
+from tests.support.steps import travel
+from tests.support.tables import few
 
 RNG = np.random.default_rng(0)
 STEPS = 1000
@@ -28,6 +35,76 @@ def continued(solver, params, state, start, stop):
         updates, state = update(grads, state, params)
         params = optax.apply_updates(params, updates)
     return params, state
+
+
+# Every framework, from its frozen buffers: no framework needs to be installed.
+
+FROZEN = np.load(oracles.FILE)
+CASES = {
+    case.name: case
+    for case in oracles.CASES
+    if case.preset in oracles.PRESETS and f"{case.name} | 1 second_moment" in FROZEN.files
+}
+
+
+def test_every_preset_has_frozen_buffers():
+    assert {case.preset for case in CASES.values()} == set(rj.presets.__all__)
+
+
+def frozen(case, at):
+    """The parameters and the buffers after a number of steps."""
+    start = f"{case.name} | {at} "
+    kept = {name.removeprefix(start): FROZEN[name] for name in FROZEN.files if start in name}
+    return kept.pop("params"), kept
+
+
+@pytest.mark.parametrize(
+    "case",
+    few(
+        CASES,
+        [
+            "tensorflow_v1 mixed momentum=0.9 centered=True",
+            "tf_keras_legacy mixed momentum=0.9 centered=True",
+            "timm mixed momentum=0.9 centered=True weight_decay=0.1 caution=True",
+            "timm mixed momentum=0.9 lr_in_momentum=False",
+            "stable_baselines3 mixed momentum=0.9 centered=True",
+            "mlx mixed",
+            "keras mixed momentum=0.9 centered=True weight_decay=0.1",
+            "torch complex momentum=0.9 centered=True",
+        ],
+    ),
+)
+def test_every_framework_continues_here_and_back(case, x64):
+    """Here: the next 500 steps are the frozen ones. Back: our buffers are the frozen buffers."""
+    make, settings = getattr(rj.presets, case.preset), case.settings
+    rate_name = next(iter(inspect.signature(make).parameters))
+    solver = make(**{rate_name: oracles.rate}, **settings)
+    grads, start = map(jnp.asarray, oracles.stream(case.stream))
+    path, size = FROZEN[case.name], abs(FROZEN[case.name]).max()
+
+    def states(carry, g):
+        updates, state = solver.update(g, carry[1], carry[0])
+        return (optax.apply_updates(carry[0], updates), state), state
+
+    _, ours = jax.lax.scan(states, (start, solver.init(start)), grads)
+    run = jax.jit(functools.partial(travel, solver))
+    for at in SWITCH:
+        params, kept = frozen(case, at)
+        if case.preset in ("tensorflow_v1", "impala2018") and "momentum" not in settings:
+            del kept["momentum"]  # TensorFlow keeps a slot in which nothing is added up
+        state = rj.restore_state(solver, jnp.asarray(params), step=at, **kept)
+        _, updates = run(grads[at : at + 500], jnp.asarray(params), state)
+        now = params + np.cumsum(updates, axis=0)
+        seen = [(k, t) for k, t in enumerate(oracles.KEPT) if at <= t < at + 500]
+        for k, t in seen:
+            np.testing.assert_allclose(now[t - at], start + path[k], rtol=0, atol=1e-12 * size)
+        state = jax.tree.map(lambda x, at=at: x[at - 1], ours)
+        found = rj.moments(state, initial_scale=settings.get("initial_scale", 0.0))._asdict()
+        for buffer in NAMES:
+            assert (found[buffer] is None) == (buffer not in kept)
+            if buffer in kept:
+                atol = 1e-12 * abs(kept[buffer]).max()
+                np.testing.assert_allclose(found[buffer], kept[buffer], rtol=1e-12, atol=atol)
 
 
 # PyTorch.
@@ -124,6 +201,97 @@ def test_a_complex_parameter_of_torch(x64):
         np.testing.assert_allclose(params, seen[t], rtol=1e-12)
     with pytest.raises(ValueError, match=r"square|must be complex"):
         rj.restore_state(solver, params, step=7, **buffers | {"momentum": kept["grad_avg"].real})
+
+
+@functools.cache
+def layouts():
+    """The functions of the porting page that turn layers of PyTorch into those of Flax."""
+    page = Path(__file__).parents[2] / "docs" / "pages" / "porting.md"
+    (code,) = re.findall(
+        r"^```python\n(import numpy as np\n.*?)^```$", page.read_text("utf-8"), re.M | re.S
+    )
+    names = {}
+    exec(code, names)
+    return names
+
+
+def test_layers_of_torch_continue_in_flax(x64):
+    """A convolution, an LSTM, and a linear layer, 20 steps there and 20 steps here."""
+    torch = pytest.importorskip("torch")
+    from flax import linen as nn
+
+    class Theirs(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = torch.nn.Conv2d(2, 3, (3, 2), padding="valid")
+            self.lstm = torch.nn.LSTM(9, 5, batch_first=True)
+            self.head = torch.nn.Linear(5, 2)
+
+        def forward(self, x):  # (batch, channels, time, width)
+            x = self.conv(x).permute(0, 2, 3, 1).flatten(2)
+            return self.head(self.lstm(x)[0][:, -1])
+
+    class Ours(nn.Module):
+        @nn.compact
+        def __call__(self, x):  # (batch, time, width, channels)
+            x = nn.Conv(3, (3, 2), padding="VALID", param_dtype=x.dtype)(x)
+            x = nn.RNN(nn.LSTMCell(5, param_dtype=x.dtype))(x.reshape(*x.shape[:2], -1))
+            return nn.Dense(2, param_dtype=x.dtype)(x[:, -1])
+
+    torch.manual_seed(0)
+    model = Theirs().double()
+    x, y = torch.randn(8, 2, 7, 4).double(), torch.randn(8, 2).double()
+    optimizer = torch.optim.RMSprop(model.parameters(), lr=1e-3, momentum=0.9, centered=True)
+
+    def train(steps):
+        for _ in range(steps):
+            optimizer.zero_grad()
+            ((model(x) - y) ** 2).mean().backward()
+            optimizer.step()
+
+    def in_flax(read, bias):
+        """The model as Flax has it, each tensor read by a function of the parameter."""
+        parts = {"conv": {}, "lstm": {}, "head": {}}
+        for name, p in model.named_parameters():
+            part, name = name.split(".")
+            parts[part][name] = read(p).numpy().copy()
+        made = layouts()
+        return {
+            "Conv_0": made["conv2d"](parts["conv"]),
+            "LSTMCell_0": made["lstm"](parts["lstm"], bias),
+            "Dense_0": made["linear"](parts["head"]),
+        }
+
+    train(20)
+    params = in_flax(lambda p: p.detach(), lambda a, b: a + b)
+    buffers = {
+        ours: in_flax(lambda p, theirs=theirs: optimizer.state[p][theirs], lambda a, b: a)
+        for ours, theirs in NAMES.items()
+    }
+    params = jax.tree.map(jnp.asarray, params)
+    net, xs = Ours(), jnp.asarray(x.permute(0, 2, 3, 1).numpy())
+    np.testing.assert_allclose(
+        net.apply({"params": params}, xs), model(x).detach().numpy(), rtol=1e-10
+    )
+    make = lambda rate: rj.presets.torch(rate, momentum=0.9, centered=True)
+    is_bias = lambda path: "LSTMCell_0" in str(path) and "bias" in str(path)
+    labels = jax.tree_util.tree_map_with_path(
+        lambda path, _: "bias" if is_bias(path) else "rest", params
+    )
+    solver = optax.partition({"bias": make(2e-3), "rest": make(1e-3)}, labels)
+    state = rj.restore_state(solver, params, step=20, **buffers)
+    loss = lambda p: ((net.apply({"params": p}, xs) - y.numpy()) ** 2).mean()
+
+    @jax.jit
+    def step(params, state):
+        updates, state = solver.update(jax.grad(loss)(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    for _ in range(20):
+        params, state = step(params, state)
+    train(20)
+    expected = in_flax(lambda p: p.detach(), lambda a, b: a + b)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-9), params, expected)
 
 
 # Keras, with a rate that float32 has.

@@ -1,15 +1,18 @@
 """The real frameworks' RMSProps, run on fixed streams of gradients.
 
 `python -m tests.support.oracles` runs every framework that is installed, in float64, and writes
-what it gave to `tests/data/oracles.npz`, with its version; what is not installed stays as it was.
-Tests compare the presets with that file, and with torch and Keras themselves where they are
-installed. Everything in the file so far was written with:
+what it gave to `tests/data/oracles.npz`: the parameters' travel, the buffers at the steps of
+`SWITCHES`, and the arguments of each optimizer of `CLASSES`, with the framework's version. What is
+not installed stays as it was. Tests compare the presets with that file, and with torch and Keras
+themselves where they are installed. Everything in the file so far was written with:
 
     pip install torch==2.13.0 keras==3.15.1 stable-baselines3==2.9.2 timm==1.0.31 "mlx[cpu]==0.32.4"
+    pip install bitsandbytes==0.50.2 heavyball==3.2.1
     pip install tensorflow-cpu==2.21.0 tf_keras==2.21.0    # in an environment of its own
 
-For the papers' own updates (Graves, DQN, A3C) there is nothing to install: `paper` is written from
-the papers' equations.
+Levanter's arguments are those of its repository, commit 9263f81e (1.2), because its newest release
+has no RMSProp. For the papers' own updates (Graves, DQN, A3C) there is nothing to install: `paper`
+is written from the papers' equations.
 """
 
 import importlib.metadata
@@ -18,7 +21,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +30,12 @@ import numpy as np
 FILE = Path(__file__).parents[1] / "data" / "oracles.npz"
 STEPS = 1000
 KEPT = np.unique([0, 1, 2, 3, 4, *range(9, STEPS, 70), STEPS - 1])
+SWITCHES = (1, 37, 500)  # the numbers of steps after which the buffers are kept
+BUFFERS = ("second_moment", "first_moment", "momentum")
+
+# What a runner yields after each step: the parameters, and how to read the buffers (by our names,
+# without those that do not exist).
+Steps = Iterator[tuple[np.ndarray, Callable[[], dict[str, np.ndarray]]]]
 
 
 def rate(t):
@@ -54,8 +63,9 @@ def stream(name: str) -> tuple[np.ndarray, np.ndarray]:
         return 1e-12 * g, np.zeros(6)
     if name == "complex":
         return g + 1j * g[::-1], np.full(6, 3.0 - 4.0j)
-    assert name == "mixed"
-    return g, np.array([3.0, -4.0, 3.5, -3.0, 4.0, -3.5])
+    assert name in ("mixed", "from zero")
+    # From zero, float32 parameters are rounded by a share of the way alone.
+    return g, (name == "mixed") * np.array([3.0, -4.0, 3.5, -3.0, 4.0, -3.5])
 
 
 class Case(NamedTuple):
@@ -89,7 +99,9 @@ CASES = [
             {"clipnorm": 1.0}, {"clipvalue": 0.5}, {"global_clipnorm": 1.0}),
     *_cases("tensorflow_v1", {}, M, C, M | C, {"decay": 0.99, "epsilon": 0.1}),
     *_cases("tf_keras_legacy", {}, M, C, M | C, {"rho": 0.99, "epsilon": 1e-2},
-            {"rho": 0.99, "epsilon": 1e-2} | M, {"clipnorm": 1.0}, {"clipvalue": 0.5}),
+            {"rho": 0.99, "epsilon": 1e-2} | M, {"clipnorm": 1.0}, {"clipvalue": 0.5},
+            {"clipnorm": 1.0, "clipvalue": 0.5}, {"global_clipnorm": 1.0},
+            {"clipvalue": 0.5, "global_clipnorm": 1.0}),
     *_cases("timm", {}, M, C, M | C, DECAY, M | DECAY, M | DECAY | {"decoupled_decay": True},
             M | {"lr_in_momentum": False}, {"alpha": 0.99, "eps": 1e-3},
             M | DECAY | {"lr_in_momentum": False, "decoupled_decay": True}, {"caution": True},
@@ -104,31 +116,53 @@ CASES = [
     *_cases("a3c2016", {}, {"alpha": 0.9, "epsilon": 1e-3}),
     *_cases("impala2018", {}, M),
     *_cases("pymarl", {}, {"optim_alpha": 0.9, "optim_eps": 1e-3}),
+    # Those without a preset: docs/pages/arguments.md says what gives their steps.
+    *_cases("bitsandbytes", {}, DECAY, {"alpha": 0.9, "eps": 1e-3}, streams=["from zero"]),
+    *_cases("heavyball", {}, DECAY, streams=["from zero"]),
+    *_cases("levanter", {}, DECAY, streams=["mixed"]),
 ]  # fmt: skip
 
 
 def run(case: Case) -> np.ndarray:
     """The travel θ_t − θ_0 after every step, (STEPS, 6)."""
     grads, start = stream(case.stream)
-    return RUNNERS[case.preset](dict(case.settings), grads, start) - start
+    steps = RUNNERS[case.preset](dict(case.settings), grads, start)
+    return np.array([np.array(theta) for theta, _ in steps]) - start
+
+
+def buffers(case: Case) -> dict[str, np.ndarray]:
+    """The parameters and the buffers after the steps of `SWITCHES`, by name."""
+    grads, start = stream(case.stream)
+    found = {}
+    for t, (theta, read) in enumerate(RUNNERS[case.preset](dict(case.settings), grads, start), 1):
+        if t in SWITCHES:
+            kept = {"params": theta} | read()
+            found |= {f"{case.name} | {t} {name}": np.array(kept[name]) for name in kept}
+    return found
 
 
 # torch, and what is made for it.
 
+TORCH_NAMES = dict(zip(BUFFERS, ("square_avg", "grad_avg", "momentum_buffer"), strict=True))
 
-def _torch_like(load: Callable[[], Any], settings, grads, start):
+
+def _torch_like(load: Callable[[], Any], settings, grads, start) -> Steps:
     import torch
 
     parameter = torch.nn.Parameter(torch.tensor(start))
     optimizer = load()([parameter], lr=rate(0), **settings)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: rate(t) / rate(0))
-    seen = []
+
+    def read():
+        state = optimizer.state[parameter]
+        names = {ours: theirs for ours, theirs in TORCH_NAMES.items() if theirs in state}
+        return {ours: state[theirs].numpy() for ours, theirs in names.items()}
+
     for g in grads:
         parameter.grad = torch.tensor(g)
         optimizer.step()
         scheduler.step()
-        seen.append(parameter.detach().numpy().copy())
-    return np.array(seen)
+        yield parameter.detach().numpy(), read
 
 
 def _torch():
@@ -163,6 +197,24 @@ def _pymarl(settings, grads, start):
     return _torch_like(_torch, {"alpha": alpha, "eps": eps}, grads, start)
 
 
+def _bitsandbytes(name):
+    import bitsandbytes
+
+    return getattr(bitsandbytes.optim, name)
+
+
+def _heavyball_class():
+    import heavyball
+
+    heavyball.utils.compile_mode = None  # no C++ compiler
+    return heavyball.RMSprop
+
+
+def _in_float32(load, settings, grads, start) -> Steps:
+    """Those that compute in float32, whatever they get."""
+    return _torch_like(load, settings, np.float32(grads), np.float32(start))
+
+
 # Keras and TensorFlow.
 
 
@@ -173,7 +225,7 @@ def _keras_class():
     return keras.optimizers.RMSprop
 
 
-def _keras(settings, grads, start):
+def _keras(settings, grads, start) -> Steps:
     make = _keras_class()
     import jax
     import keras
@@ -187,12 +239,16 @@ def _keras(settings, grads, start):
     with jax.enable_x64(True):
         variable = keras.Variable(start, dtype="float64")
         optimizer = make(Rate(), **settings)
-        seen = []
+
+        def read():
+            slots = optimizer._velocities, optimizer._average_gradients, optimizer._momentums
+            kept = dict(zip(BUFFERS, slots, strict=True))
+            return {name: np.asarray(slot[0].value) for name, slot in kept.items() if slot}
+
         for g in grads:
             optimizer.apply([keras.ops.convert_to_tensor(g, dtype="float64")], [variable])
-            seen.append(np.asarray(variable.value))
+            yield np.asarray(variable.value), read
     keras.config.set_floatx(before)
-    return np.array(seen)
 
 
 def _tensorflow_v1_class():
@@ -201,7 +257,7 @@ def _tensorflow_v1_class():
     return tensorflow.compat.v1.train.RMSPropOptimizer
 
 
-def _tensorflow_v1(settings, grads, start):
+def _tensorflow_v1(settings, grads, start) -> Steps:
     import tensorflow as tf
 
     now = tf.Variable(rate(0), dtype=tf.float64)
@@ -222,13 +278,20 @@ def _in_float64(preset, settings):
     }
 
 
-def _tensorflow_steps(optimizer, now, variable, grads):
-    seen = []
+def _tensorflow_steps(optimizer, now, variable, grads) -> Steps:
+    def read():
+        kept = set(optimizer.get_slot_names())
+        slots = zip(BUFFERS, ("rms", "mg", "momentum"), strict=True)
+        return {
+            ours: optimizer.get_slot(variable, theirs).numpy()
+            for ours, theirs in slots
+            if theirs in kept
+        }
+
     for t, g in enumerate(grads):
         now.assign(rate(t))
         optimizer.apply_gradients([(g, variable)])
-        seen.append(variable.numpy())
-    return np.array(seen)
+        yield variable.numpy(), read
 
 
 def _tf_keras_legacy_class():
@@ -237,7 +300,7 @@ def _tf_keras_legacy_class():
     return tf_keras.optimizers.legacy.RMSprop
 
 
-def _tf_keras_legacy(settings, grads, start):
+def _tf_keras_legacy(settings, grads, start) -> Steps:
     import tensorflow as tf
 
     now = tf.Variable(rate(0), dtype=tf.float64)
@@ -263,7 +326,7 @@ def _optax_class():
     return optax.rmsprop
 
 
-def _optax(settings, grads, start):
+def _optax(settings, grads, start) -> Steps:
     import jax
     import jax.numpy as jnp
     import optax
@@ -275,10 +338,46 @@ def _optax(settings, grads, start):
             params, state = carry
             updates, state = solver.update(g, state, params)
             params = optax.apply_updates(params, updates)
-            return (params, state), params
+            return (params, state), (params, state)
 
         params = jnp.asarray(start)
-        return np.asarray(jax.lax.scan(step, (params, solver.init(params)), grads)[1])
+        path, states = jax.lax.scan(step, (params, solver.init(params)), grads)[1]
+        found = [optax.tree_utils.tree_get(states, name) for name in ("nu", "mu", "trace")]
+        signs = 1, 1, -1  # its trace is what it adds
+        kept = {
+            ours: sign * np.asarray(x)
+            for ours, sign, x in zip(BUFFERS, signs, found, strict=True)
+            if x is not None
+        }
+        for t, theta in enumerate(np.asarray(path)):
+            yield theta, lambda t=t: {name: x[t] for name, x in kept.items()}
+
+
+def _levanter_class():
+    import jax
+    from levanter.optim.rmsprop import RMSPropMomentumConfig
+
+    if not hasattr(jax, "tree_map"):
+        jax.tree_map = jax.tree.map  # which JAX has removed, and Levanter 1.2 calls
+    return RMSPropMomentumConfig
+
+
+def _levanter(settings, grads, start) -> Steps:
+    config = _levanter_class()(**{"weight_decay": 0.0} | settings)
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    object.__setattr__(config, "lr_scheduler", lambda steps: rate)
+    object.__setattr__(config, "build_weight_decay_mask", lambda: None)
+    with jax.enable_x64(True):
+        solver = config.build(STEPS)
+        params, update = jnp.asarray(start), jax.jit(solver.update)
+        state = solver.init(params)
+        for g in grads:
+            updates, state = update(jnp.asarray(g), state, params)
+            params = optax.apply_updates(params, updates)
+            yield np.asarray(params), dict
 
 
 def _mlx_class():
@@ -287,37 +386,39 @@ def _mlx_class():
     return mlx.optimizers.RMSprop
 
 
-def _mlx(settings, grads, start):
+def _mlx(settings, grads, start) -> Steps:
     make = _mlx_class()
     import mlx.core as mx
 
     with mx.stream(mx.cpu):  # where float64 is
         optimizer = make(rate(0), **settings)
         params = {"w": mx.array(start, dtype=mx.float64)}
-        seen = []
         for t, g in enumerate(grads):
             # Its own schedule is evaluated in float32.
             optimizer.state["learning_rate"] = mx.array(rate(t), dtype=mx.float64)
             params = optimizer.apply_gradients({"w": mx.array(g, dtype=mx.float64)}, params)
-            seen.append(np.array(params["w"]))
-        return np.array(seen)
+            yield (
+                np.array(params["w"]),
+                lambda: {"second_moment": np.array(optimizer.state["w"]["v"])},
+            )
 
 
 # The papers, from their equations.
 
 
 def paper(decay, eps, momentum=None, centered=True):
-    def run(grads, start):
+    def run(grads, start) -> Steps:
         theta, n, m, delta = start.copy(), 0.0, 0.0, 0.0
-        seen = []
         for t, g in enumerate(grads):
             n = decay * n + (1 - decay) * g**2
             m = decay * m + (1 - decay) * g if centered else 0.0
             step = -rate(t) * g / np.sqrt(n - m**2 + eps)
             delta = step if momentum is None else momentum * delta + step
             theta = theta + delta
-            seen.append(theta)
-        return np.array(seen)
+            kept = {"second_moment": n}
+            kept |= {"first_moment": m} if centered else {}
+            kept |= {} if momentum is None else {"momentum": -delta}
+            yield theta, lambda kept=kept: kept
 
     return run
 
@@ -336,7 +437,7 @@ def _a3c(settings, grads, start):
     return paper(decay, eps, centered=False)(grads, start)
 
 
-RUNNERS: dict[str, Callable[..., np.ndarray]] = {
+RUNNERS: dict[str, Callable[..., Steps]] = {
     "optax": _optax,
     "torch": lambda *args: _torch_like(_torch, *args),
     "keras": _keras,
@@ -350,6 +451,9 @@ RUNNERS: dict[str, Callable[..., np.ndarray]] = {
     "a3c2016": _a3c,
     "impala2018": _impala,
     "pymarl": _pymarl,
+    "bitsandbytes": lambda *args: _in_float32(lambda: _bitsandbytes("RMSprop"), *args),
+    "heavyball": lambda *args: _in_float32(_heavyball_class, *args),
+    "levanter": _levanter,
 }
 # Which distribution ran each, and the class whose signature the preset has.
 FRAMEWORKS: dict[str, tuple[str, Callable[[], Any] | None]] = {
@@ -366,7 +470,11 @@ FRAMEWORKS: dict[str, tuple[str, Callable[[], Any] | None]] = {
     "a3c2016": ("numpy", None),
     "impala2018": ("tensorflow-cpu", None),
     "pymarl": ("torch", None),
+    "bitsandbytes": ("bitsandbytes", None),
+    "heavyball": ("heavyball", None),
+    "levanter": ("levanter", None),
 }
+PRESETS = list(FRAMEWORKS)[:-3]
 
 
 def signature(preset: str) -> dict[str, Any] | None:
@@ -382,6 +490,42 @@ def signature(preset: str) -> dict[str, Any] | None:
     }
 
 
+def _tf_keras_class():
+    import tf_keras
+
+    return tf_keras.optimizers.RMSprop
+
+
+# The optimizers whose arguments `docs/pages/arguments.md` lists.
+CLASSES: dict[str, Callable[[], Any]] = {
+    "optax.rmsprop": _optax_class,
+    "torch.optim.RMSprop": _torch,
+    "keras.optimizers.RMSprop": _keras_class,
+    "tf.compat.v1.train.RMSPropOptimizer": _tensorflow_v1_class,
+    "tf_keras.optimizers.RMSprop": _tf_keras_class,
+    "tf_keras.optimizers.legacy.RMSprop": _tf_keras_legacy_class,
+    "timm.optim.RMSpropTF": _timm,
+    "stable_baselines3 RMSpropTFLike": _stable_baselines3,
+    "mlx.optimizers.RMSprop": _mlx_class,
+    "bitsandbytes.optim.RMSprop": lambda: _bitsandbytes("RMSprop"),
+    "bitsandbytes.optim.RMSprop8bit": lambda: _bitsandbytes("RMSprop8bit"),
+    "bitsandbytes.optim.RMSprop32bit": lambda: _bitsandbytes("RMSprop32bit"),
+    "heavyball.RMSprop": _heavyball_class,
+    "levanter RMSPropMomentumConfig": _levanter_class,
+}
+
+
+def arguments(title: str) -> list[tuple[str, str]]:
+    """All arguments of an optimizer, in order, each with its default as text, "" where none."""
+    found = []
+    for p in inspect.signature(CLASSES[title]()).parameters.values():
+        plain = isinstance(p.default, str | int | float | tuple | None)
+        default = repr(p.default) if plain else "…"  # a mark of the framework's own
+        stars = {p.VAR_POSITIONAL: "*", p.VAR_KEYWORD: "**"}.get(p.kind, "")
+        found.append((stars + p.name, "" if p.default is p.empty else default))
+    return found
+
+
 def main():
     known = dict(np.load(FILE)) if FILE.exists() else {}
     about = json.loads(str(known.pop("about"))) if known else {}
@@ -389,6 +533,8 @@ def main():
         mine = [case for case in CASES if case.preset == preset]
         try:
             runs = {case.name: run(case)[KEPT] for case in mine}
+            for case in mine:
+                runs |= buffers(case)
             version = importlib.metadata.version(distribution)
         except ModuleNotFoundError as error:
             print(f"{preset:18} not run: {error}")
@@ -397,7 +543,13 @@ def main():
             del known[name]
         known |= runs
         about[preset] = {"version": f"{distribution} {version}", "signature": signature(preset)}
-        print(f"{preset:18} {len(runs)} runs with {distribution} {version}")
+        print(f"{preset:18} {len(mine)} runs with {distribution} {version}")
+    listed = about.setdefault("arguments", {})
+    for title in CLASSES:
+        try:
+            listed[title] = arguments(title)
+        except ModuleNotFoundError as error:
+            print(f"{title}: arguments not read: {error}")
     np.savez_compressed(FILE, about=json.dumps(about, indent=1), **known)
 
 

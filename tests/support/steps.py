@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 
-def travel(solver, grads, params):
+def travel(solver, grads, params, state=None):
     """The parameters move: these and the state at the end, and all updates."""
 
     def step(carry, g):
@@ -16,7 +16,7 @@ def travel(solver, grads, params):
         updates, state = solver.update(g, state, params)
         return (optax.apply_updates(params, updates), state), updates
 
-    return jax.lax.scan(step, (params, solver.init(params)), grads)
+    return jax.lax.scan(step, (params, solver.init(params) if state is None else state), grads)
 
 
 def stay(solver, grads, params=None):
