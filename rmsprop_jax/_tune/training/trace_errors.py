@@ -6,6 +6,7 @@ numbers, the training must trace.
 
 import linecache
 import os
+import re
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -57,6 +58,10 @@ KINDS: tuple[tuple[type[Exception], str, str], ...] = (
         "jax.lax.fori_loop for range; jax.debug.print for a formatted string",
     ),
 )
+# A mistake with types, which a Python number would not repair: x / (1, 2), x < "a", x().
+OF_TYPES = re.compile(
+    r"unsupported operand type\(s\) for (?!\*)|not supported between|is not callable|concatenate"
+)
 SHAPE = "as a shape, an index, a bool, or a Python number"
 
 
@@ -77,7 +82,9 @@ def explain(
     offending = _offending(trace_with, names)
     kind = next((row for row in KINDS if isinstance(error, row[0])), None)
     is_of_tracer = isinstance(error, jax.errors.JAXTypeError | jax.errors.JAXIndexError)
-    is_of_tracer |= isinstance(error, TypeError) and "Tracer" in str(error)
+    is_of_tracer |= (
+        isinstance(error, TypeError) and "Tracer" in str(error) and not OF_TYPES.search(str(error))
+    )
     if not offending and not is_of_tracer:
         return None
     place = where(error)

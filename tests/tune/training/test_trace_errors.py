@@ -147,6 +147,26 @@ def test_what_train_raises_by_itself_stays_what_it_is(error):
     assert caught.value is error
 
 
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        lambda x: x / (1, 2),
+        lambda x: x + None,
+        lambda x: x < "a",
+        lambda x: x(),
+        lambda x: "a" + x,
+    ],
+)
+def test_a_mistake_that_no_number_repairs_is_not_called_a_traced_value(mistake):
+    """Python names the types: a traced array and, for example, a tuple. That says it all."""
+
+    def train(hp, key):
+        return {"loss": mistake(jax.random.uniform(key)) + hp["x"]}
+
+    with pytest.raises(TypeError, match=r"operand|instances of|not callable|concatenate"):
+        rj.sweep(train, rj.grid(x=[1.0]), progress=False)
+
+
 def test_a_jitted_train_with_static_hyperparameters_is_told_to_give_the_function():
     def train(hp, key):
         solver = rj.rmsprop(hp["x"], centered=hp["centered"])
