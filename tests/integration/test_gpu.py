@@ -21,7 +21,7 @@ from rmsprop_jax._tune.run.local_devices import LocalDevices
 from rmsprop_jax._tune.run.machine import Machine, device_memory
 from tests.benchmarks import convolution
 from tests.benchmarks.step import train_step
-from tests.optimizer.test_presets import FROZEN, assert_same, preset, way
+from tests.optimizer.test_presets import CASES, FROZEN, assert_same, preset, way
 from tests.support import engine, oracles, reference, trainings
 from tests.support.aot import compilers
 from tests.support.steps import travel
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.gpu
 
 on_cpu = lambda: jax.default_backend() == "cpu"
 SPACE = {"learning_rate": rj.log_uniform(1e-4, 1e-2), "decay": rj.uniform(0.5, 0.99)}
-ONE_EACH = list({case.preset: case for case in oracles.CASES}.values())
+ONE_EACH = list({case.preset: case for case in CASES.values()}.values())
 
 
 @pytest.fixture(autouse=True)

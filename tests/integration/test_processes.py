@@ -147,6 +147,7 @@ def names_of(cases):
     return pytest.mark.parametrize("name", cases)
 
 
+@pytest.mark.slow
 @names_of(cluster.DIFFERENCES)
 def test_processes_that_differ_get_one_error_before_anything_runs(name, came_to):
     first, second = came_to[name]

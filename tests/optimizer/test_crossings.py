@@ -161,6 +161,7 @@ def test_without_eps_all_is_finite_and_bounded(x64, stored, dtype, form):
         assert (np.abs(np.asarray(updates, complex)) <= bound + weights).all()
 
 
+@pytest.mark.slow
 @cells(few=FEWER, without=("float16", "complex128"), each=5)  # each dtype and form many times
 def test_derivatives_forward_and_reverse(x64, stored, dtype, form):
     """In η, ε, and the decay, beside central differences of the equations."""

@@ -801,6 +801,7 @@ def test_in_equinox():
     assert (moved.weight != linear.weight).any()
 
 
+@pytest.mark.slow
 def test_states_of_both_in_a_sweep_are_kept_and_gone_on_with(tmp_path):
     def init(hp, key):
         params = jax.random.normal(key, (20,)).astype(BF16)

@@ -462,6 +462,7 @@ def test_a_lost_or_damaged_decision_is_not_decided_anew(tmp_path, full):
     assert go().steps_completed.tolist() == np.repeat(survivors(full, [10, 30], 3), 2).tolist()
 
 
+@pytest.mark.slow
 def test_points_and_seeds_cannot_join_a_folder_with_a_scheduler(tmp_path):
     given = {"path": tmp_path, "scheduler": rj.SuccessiveHalving(3, 10), **OPTIONS}
     run = lambda **more: sweep(**given | more)

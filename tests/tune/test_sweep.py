@@ -169,6 +169,7 @@ print(events["cache_hits"], events["cache_misses"])
 """
 
 
+@pytest.mark.slow
 def test_the_persistent_compilation_cache_is_used(tmp_path):
     def run():
         done = subprocess.run(
@@ -760,6 +761,7 @@ rj.sweep(train, rj.grid(x=[1.0]), progress=PROGRESS)
 """
 
 
+@pytest.mark.slow
 def test_idle_cores_are_said_in_one_line():
     def said(devices, progress):
         code = IDLE.replace("DEVICES", str(devices)).replace("PROGRESS", str(progress))

@@ -105,6 +105,7 @@ def test_a_report_has_the_numbers_of_the_result(mode, tmp_path):
     assert len(page.images) == 5
 
 
+@pytest.mark.slow
 def test_advice_follows_the_numbers(tmp_path):
     quiet = page_of(sampled(noise=1e-6), tmp_path)
     assert any("0 cannot be told from the best" in x for x in quiet.items)
@@ -222,6 +223,7 @@ def test_every_kind_of_result_has_a_report(kind, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_a_loaded_result_reports_the_same(tmp_path):
     result = sampled()
     result.save(tmp_path / "saved")

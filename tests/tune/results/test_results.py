@@ -291,6 +291,7 @@ def test_training_again_gives_all_steps_where_few_were_kept():
     np.testing.assert_array_equal(again[found.steps["loss"] - 1], found.metrics["loss"][0])
 
 
+@pytest.mark.slow
 def test_a_result_is_pickled_and_copied_and_lets_its_args_go(tmp_path):
     data = jnp.asarray(DATA)
     gone = weakref.ref(data)

@@ -72,6 +72,7 @@ def results():
     return {kind: sweep(kind) for kind in KINDS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "kind"), crossed(list(AROUND), KINDS))
 def test_settings_around_it_change_nothing(results, kind, name):
     with AROUND[name]():
@@ -96,6 +97,7 @@ def test_it_has_the_settings_that_the_sweep_had(name):
         assert_trained_again(result)
 
 
+@pytest.mark.slow
 def test_a_training_and_its_batches_have_the_settings_that_the_sweep_had():
     def batches(t):
         return np.asarray(jax.random.normal(jax.random.key(t), (3,)))

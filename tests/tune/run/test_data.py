@@ -129,6 +129,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", few(list(SETTINGS), ["x64", "guard"]))
 def test_the_source_sees_the_callers_settings(name):
     """They belong to a thread. Another thread would draw other data, in silence."""
@@ -159,6 +160,7 @@ def test_run_takes_stacked_batches_too(expected):
     np.testing.assert_array_equal(state, expected[0][0])
 
 
+@pytest.mark.slow
 def test_with_halving_and_a_resume(tmp_path):
     options = {"scheduler": rj.SuccessiveHalving(2, 5), "path": tmp_path, "checkpoint_seconds": 0}
     source = Source()

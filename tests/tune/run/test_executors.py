@@ -125,12 +125,14 @@ def test_settings_of_jax_travel(workers, x64):
     assert each[0].metrics["loss"].dtype == np.float64
 
 
+@pytest.mark.slow
 def test_a_worker_uses_all_its_devices():
     make = lambda: pool(1, initializer=executors.two_devices)
     executor = rj.Executor(make, workers=1, task_seconds=5)
     same(sweep("training", executor), local("training"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", few(["function", "training", "halving", "batches"], ["training"]))
 def test_folders_of_both_ways_are_one(kind, workers, tmp_path):
     """What one way began, the other continues: half of the trials, or half of the way."""
@@ -251,6 +253,7 @@ def killer(path, always):
     return batches
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("always", few([False, True], [True]))
 def test_the_task_that_kills_its_worker_is_known(always, tmp_path):
     batches = killer(str(tmp_path / "mark"), always)
@@ -478,6 +481,7 @@ def test_odd_inputs_in_this_process(name):
                 assert x.tobytes() == y.tobytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", [jax.debug_nans(True), jax.default_prng_impl("rbg")])
 def test_settings_around_the_call(setting):
     with setting:

@@ -78,6 +78,7 @@ def test_fewer_trials_than_submeshes():
     assert_close(found, rj.sweep(plain, POINTS[:3], devices=jax.devices()[:1], **options))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", few(["halving", "function", "population"], plain=["halving"]))
 @on_eight_devices
 def test_trials_that_share_a_vmap(kind):
@@ -108,6 +109,7 @@ def stopped(kind, path, after, **options):
     return caught.value.result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "types"),
     crossed(
@@ -181,6 +183,7 @@ def submeshes(on):
     return [[place[x] for x in part.flat] for part in np.moveaxis(on.devices, axis, 0)]
 
 
+@pytest.mark.slow
 @both_types
 @on_eight_devices
 def test_no_collective_crosses_trials_and_none_moves_a_state_between_segments(types):
@@ -244,6 +247,7 @@ def test_the_parser_refuses_an_unknown_form():
         groups_of("replica_groups=<everyone>", 4)
 
 
+@pytest.mark.slow
 @both_types
 @on_eight_devices
 def test_each_shard_of_a_state_has_its_part_of_the_bytes(types):
@@ -292,6 +296,7 @@ def test_a_state_on_a_mesh_again(tmp_path):
             result.state(best, mesh=wrong)
 
 
+@pytest.mark.slow
 @both_types
 @on_eight_devices
 def test_a_point_trains_again_on_one_submesh_or_another_mesh(types):
@@ -353,6 +358,7 @@ def test_args_may_be_sharded_over_the_axes_of_a_trial(types):
             call(({"table": crossed_trials}, jax.random.key(3)))
 
 
+@pytest.mark.slow
 @on_eight_devices
 def test_batches_may_be_placed_or_get_a_sharding():
     on = mesh("2x2x2")
@@ -435,6 +441,7 @@ def test_operations_on_a_sharded_array():
         np.testing.assert_allclose(found.metrics[name], values, rtol=2e-5, atol=2e-5, err_msg=name)
 
 
+@pytest.mark.slow
 @on_eight_devices
 def test_a_shard_map_inside_over_the_axes_of_the_trial():
     points = rj.grid(x=[0.5, 1.0, 2.0])
@@ -453,6 +460,7 @@ def test_a_shard_map_inside_over_the_axes_of_the_trial():
         assert np.isfinite(found.metrics["loss"]).all()
 
 
+@pytest.mark.slow
 @on_eight_devices
 def test_the_axis_of_trials_may_be_of_any_type():
     on, wanted = mesh("4x2"), sharded.sweep("training", devices=jax.devices()[:1])
@@ -645,6 +653,7 @@ EVEN = {
 }
 
 
+@pytest.mark.slow
 @on_eight_devices(limit=120)
 def test_a_loop_that_could_hang_on_a_cpu_is_refused(tmp_path):
     on = mesh("4x2")

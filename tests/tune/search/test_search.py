@@ -141,7 +141,10 @@ def told(study):
     return [(t.params, t.state, t.values, t.intermediate_values) for t in study.trials]
 
 
-@pytest.mark.parametrize(("sampler", "pruner"), crossed(list(SAMPLERS), list(PRUNERS)))
+@pytest.mark.parametrize(
+    ("sampler", "pruner"),
+    crossed(list(SAMPLERS), list(PRUNERS), plain=["tpe-hyperband", "multivariate-halving"]),
+)
 def test_proposals_decisions_and_values_are_those_of_optunas_own_loop(sampler, pruner):
     studies = [
         optuna.create_study(sampler=SAMPLERS[sampler](), pruner=PRUNERS[pruner](), study_name="s")

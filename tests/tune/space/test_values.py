@@ -133,6 +133,7 @@ def test_every_value_is_in_tables_and_pictures(result):
         plt.close("all")
 
 
+@pytest.mark.slow
 def test_every_value_comes_back_from_a_folder(result, tmp_path):
     result.save(tmp_path / "saved")
     swept = rj.sweep(train, POINTS, path=tmp_path / "swept", progress=False)

@@ -395,6 +395,7 @@ def test_the_callback_of_a_function_hears_of_every_round():
     assert heard == [(i, 3, {"loss": 3.0 * (i + 1), "end": i + 1.0}) for i in range(3)]
 
 
+@pytest.mark.slow
 def test_an_exception_of_the_callback_stops_the_sweep_and_keeps_what_is_finished(tmp_path):
     def stop(report):
         if any(r.number >= 3 and r.step == 50 for r in report):
@@ -415,6 +416,7 @@ def test_an_exception_of_the_callback_stops_the_sweep_and_keeps_what_is_finished
     np.testing.assert_array_equal(again.metrics["loss"], whole.metrics["loss"])
 
 
+@pytest.mark.slow
 def test_the_bar_counts_steps(capsys):
     sweep(progress=True, evaluate_every=10)
     bar = capsys.readouterr().err
@@ -432,6 +434,7 @@ def test_the_bar_counts_steps(capsys):
     assert "complete 2, pruned 10, failed 0" in bar
 
 
+@pytest.mark.slow
 def test_tables_say_how_far_trials_came():
     table = sweep(
         seeds=2, scheduler=rj.SuccessiveHalving(reduction_factor=3, min_steps=10), evaluate_every=10

@@ -274,7 +274,7 @@ def walk(path, way, steps, rung=None, **options):
     ("way", "keep", "steps"),
     [
         ("steps", 2, 4),
-        ("halving", "all", 4),
+        pytest.param("halving", "all", 4, marks=pytest.mark.slow),
         ("population", 2, 4),
         pytest.param("population", 2, 6, marks=pytest.mark.slow),
         pytest.param("batches", 2, 4, marks=pytest.mark.slow),
@@ -324,6 +324,7 @@ def test_a_kill_between_any_two_files_costs_a_segment_and_no_more(
                 }
 
 
+@pytest.mark.slow
 def test_a_member_that_starts_again_has_no_donor_left(tmp_path, monkeypatch):
     """Its donor's state of then is no more: refused, not taken from a later step."""
     whole = walk(None, "population", 6, 2)
