@@ -27,6 +27,8 @@ EXAMPLES = (
     *("trajectories", "effective_step", "nonstationary", "adam_is_momentum_plus_rmsprop"),
     *("numerical_example", "learned_hyperparameters", "lstm_language_model", "two_byte_state"),
     *("lstm_sweep", "population", "optuna_search", "sharded_trials", "a2c", "dqn"),
+    *("literature/shi2021", "literature/cohen2025"),
+    *("literature/malladi2022", "literature/kunstner2024"),
 )
 
 
@@ -90,7 +92,7 @@ def draw(name):
         elif file.suffix not in KEPT:
             file.unlink()
     lines = [line for line in done.stdout.splitlines() if not line.startswith("Wrote ")]
-    (folder / f"{name}.txt").write_text("\n".join(lines).strip() + "\n", "utf-8")
+    (folder / f"{Path(name).name}.txt").write_text("\n".join(lines).strip() + "\n", "utf-8")
     packages = ("jax", "optax", "numpy", "matplotlib")
     return {
         "code": code_hash(name),

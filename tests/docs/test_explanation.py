@@ -167,6 +167,8 @@ def test_the_sentence_for_an_exam_has_every_element(page):
 
 def test_each_example_is_on_the_page_of_examples():
     text = (PAGES / "examples.md").read_text("utf-8")
-    shown = re.findall(r'^    --8<-- "examples/(\w+)\.py"$', text, re.M)
-    assert sorted(shown) == sorted(file.stem for file in (ROOT / "examples").glob("*.py"))
-    assert re.findall(r"^### (\w+)\.py \{ #(\w+) \}$", text, re.M) == [(n, n) for n in shown]
+    shown = re.findall(r'^    --8<-- "examples/([\w/]+)\.py"$', text, re.M)
+    files = [str(file.relative_to(ROOT / "examples")) for file in (ROOT / "examples").rglob("*.py")]
+    assert sorted(f"{name}.py" for name in shown) == sorted(files)
+    headings = re.findall(r"^### ([\w/]+)\.py \{ #(\w+) \}$", text, re.M)
+    assert headings == [(name, name.split("/")[-1]) for name in shown]
