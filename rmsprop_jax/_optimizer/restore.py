@@ -72,6 +72,7 @@ def restore_state(
     | PyTorch, timm, Stable-Baselines3 | `square_avg` | `grad_avg` | `momentum_buffer` |
     | Keras | `_velocities` | `_average_gradients` | `_momentums` |
     | TensorFlow | slot `rms` | slot `mg` | slot `momentum` |
+    | MLX | `v` | | |
     | Optax | `nu` | `mu` | −`trace` (`trace` if the rate comes after it) |
 
     Some mistakes cannot be detected: leaves of equal shape that are exchanged, a square matrix that
