@@ -64,6 +64,7 @@ def test_the_table_has_the_frozen_arguments(anchor, title):
     assert listed(anchor, title) == [tuple(row) for row in ABOUT["arguments"][title]]
 
 
+@pytest.mark.slow  # so that a new release of a framework fails in CI, and not for a newcomer
 @pytest.mark.parametrize(("anchor", "title"), CASES)
 @pytest.mark.filterwarnings("default")
 def test_the_table_has_the_frameworks_own_arguments(anchor, title):
