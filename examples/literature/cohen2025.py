@@ -161,12 +161,17 @@ def main(argv=None):
     at = np.arange(1, steps // EVERY + 1) * EVERY
     titles = {"forget": "ρ", "rate": "η", "eps": "ε"}
     for ax, name in zip(axes, CHANGES, strict=True):
-        values = sorted([BASE[name], *CHANGES[name]])
-        for x, color in zip(values, ("#56B4E9", "#0072B2", "#000000"), strict=True):
+        settings = sorted([BASE[name], *CHANGES[name]])
+        for x, color in zip(settings, ("#56B4E9", "#0072B2", "#000000"), strict=True):
             k = points.index(BASE | {name: x})
             shown = 1 - x if name == "forget" else x
-            curve = done.metrics["sharpness"].reshape(len(points), seeds, -1)[k, 0]
-            ax.plot(at, curve, color=color, lw=1, label=f"{titles[name]} = {shown:g}")
+            ax.plot(
+                at,
+                by_point("sharpness")[k, 0],
+                color=color,
+                lw=1,
+                label=f"{titles[name]} = {shown:g}",
+            )
         ax.axhline(2, color="#D55E00", ls="--", lw=1.2)
         ax.set(ylim=(0, 3.5), ylabel="effective sharpness")
         ax.legend(loc="lower right")

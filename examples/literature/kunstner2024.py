@@ -36,13 +36,12 @@ def data(groups, features, inputs, key):
 def train(hp, key, groups, features, steps):
     x, labels, group = data(groups, features, hp["inputs"], key)
     solver = OPTIMIZERS[hp["optimizer"]](hp["rate"])
-    losses = lambda w: optax.softmax_cross_entropy_with_integer_labels(x @ w, labels)
 
     def step(carry, _):
         w, state = carry
 
         def loss(w):
-            each = losses(w)
+            each = optax.softmax_cross_entropy_with_integer_labels(x @ w, labels)
             return each.mean(), jnp.zeros(groups).at[group].add(each) * groups / len(labels)
 
         (_, by_group), gradient = jax.value_and_grad(loss, has_aux=True)(w)
@@ -100,10 +99,8 @@ def main(argv=None):
         end = by_group[:, -LAST:].mean(1)
         row = {"inputs": inputs, "optimizer": optimizer, "η": points[best]["rate"]}
         row |= {"loss": means[best]} | {f"{2**g}": end[g] for g in range(groups)}
-        row["at an end"] = best in (mine[0], mine[-1])
         rows.append(row)
     table = pd.DataFrame(rows)
-    assert not table.pop("at an end")[table.inputs == "uniform"].any() or args.quick
     table.to_csv(args.output / "groups.csv", index=False)
     print(
         f"{STATEMENT}\n\nHere: {2**groups - 1} classes, {features} inputs, {steps} steps, "

@@ -7,7 +7,6 @@ import importlib
 import inspect
 import json
 import math
-import os
 import re
 import runpy
 import subprocess
@@ -20,6 +19,7 @@ import pytest
 
 import rmsprop_jax
 from tests.optimizer.test_presets import TOLERANCE
+from tests.support import examples
 from tests.support.steps import travel
 from tests.support.tables import few
 
@@ -223,16 +223,9 @@ SCRIPTS = sorted((ROOT / "examples").glob("[a-z]*.py"))  # the others, _*.py, th
 @pytest.mark.slow
 @pytest.mark.parametrize("example", SCRIPTS, ids=lambda path: path.name)
 def test_examples_run(example, tmp_path):
-    cache = "ignore:Error reading persistent compilation cache"  # JAX compiles again
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-W", cache, example, "--quick", "--output", tmp_path],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    assert done.returncode == 0, done.stderr
+    printed = examples.quick(example, tmp_path)
     assert {path.suffix for path in tmp_path.iterdir()} >= {".png", ".csv"}
-    assert TELLS[example.name] in done.stdout
+    assert TELLS[example.name] in printed
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,14 @@
 """The results from the literature: each script in its --quick form, its numbers, and the page."""
 
-import os
 import re
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+
+from tests.support import examples
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "examples" / "literature"
@@ -62,24 +61,19 @@ def test_what_the_page_says_is_in_the_tables():
     assert slow.iloc[-1] > 5
     assert fast.iloc[-1] < 0.01 < fast.iloc[0] < 2
     assert groups.loc["normal"].max(axis=None) < 0.01
+    rate = rows.loc["uniform", "η"]  # inside its grid
+    assert 0.1 < rate["gradient descent"] < 1
+    assert 0.001 < rate["RMSProp"] < 0.1
 
 
 @pytest.fixture(scope="module", params=SCRIPTS)
 def quick(request, tmp_path_factory):
     """The name of a script, what it printed in its --quick form, and its table."""
     folder = tmp_path_factory.mktemp(request.param)
-    cache = "ignore:Error reading persistent compilation cache"  # JAX compiles again
-    script = FOLDER / f"{request.param}.py"
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-W", cache, script, "--quick", "--output", folder],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    assert done.returncode == 0, done.stderr
+    printed = examples.quick(FOLDER / f"{request.param}.py", folder)
     assert (folder / f"{request.param}.png").is_file()
     (table,) = folder.glob("*.csv")
-    return request.param, done.stdout, pd.read_csv(table)
+    return request.param, printed, pd.read_csv(table)
 
 
 @pytest.mark.slow

@@ -125,20 +125,19 @@ CASES = [
 
 def run(case: Case) -> np.ndarray:
     """The travel θ_t − θ_0 after every step, (STEPS, 6)."""
-    grads, start = stream(case.stream)
-    steps = RUNNERS[case.preset](dict(case.settings), grads, start)
-    return np.array([np.array(theta) for theta, _ in steps]) - start
+    return travel_and_buffers(case)[0]
 
 
-def buffers(case: Case) -> dict[str, np.ndarray]:
-    """The parameters and the buffers after the steps of `SWITCHES`, by name."""
+def travel_and_buffers(case: Case) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The travel, and the parameters and buffers after the steps of `SWITCHES`, by name."""
     grads, start = stream(case.stream)
-    found = {}
+    path, found = [], {}
     for t, (theta, read) in enumerate(RUNNERS[case.preset](dict(case.settings), grads, start), 1):
+        path.append(np.array(theta))
         if t in SWITCHES:
             kept = {"params": theta} | read()
             found |= {f"{case.name} | {t} {name}": np.array(kept[name]) for name in kept}
-    return found
+    return np.array(path) - start, found
 
 
 # torch, and what is made for it.
@@ -532,9 +531,10 @@ def main():
     for preset, (distribution, _) in FRAMEWORKS.items():
         mine = [case for case in CASES if case.preset == preset]
         try:
-            runs = {case.name: run(case)[KEPT] for case in mine}
+            runs = {}
             for case in mine:
-                runs |= buffers(case)
+                path, kept = travel_and_buffers(case)
+                runs |= {case.name: path[KEPT]} | kept
             version = importlib.metadata.version(distribution)
         except ModuleNotFoundError as error:
             print(f"{preset:18} not run: {error}")
