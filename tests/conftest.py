@@ -4,6 +4,7 @@ cache of compiled programs that these processes share."""
 import gc
 import os
 import shutil
+import signal
 import tempfile
 
 import jax
@@ -49,6 +50,14 @@ def strict():
     """No implicit promotion of dtypes or ranks: for our own code (Optax itself fails under it)."""
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         yield
+
+
+@pytest.fixture
+def ctrl_c():
+    """SIGINT as a shell gives it, also where the tests run in the background of one."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Each tracker has each value of each trial once, and how the trial ended, whatever happened."""
 
 import functools
+import itertools
 import os
 import signal
 import subprocess
@@ -294,6 +295,40 @@ def test_a_logger_must_hear_the_start():
     logger = Memory({})
     with pytest.raises(RuntimeError, match=r"Memory got a report before start.*callback=logger"):
         KINDS["function"](callback=lambda report: logger(report))
+
+
+HOOKS = ["_create", "_describe", "_write", "_end"]
+
+
+@pytest.mark.parametrize("is_before", [False, True], ids=["after", "before"])
+@pytest.mark.parametrize(
+    ("tracker", "hook"),
+    [(OURS, hook) for hook in HOOKS] + [(real, "_create") for real in REAL],
+    indirect=["tracker"],
+)
+def test_ctrl_c_inside_a_logger(tracker, hook, is_before, ctrl_c, monkeypatch, tmp_path):
+    """A run is open only while the logger knows it, and no value is missing or written twice."""
+    make, read, _, name = tracker
+    kind, logger = "training", make()
+    original, calls = getattr(logger, hook), itertools.count(1)
+
+    def call(*args):
+        is_time = next(calls) == 2
+        if is_time and is_before:
+            signal.raise_signal(signal.SIGINT)
+        result = original(*args)
+        if is_time and not is_before:
+            signal.raise_signal(signal.SIGINT)
+        return result
+
+    monkeypatch.setattr(logger, hook, call)
+    options = {"path": tmp_path / "sweep", "checkpoint_seconds": 0}
+    with pytest.raises(rj.SweepInterrupted):
+        KINDS[kind](callback=logger, **options)
+    assert read()
+    assert not [number for number, run in read().items() if run.is_open]
+    result = KINDS[kind](callback=make(), **options)
+    check(read(), result, name, changes(kind))
 
 
 def test_an_interrupted_search_leaves_no_run_open():

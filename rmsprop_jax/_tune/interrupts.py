@@ -1,7 +1,11 @@
-"""The result that an exception of a call carries: all trials, with their status."""
+"""Interrupts: the result that an exception of a call carries, and calls that Ctrl-C waits for."""
 
 import contextlib
+import signal
+import threading
 from collections.abc import Generator
+from types import FrameType
+from typing import Any
 
 from rmsprop_jax._tune.results.result import SweepResult
 from rmsprop_jax._tune.session import Session
@@ -42,3 +46,29 @@ def interruptible(session: Session) -> Generator[None]:
         error.__dict__["result"] = result = session.result()
         error.add_note(f"The finished trials are in this exception's .result: {result!r}")
         raise
+
+
+@contextlib.contextmanager
+def deferred() -> Generator[None]:
+    """Let Ctrl-C and SIGTERM wait until the block ends. The second one does not wait."""
+    waiting: list[int] = []
+    handlers: dict[int, Any] = {}
+
+    def later(number: int, frame: FrameType | None) -> None:
+        if waiting:
+            handlers[number](number, frame)
+        else:
+            waiting.append(number)
+
+    if threading.current_thread() is threading.main_thread():  # no other has handlers
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if callable(handler := signal.getsignal(number)):
+                handlers[number] = handler
+                signal.signal(number, later)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in waiting:
+            signal.raise_signal(number)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rmsprop_jax._tune.interrupts import deferred
 from rmsprop_jax._tune.space.values import Value, is_real, label
 from rmsprop_jax._tune.trials.progress import Report, TrialReport
 from rmsprop_jax._tune.trials.status import UNFINISHED
@@ -51,7 +52,8 @@ class Logger(abc.ABC):
     """A callback that keeps one run per trial in a tracker.
 
     A resumed sweep reports steps again that ran after its newest checkpoint. The tracker itself
-    says which steps it has, so that each value is written once.
+    says which steps it has, so that each value is written once. Ctrl-C waits for a call of the
+    logger, so that no run is open in the tracker that the logger does not know.
     """
 
     def __init__(self):
@@ -59,6 +61,7 @@ class Logger(abc.ABC):
         self._ends: dict[int, End] = {}
         self._open: dict[int, Run] = {}
 
+    @deferred()
     def start(self, sweep: str, report: Report) -> None:
         """Find the runs of the sweep in the tracker, and write what they lack of its folder.
 
@@ -78,6 +81,7 @@ class Logger(abc.ABC):
             # A member of a population has its next hyperparameters already.
             self._log(trial, with_changes=trial.status != UNFINISHED)
 
+    @deferred()
     def __call__(self, report: Report) -> None:
         """Write the new values of some trials, and end the runs of those that have ended."""
         if self._sweep is None:
@@ -93,6 +97,7 @@ class Logger(abc.ABC):
         """End the runs of trials that a scheduler or a pruner ended."""
         self(report)
 
+    @deferred()
     def close(self) -> None:
         """End all open runs as interrupted. `rj.sweep` calls this method when a call ends."""
         for number, run in list(self._open.items()):

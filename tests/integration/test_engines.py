@@ -62,6 +62,11 @@ class Dask:
 
     def __init__(self):
         distributed = pytest.importorskip("distributed")
+        import dask
+
+        # Dask gives a worker up that is away so many seconds after it was lost, 15 by default: also
+        # one that has been back meanwhile.
+        dask.config.set({"distributed.deploy.lost-worker-timeout": 600})
         options = {"threads_per_worker": 1, "dashboard_address": None, "silence_logs": 50}
         self._cluster = distributed.LocalCluster(n_workers=2, **options)
         self._client = distributed.Client(self._cluster)
@@ -70,7 +75,9 @@ class Dask:
         return self._client.get_executor()
 
     def workers(self):
-        return list(self._client.run(os.getpid).values())
+        """Those that have begun: Dask does not replace a worker that dies while it begins."""
+        processes = [nanny.process for nanny in self._cluster.workers.values()]
+        return [one.pid for one in processes if one is not None and one.status.name == "running"]
 
     def late(self, path):
         """Return an executor with one worker; the second one begins while tasks run."""

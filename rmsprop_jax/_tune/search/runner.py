@@ -219,9 +219,6 @@ class ContinuousRunner:
                 cause = {"cause": cause_of(error)}
                 self._client.call_back(self._client.tell(trial, TrialState.FAIL, None, cause))
             return None
-        except BaseException as error:
-            self._client.fail(trial, cause_of(error))
-            raise
         number = len(self._session.table) // self._seeds
         self._session.table.extend([point], np.array([group]))
         self._running[number] = StudyTrial(number, trial, group, begun)
@@ -428,7 +425,7 @@ class ContinuousRunner:
             if table.complete[trials].all() and np.isfinite(values).all():
                 with contextlib.suppress(Exception):  # `error` is raised in any case
                     self._tell(study_trial, values, True)
-            self._client.fail(study_trial.trial, cause_of(error))  # nothing if it was told
+        self._client.fail_open(cause_of(error))
 
 
 def _note_failure(trial: optuna.Trial, error: Exception) -> None:

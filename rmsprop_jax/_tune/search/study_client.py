@@ -7,6 +7,7 @@ ones. The test `test_what_is_used_of_optunas_private_names` holds what is used h
 
 import contextlib
 import copy
+import functools
 import sys
 import threading
 import time
@@ -23,6 +24,7 @@ from optuna.exceptions import (
 from optuna.trial import FrozenTrial, TrialState
 from tqdm import tqdm
 
+from rmsprop_jax._tune.interrupts import deferred
 from rmsprop_jax._tune.search.space import Axis, Param, params_of
 from rmsprop_jax._tune.space.values import Value
 
@@ -65,10 +67,9 @@ class StudyClient:
         self._storage: Any = study._storage
         interval = getattr(self._storage, "get_heartbeat_interval", lambda: None)
         self._interval: float | None = interval()
-        self._alive: set[int] = set()
-        self._told: set[int] = set()
+        self._open: dict[int, None] = {}
+        """The study trials that this search has and that no one has told, by their ids."""
         self._patience = PATIENCE
-        self._lock = threading.Lock()
 
     @contextlib.contextmanager
     def open(self) -> Generator[None]:
@@ -115,14 +116,24 @@ class StudyClient:
         """Return a study trial that waits in the study, or else a new one."""
         if self._interval is not None:
             self._patiently(self._fail_stale_trials)
+        trial_id = self._patiently(self._claim)
+        if self._interval is not None:
+            self._patiently(lambda: self._storage.record_heartbeat(trial_id))
         with self._sampler_of_parameters():
-            trial = self._patiently(self._study.ask)
-        try:
-            self._begin_heartbeat(trial)
-        except BaseException as error:
-            self.fail(trial, cause_of(error))
-            raise
-        return trial
+            return self._patiently(lambda: optuna.Trial(self._study, trial_id))
+
+    def _claim(self) -> int:
+        """Return the id of a study trial of ours.
+
+        `Study.ask` is this and then the sampler. If the sampler raises, or the database goes away
+        meanwhile, it does not return the id of the study trial that it began.
+        """
+        self._study._thread_local.cached_all_trials = None  # what `Study.ask` begins with
+        trial_id = self._study._pop_waiting_trial_id()
+        if trial_id is None:
+            trial_id = self._storage.create_new_trial(self._study._study_id)
+        self._open[trial_id] = None
+        return trial_id
 
     def point(self, trial: optuna.Trial) -> dict[str, Value]:
         """Return the hyperparameters of a study trial that was asked.
@@ -176,7 +187,7 @@ class StudyClient:
         try:
             self._patiently(lambda: trial.report(value, step))
         except UpdateFinishedTrialError:
-            self._end_heartbeat(trial)
+            self._open.pop(trial._trial_id)
             raise LostError from None
 
     def prunes(self, trial: optuna.Trial) -> bool:
@@ -204,46 +215,65 @@ class StudyClient:
         Raises:
           LostError: if another worker has finished it.
         """
-        if trial._trial_id in self._told:
+        return self._tell(trial._trial_id, state, values, attributes)
+
+    def _tell(
+        self,
+        trial_id: int,
+        state: TrialState,
+        values: list[float] | None,
+        attributes: Mapping[str, Value] | None,
+    ) -> FrozenTrial | None:
+        if trial_id not in self._open:
             return None
-        self._end_heartbeat(trial)
+        number = self._patiently(lambda: self._storage.get_trial_number_from_id(trial_id))
+        set_attribute = functools.partial(self._storage.set_trial_user_attr, trial_id)
         try:
             for name, value in (attributes or {}).items():
-                self._patiently(lambda name=name, value=value: trial.set_user_attr(name, value))
+                self._patiently(functools.partial(set_attribute, name, value))
             # The first attempt may have been written although it raised.
-            tell = lambda: self._study.tell(trial, values, state, skip_if_finished=True)
+            tell = lambda: self._study.tell(number, values, state, skip_if_finished=True)
             frozen = self._patiently(tell)
         except UpdateFinishedTrialError:
+            self._open.pop(trial_id)
             raise LostError from None
+        self._open.pop(trial_id)
         if frozen.state != state:
             raise LostError
-        self._told.add(trial._trial_id)
         return frozen
 
     def call_back(self, told: FrozenTrial | None) -> None:
         """Call the callbacks with a result of `tell`; do nothing for None."""
         if told is not None:
             for callback in self._callbacks:
-                callback(self._study, told)
+                with deferred():  # it may read the database
+                    callback(self._study, told)
 
     def hurry(self) -> None:
         """Stop waiting for a database that is away, from now on."""
         self._patience = 0.0
 
-    def fail(self, trial: optuna.Trial, cause: str) -> None:
-        """Tell the study that a study trial failed, in an emergency: errors are suppressed.
+    def fail_open(self, cause: str) -> None:
+        """Tell the study that all study trials that were not told failed, in an emergency.
+
+        Errors are suppressed.
+
+        Args:
+          cause: the text of their user attribute `cause`.
+        """
+        self.hurry()
+        for trial_id in list(self._open):
+            self._fail(trial_id, cause)
+
+    def _fail(self, trial_id: int, cause: str) -> None:
+        """Tell the study that a study trial failed.
 
         An interrupt may have left the connection inside a transaction, so each failed attempt
         opens a new connection.
-
-        Args:
-          trial: the study trial.
-          cause: the text of its user attribute `cause`.
         """
-        self.hurry()
         for attributes in ({"cause": cause}, {"cause": cause}, None):
             try:
-                frozen = self.tell(trial, TrialState.FAIL, None, attributes)
+                frozen = self._tell(trial_id, TrialState.FAIL, None, attributes)
             except LostError:
                 return
             except Exception:
@@ -263,23 +293,11 @@ class StudyClient:
             warnings.simplefilter("ignore", ExperimentalWarning)  # as in study.optimize
             optuna.storages.fail_stale_trials(self._study)
 
-    def _begin_heartbeat(self, trial: optuna.Trial) -> None:
-        if self._interval is not None:
-            with self._lock:
-                self._alive.add(trial._trial_id)
-            self._patiently(lambda: self._storage.record_heartbeat(trial._trial_id))
-
-    def _end_heartbeat(self, trial: optuna.Trial) -> None:
-        with self._lock:
-            self._alive.discard(trial._trial_id)
-
     def _beat(self, is_closed: threading.Event) -> None:
-        """Record a heartbeat of each running study trial at each interval, in a thread."""
+        """Record a heartbeat of each open study trial at each interval, in a thread."""
         assert self._interval is not None
         while not is_closed.wait(self._interval):
-            with self._lock:
-                trial_ids = sorted(self._alive)
-            for trial_id in trial_ids:
+            for trial_id in list(self._open):
                 with contextlib.suppress(Exception):  # the database is away: try next time
                     self._storage.record_heartbeat(trial_id)
         self._storage.remove_session()
@@ -287,11 +305,16 @@ class StudyClient:
     # A database that is away.
 
     def _patiently(self, call: Callable[[], T]) -> T:
-        """Return the result of a call, which is repeated while the database is away."""
+        """Return the result of a call, which is repeated while the database is away.
+
+        Ctrl-C waits for the call. Otherwise its traceback would hold a cursor inside a query, and
+        with it SQLite's lock.
+        """
         start, pause = time.monotonic(), 0.1
         while True:
             try:
-                return call()
+                with deferred():
+                    return call()
             except Exception as error:
                 if not is_away(error):
                     raise

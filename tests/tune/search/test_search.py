@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import functools
+import itertools
 import pickle
 import signal
 import sqlite3
@@ -454,6 +455,25 @@ def test_an_error_while_asking_leaves_no_trial_running():
     assert [trial.state.name for trial in study.trials] == ["COMPLETE", "FAIL"]
 
 
+@pytest.mark.parametrize("method", ["before_trial", "sample_relative", "sample_independent"])
+@pytest.mark.parametrize("kind", [KeyError, KeyboardInterrupt])
+def test_a_sampler_that_raises_leaves_no_trial_running(method, kind, monkeypatch):
+    sampler = SAMPLERS["random"]()
+
+    def fail(study, trial, *_):
+        if trial.number == 2:
+            raise kind("the sampler's own")
+        return original(study, trial, *_)
+
+    original = getattr(sampler, method)
+    monkeypatch.setattr(sampler, method, fail)
+    study = optuna.create_study(sampler=sampler)
+    with pytest.raises((kind, rj.SweepInterrupted)):
+        of_values(study, max_concurrent_trials=1)
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "COMPLETE", "FAIL"]
+    assert study.trials[2].user_attrs["cause"].startswith(kind.__name__)
+
+
 class StopError(Exception):
     pass
 
@@ -613,6 +633,43 @@ def test_a_waiting_trial_that_cannot_be_is_caught():
 def test_catch_must_be_exceptions(catch):
     with pytest.raises(ValueError, match="catch must be an exception class"):
         of_values(optuna.create_study(), catch=catch)
+
+
+def interrupted(storage, at, kind=signal.SIGINT, times=1):
+    """Search with Ctrl-C at a query of the database; return how many queries there were."""
+    from sqlalchemy import event
+
+    study = optuna.create_study(storage=storage, sampler=SAMPLERS["random"]())
+    queries = itertools.count(1)
+
+    def query(*_):
+        if at <= next(queries) < at + times:
+            signal.raise_signal(kind)
+
+    moments = ["before_cursor_execute", "after_cursor_execute", "commit"]
+    for moment in moments:
+        event.listen(storage.engine, moment, query)
+    slope = lambda hp, x, key: (x + hp["rate"], {"loss": x})
+    try:
+        rj.search.optimize(
+            rj.Training(lambda hp, key: 0.0, slope), study, {"rate": rj.uniform(0.0, 1.0)},
+            n_trials=2, max_concurrent_trials=2, steps=4, evaluate_every=2, progress=False,
+        )  # fmt: skip
+    finally:
+        for moment in moments:
+            event.remove(storage.engine, moment, query)
+    return next(queries)
+
+
+@pytest.mark.parametrize("at", few(range(2, 240, 3), range(20, 240, 60)))
+def test_ctrl_c_at_any_query_leaves_no_trial_running(at, sqlite, ctrl_c):
+    """Also the trial that the query begins, and also while a query holds the database's lock."""
+    try:
+        assert interrupted(sqlite(), at) <= at
+    except rj.SweepInterrupted:
+        (study,) = optuna.get_all_study_names(sqlite())
+        trials = optuna.load_study(study_name=study, storage=sqlite()).trials
+        assert not [t.number for t in trials if t.state in (TrialState.RUNNING, TrialState.WAITING)]
 
 
 @pytest.mark.slow
@@ -858,6 +915,13 @@ def test_what_is_used_of_optunas_private_names(sqlite, tmp_path):
     trial._fixed_params = {"x": 0.5}
     assert trial.suggest_float("x", 0.0, 1.0) == 0.5
     assert study._storage.get_trial(trial._trial_id).number == trial.number
+    assert study._pop_waiting_trial_id() is None
+    study.enqueue_trial({"x": 0.75})
+    assert study._pop_waiting_trial_id() == study.trials[-1]._trial_id
+    study._thread_local.cached_all_trials = []
+    study.ask()
+    assert study._thread_local.cached_all_trials is None
+    assert study._storage.get_study_name_from_id(study._study_id) == study.study_name
     assert study._storage.get_heartbeat_interval() is None
     assert type(optuna.create_study()._storage) is optuna.storages.InMemoryStorage
     with warnings.catch_warnings():
