@@ -13,6 +13,7 @@ import pytest
 import rmsprop_jax as rj
 from tests.support import wandb_server
 from tests.support.logged import KINDS, STOP, TRACKERS, Memory, Stopping, Stored, search, training
+from tests.support.tables import few
 
 pytestmark = [
     # MLflow with SQLAlchemy 2.1.
@@ -121,12 +122,14 @@ def fail():
     raise RuntimeError("enough")
 
 
+@pytest.mark.slow
 @cases("population", kinds=RESUMABLE)
 def test_a_call_after_ctrl_c(tracker, kind, tmp_path):
     """It continues at the newest checkpoint."""
     resumed(tracker, kind, KeyboardInterrupt, interrupt, tmp_path / "sweep", 0)
 
 
+@pytest.mark.slow
 @cases(kinds=RESUMABLE)
 def test_a_call_after_an_exception(tracker, kind, tmp_path):
     """Without a checkpoint, all steps of a trial run and are reported again."""
@@ -148,6 +151,7 @@ def resumed(tracker, kind, error, how, path, checkpoint_seconds):
     check(read(), result, name, changes(kind))
 
 
+@pytest.mark.slow
 @cases(kinds=RESUMABLE)
 @pytest.mark.parametrize("again", [False, True])
 def test_a_call_without_an_end(tracker, kind, again, tmp_path):
@@ -209,6 +213,7 @@ def test_more_steps_later(tracker, tmp_path):
         check(read(), result, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tracker", TRACKERS, indirect=True)
 def test_a_finished_folder(tracker, tmp_path):
     """It is written whole the first time. After that nothing is opened or changed."""
@@ -297,14 +302,13 @@ def test_a_logger_must_hear_the_start():
         KINDS["function"](callback=lambda report: logger(report))
 
 
-HOOKS = ["_create", "_describe", "_write", "_end"]
+HOOKS = {f"{OURS}-{hook}": (OURS, hook) for hook in ("_create", "_describe", "_write", "_end")}
+HOOKS |= {f"{real}-_create": (real, "_create") for real in REAL}
 
 
 @pytest.mark.parametrize("is_before", [False, True], ids=["after", "before"])
 @pytest.mark.parametrize(
-    ("tracker", "hook"),
-    [(OURS, hook) for hook in HOOKS] + [(real, "_create") for real in REAL],
-    indirect=["tracker"],
+    ("tracker", "hook"), few(HOOKS, [f"{OURS}-_create"], unpack=True), indirect=["tracker"]
 )
 def test_ctrl_c_inside_a_logger(tracker, hook, is_before, ctrl_c, monkeypatch, tmp_path):
     """A run is open only while the logger knows it, and no value is missing or written twice."""

@@ -48,6 +48,7 @@ BOOL = re.compile("True|False")
 WITH_CODE = {page.name: page for page in PAGES if code_blocks(page)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", few(WITH_CODE, ["README.md", "rl.md"]))
 def test_code_on_pages_runs(page):
     """The blocks of a page in order, each with what those before it have made.
@@ -282,6 +283,7 @@ def test_the_hash_of_an_example_is_of_what_it_imports_too():
     assert files >= {"lstm_sweep.py", "_training.py", "_characters.py", "sweeps.py", "equations.py"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GALLERY["EXAMPLES"])
 def test_pictures_are_not_older_than_the_code_that_draws_them(name):
     drawn = json.loads(GALLERY["DRAWN"].read_text("utf-8")).get(name, {"code": None, "files": []})

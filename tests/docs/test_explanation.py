@@ -28,6 +28,7 @@ def lines(text):
     return [" ".join(line.split()) for line in text.splitlines() if line.strip()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", LANGUAGES)
 def test_the_answers_are_lines_that_the_examples_print(page, tmp_path, capsys):
     answers = ANSWER.findall((PAGES / page).read_text("utf-8"))

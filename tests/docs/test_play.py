@@ -99,6 +99,7 @@ GRADIENTS = {
 }
 
 
+@pytest.mark.slow
 @needs_node
 @pytest.mark.parametrize("gradients", few(GRADIENTS, ["sparse", "tiny", "vanishing squares"]))
 @pytest.mark.usefixtures("x64")
@@ -110,6 +111,7 @@ def test_rmsprop_in_javascript_is_the_librarys(gradients):
     agree(ours, in_jax(solver, gradients, settings, "nu"))
 
 
+@pytest.mark.slow
 @needs_node
 @pytest.mark.parametrize(
     "name",
@@ -162,6 +164,7 @@ SCENES = """(maths, settings) => settings.map((setting) => {
 })"""
 
 
+@pytest.mark.slow
 @needs_node
 def test_no_slider_values_give_nan():
     """All combinations of ends and middles, and 300 places between them."""
@@ -307,6 +310,7 @@ def test_statements_on_noise():
     assert (last_rates(paths["RMSProp"]) < last_rates(scene()["RMSProp"])).all()
 
 
+@pytest.mark.slow
 @needs_node
 def test_figures_on_the_page_do_not_depend_on_rounding():
     """Without noise, RMSProp's steps across would grow out of rounding errors. With noise, they are

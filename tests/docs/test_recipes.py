@@ -161,11 +161,13 @@ def assert_same(ours, theirs, tolerance=1e-12):
 evaluated = lambda code, **names: eval(code, {"rj": rj, "optax": optax, **names})
 
 
+@pytest.mark.slow
 @one_of_each(lambda row: True)
 def test_the_call_on_the_page_takes_the_steps_of_its_source(row, x64):
     assert_same(travel_here(evaluated(SHOWN[row["name"]]), row), travel_there(row))
 
 
+@pytest.mark.slow
 @one_of_each(lambda row: not isinstance(rate_of(row), str))
 def test_the_call_takes_the_same_steps_with_a_falling_rate(row, x64):
     """A changing η shows whether η is inside the momentum buffer."""
@@ -238,6 +240,7 @@ def test_the_page_shows_the_table():
 # Adam with β₁ = 0.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("eps", "rho"), crossed([0.0, 1e-8, 1.0], [0.9, 0.99, 0.999]))
 def test_adam_without_momentum_is_rmsprop_with_bias_correction(rho, eps, x64):
     adam = optax.adam(1e-3, b1=0.0, b2=rho, eps=eps)

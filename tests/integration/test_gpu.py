@@ -43,6 +43,7 @@ def exact():
 # The optimiser.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -64,6 +65,7 @@ def test_steps_follow_the_equations(settings):
     assert_same(np.asarray(updates, np.float64).cumsum(axis=0), expected, 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ONE_EACH, ids=lambda case: case.name)
 def test_presets_follow_their_frozen_runs(case):
     ours = way(preset(case), case.stream, jnp.float32)
@@ -118,6 +120,7 @@ def sweep(train, points, args, **options):
     return rj.sweep(train, points, args=args, progress=False, **options)
 
 
+@pytest.mark.slow
 def test_batched_as_unbatched():
     train, points, args = work()
     points = points[:16]
@@ -128,6 +131,7 @@ def test_batched_as_unbatched():
         np.testing.assert_allclose(result.metrics["loss"], expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_segments_as_the_whole():
     training, args = trainings.noisy(), (trainings.SCALE,)
     points = trainings.POINTS[1::2]
@@ -152,6 +156,7 @@ def test_auto_fits_the_free_memory():
         )  # these are small
 
 
+@pytest.mark.slow
 def test_goes_on_with_another_batch_size(tmp_path):
     train, points, args = work()
     whole = sweep(train, points, args)
@@ -208,6 +213,7 @@ def called(monkeypatch):
     return called
 
 
+@pytest.mark.slow
 def test_a_function_that_runs_out_of_memory_goes_on_with_smaller_batches(called):
     """What is finished is not run again."""
     one = jax.devices()[:1]

@@ -158,6 +158,7 @@ def test_processes_that_differ_get_one_error_before_anything_runs(name, came_to)
         assert first["reached"] is second["reached"] is None
 
 
+@pytest.mark.slow
 @names_of(cluster.EXCEPTIONS)
 def test_an_exception_on_one_process_ends_the_other(name, came_to):
     own, others = sorted(came_to[name], key=lambda one: "left sweep" in one["says"])
@@ -174,6 +175,7 @@ def test_an_exception_on_one_process_ends_the_other(name, came_to):
         assert max(own["reached"]) > 0
 
 
+@pytest.mark.slow
 @names_of(cluster.WORK)
 def test_what_counts_on_process_0_only_may_differ(name, came_to):
     first, second = came_to[name]

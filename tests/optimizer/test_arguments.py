@@ -175,6 +175,7 @@ OTHERS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [x for x in oracles.CASES if x.preset in OTHERS], ids=str)
 def test_the_chains_of_the_page_give_the_frameworks_steps(case, x64):
     """bitsandbytes and HeavyBall compute in float32, Levanter in float64."""

@@ -117,6 +117,7 @@ def test_the_first_centered_step_is_that_of_one_gradient(make, eps_in_sqrt, eps)
         assert np.sign(u) == -np.sign(g)
 
 
+@pytest.mark.slow
 def test_the_first_centered_step_with_momentum_and_in_every_dtype(x64):
     for dtype in ("bfloat16", "float16", "float32", "float64", "complex64"):
         solver = rj.rmsprop(1e-3, centered=True, momentum=0.9, bias_correction=True)
@@ -125,6 +126,7 @@ def test_the_first_centered_step_with_momentum_and_in_every_dtype(x64):
         np.testing.assert_allclose(np.asarray(abs(u), float), 1e-3, rtol=2**-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("centered", "decay"),
     crossed([False, True], [0.0, 0.9, 0.9999], plain=["False-0.0", "True-0.9"]),
@@ -198,6 +200,7 @@ def test_a_leaf_without_a_gradient_gathers_less_than_the_weight():
     assert float(u["b"]) == pytest.approx((0.75 / 0.5) ** 0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("bias_correction", "decay"),
     crossed(

@@ -78,6 +78,7 @@ def steps(solver, grads, params, count=3, state=None):
     return every, state
 
 
+@pytest.mark.slow
 @solvers
 def test_a_whole_model_may_be_params(make):
     """Its functions, strings and keys have no gradient, and are not looked at."""
@@ -92,6 +93,7 @@ def test_a_whole_model_may_be_params(make):
     chex.assert_trees_all_close(jitted(GRADS, state)[0], expected[0], rtol=1e-5)
 
 
+@pytest.mark.slow
 @solvers
 def test_a_leaf_without_a_gradient_keeps_its_state(make):
     """Integer leaves under `eqx.filter_grad`: there is state, and its gradient is None."""
@@ -157,6 +159,7 @@ def test_abstract_parameters_keep_their_sharding():
             assert leaf.sharding.is_equivalent_to(split, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("centered", [False, True])
 @pytest.mark.parametrize("momentum", [None, 0.9])
 def test_the_update_is_as_wide_as_the_parameter(centered, momentum):
@@ -177,6 +180,7 @@ def test_the_update_is_as_wide_as_the_parameter(centered, momentum):
     assert without.update(g, without.init(params))[0].dtype == jnp.bfloat16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("param", "grad", "update"),
     [

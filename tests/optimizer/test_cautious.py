@@ -57,6 +57,7 @@ def test_a_part_of_zero_is_masked_and_the_others_become_longer():
     np.testing.assert_allclose(updates, [0, -2, 4, 0])
 
 
+@pytest.mark.slow
 def test_the_share_is_at_least_a_thousandth():
     solver = rj.cautious(optax.sgd(1.0))
     g = jnp.zeros(10_000).at[3].set(1.0)
@@ -77,6 +78,7 @@ def test_tiny_numbers_keep_their_sign_and_nan_is_not_hidden():
     assert np.isfinite(updates[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_narrow_updates_are_scaled_in_float32(dtype):
     found, _ = both(lambda: rj.rmsprop(0.1, momentum=0.9), dtype)

@@ -196,6 +196,7 @@ def test_derivatives_forward_and_reverse(x64, stored, dtype, form):
     np.testing.assert_allclose(forward, want, rtol=tolerance, atol=tolerance * scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stored", "form"), crossed(STORED, list(FORMS)))
 def test_a_jitted_init_is_placed_and_typed_in_each_cell(x64, stored, form):
     mesh = jax.make_mesh((2,), ("d",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
@@ -221,6 +222,7 @@ NUMBERS = st.one_of(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "stored"), crossed(["float32", "float64"], STORED, plain=["float32-bfloat16"])
 )

@@ -70,6 +70,7 @@ def test_values_are_clipped_and_nan_stays_nan():
     assert np.isnan(found[1:]).all()
 
 
+@pytest.mark.slow
 def test_a_schedule_of_traced_numbers_is_vmapped_and_differentiated():
     def last(end):
         solver = rj.scale_by_rms(lambda t: 0.5 + (end - 0.5) * t / 30)

@@ -217,6 +217,7 @@ def all_problems(params):
     )
 
 
+@pytest.mark.slow
 @rows
 def test_it_optimises(row):
     """Parabola and Rosenbrock's valley, real and complex, to Optax's own tolerance."""
@@ -274,6 +275,7 @@ def test_arguments_for_others_pass(row):
     assert jax.tree.all(jax.tree.map(np.array_equal, got, expected))
 
 
+@pytest.mark.slow
 @rows
 @pytest.mark.parametrize(
     ("dtype", "x64"),
@@ -376,6 +378,7 @@ def assert_sharded_alike(solver, state, params):
     assert len(seen) >= len(params)
 
 
+@pytest.mark.slow
 @rows
 @pytest.mark.parametrize("kind", ["Auto", "Explicit"])
 def test_sharded(row, kind):
@@ -441,6 +444,7 @@ def with_values(solver):
     return optax.GradientTransformationExtraArgs(solver.init, update)
 
 
+@pytest.mark.slow
 @rows
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_wrapped_it_is_what_optax_has_wrapped(row, wrapper):
@@ -455,6 +459,7 @@ def test_wrapped_it_is_what_optax_has_wrapped(row, wrapper):
         assert state[1].scale == 0.25
 
 
+@pytest.mark.slow
 @rows
 @pytest.mark.parametrize("reset_state", [False, True])
 def test_lookahead(row, reset_state):
@@ -486,6 +491,7 @@ def scanned(solver, grads):
     return travel(solver, grads, start)[1]
 
 
+@pytest.mark.slow
 @rows
 @pytest.mark.parametrize("wrapper", ONE_COMPILE_A_ROW)
 def test_steps_that_are_put_off_or_skipped(row, wrapper):
@@ -515,6 +521,7 @@ MORE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapper", MORE)
 def test_more_wrappers(wrapper):
     row = ROWS["all"]
@@ -537,6 +544,7 @@ def bowl(params, x):
     return jnp.sum(STEEP * (params - x) ** 2) + 0.1 * jnp.sum((params - x) ** 4)
 
 
+@pytest.mark.slow
 @rows
 @pytest.mark.parametrize("search", SEARCHES)
 def test_line_searches(row, search):
@@ -582,6 +590,7 @@ def test_limit_abstract_parameters(make, wrapper):
     assert shapes == jax.tree.map(lambda x: (x.shape, x.dtype), wrap().init(PARAMS))
 
 
+@pytest.mark.slow
 @inside
 def test_limit_complex_gradients_in_multi_steps(make):
     """Its accumulator is float32."""

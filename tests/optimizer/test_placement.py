@@ -55,6 +55,7 @@ def assert_placed(state, params):
     assert checked >= len(params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "kind"),
     crossed(
@@ -82,6 +83,7 @@ def test_optaxs_does_not():
     assert optax.tree_utils.tree_get(state, "nu")["row"].sharding.is_fully_replicated
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "dtype"),
     crossed(["centered", "bfloat16", "torch"], ["bfloat16", "float16", "complex64"]),

@@ -127,6 +127,7 @@ def test_has_the_papers_numbers(name):
     assert {p.name: p.default for p in parameters.values()} == PAPERS[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", rj.presets.__all__)
 def test_traces_and_vmaps_over_its_learning_rate(name):
     make, g = getattr(rj.presets, name), jnp.array([0.1, -2.0])
@@ -225,6 +226,7 @@ JITS = {"no": (lambda f: f,) * 2, "update": (lambda f: f, jax.jit), "both": (jax
         "init": (jax.jit, lambda f: f)}  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "jitted"), crossed(rj.presets.__all__, list(JITS)))
 def test_injected_with_its_defaults_it_is_the_plain_call(name, jitted):
     """Numbers, buffers, and whether params are needed."""
@@ -272,6 +274,7 @@ def test_a_zero_of_any_kind_is_no_buffer_and_no_term(name, zero):
     assert structure(same) == structure(state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "jitted"), crossed([*ZEROS, "graves2013"], list(JITS)))
 def test_an_injected_momentum_of_zero_says_the_same_jitted_or_not(name, jitted):
     """`init` may see an array of 0 and `update` a traced one, or the other way round."""
@@ -367,6 +370,7 @@ def test_clipping_under_strict_promotion(name, clip, dtype, x64):
     assert updates["w"].dtype == dtype
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("clip", "axis_type"), crossed(CLIPS, ["Auto", "Explicit"]))
 def test_clipping_of_sharded_gradients_costs_one_reduction(axis_type, clip):
     kind = getattr(jax.sharding.AxisType, axis_type)
@@ -406,6 +410,7 @@ def test_defaults_of_nothing_print_hash_and_compare_as_zero():
 # The scale of the loss: docs/pages/porting.md.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", few([32.0, 0.25], [32.0]))
 def test_what_has_the_gradients_unit_is_divided_with_it(n, x64):
     """ε/n² inside the root, ε/n outside, s₀/n², a clip's threshold /n, a coupled λ /n."""
@@ -428,6 +433,7 @@ def test_what_has_the_gradients_unit_is_divided_with_it(n, x64):
 STARTS_AT_ONE = {"tensorflow_v1", "timm", "stable_baselines3", "impala2018"}  # s₀ is fixed there
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "n"), crossed(sorted(set(rj.presets.__all__) - STARTS_AT_ONE), [32.0, 0.25])
 )

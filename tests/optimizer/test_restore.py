@@ -58,6 +58,7 @@ def frozen(case, at):
     return kept.pop("params"), kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     few(
@@ -155,6 +156,7 @@ def schedule(t):
     return 1e-3 * 0.5 ** (t // 100)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TORCH)
 @pytest.mark.parametrize("at", SWITCH)
 def test_torch_continues_here_and_back(name, at, x64):
@@ -215,6 +217,7 @@ def layouts():
     return names
 
 
+@pytest.mark.slow
 def test_layers_of_torch_continue_in_flax(x64):
     """A convolution, an LSTM, and a linear layer, 20 steps there and 20 steps here."""
     torch = pytest.importorskip("torch")
@@ -297,6 +300,7 @@ def test_layers_of_torch_continue_in_flax(x64):
 # Keras, with a rate that float32 has.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", SWITCH)
 @pytest.mark.parametrize("settings", [{}, {"centered": True}, {"centered": True, "momentum": 0.9}])
 @pytest.mark.filterwarnings("default")
@@ -350,6 +354,7 @@ OPTAX = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "at"), crossed(list(OPTAX), SWITCH))
 def test_optax_continues_here_and_back(name, at, x64):
     settings = {"decay": 0.95, "eps_in_sqrt": True} | OPTAX[name]

@@ -302,6 +302,7 @@ NUMBERS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("bias_correction", "centered", "eps_in_sqrt"), crossed(*[[False, True]] * 3)
 )
@@ -340,6 +341,7 @@ def test_derivatives_through_fifty_steps(x64, eps_in_sqrt, centered, bias_correc
         chex.assert_tree_all_finite(all_derivatives(numbers, jnp.asarray(zeros), 0 * params))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("momentum", "bias_correction", "eps_in_sqrt", "eps"),
     crossed(
@@ -365,6 +367,7 @@ def test_derivatives_under_a_constant_gradient(eps, eps_in_sqrt, bias_correction
     chex.assert_tree_all_finite((jax.grad(f)(numbers), jax.jacfwd(f)(numbers)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("centered", "bias_correction", "eps_in_sqrt"),
     crossed([False, True], [True, False], [False, True]),
@@ -405,6 +408,7 @@ def test_derivatives_through_parameters_that_move(eps_in_sqrt, bias_correction, 
 # JAX's debugging flags: nothing on the way is NaN or infinite either.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("eps_in_sqrt", "centered", "flags"),
     crossed([False, True], [False, True], [{"decay": 0.0}, {"bias_correction": True}, {}]),
@@ -423,6 +427,7 @@ def test_debug_infs_and_debug_nans_have_nothing_to_say(flags, centered, eps_in_s
 # Half precision.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("half", "flags"), crossed([jnp.float16, jnp.bfloat16], VARIANTS))
 def test_half_precision_is_the_float32_run_cast_at_the_end(half, flags):
     grads = jnp.asarray(stream(200, 5)).astype(half)
@@ -493,6 +498,7 @@ def bounded_steps(grads):
     return stay(rj.scale_by_rms(0.9, eps=0.0), grads)
 
 
+@pytest.mark.slow
 @hypothesis.settings(deadline=None, database=None, derandomize=True, max_examples=200)
 @hypothesis.given(st.lists(number, min_size=12, max_size=12))
 def test_the_step_is_bounded_for_the_worst_stream_found(grads):
@@ -640,6 +646,7 @@ def test_no_finite_gradient_breaks_it(x64, kind, flags):
     assert positive.all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "flags"),
     crossed(

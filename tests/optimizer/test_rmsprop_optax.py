@@ -270,7 +270,7 @@ moved = {"-".join(k for k, v in flags.items() if v): flags for flags in MOVED}
 
 
 @pytest.mark.parametrize(
-    "flags", few(moved, ["", "centered-bias_correction-momentum-nesterov-learning_rate"])
+    "flags", few(moved, ["centered-bias_correction-momentum-nesterov-learning_rate"])
 )
 def test_a_run_moves_between_optax_and_here(x64, flags):
     numbers = {"decay": 0.95, "initial_scale": 0.25}

@@ -111,6 +111,7 @@ def test_steps_leaves_elements_buffers_and_seeds_have_bits_of_their_own():
         assert abs(np.corrcoef(first[lag:], first[:-lag])[0, 1]) < 0.15
 
 
+@pytest.mark.slow
 def test_derivatives_pass_straight_through():
     x = jnp.float32(1.2345)
     slope = jax.grad(lambda x: 3 * round_to_bfloat16(x, jnp.uint32(7)).astype(jnp.float32))(x)
@@ -153,6 +154,7 @@ def training(rho, dtype):
     return jax.lax.scan(step, (start, solver.init(start)), keys)[1].sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "rho"),
     crossed(["average", "training"], [0.9, 0.99, 0.999], plain=["average-0.999", "training-0.99"]),
@@ -187,6 +189,7 @@ DERIVATIVES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", few(list(DERIVATIVES), ["jacfwd"]))
 def test_derivatives_under_jaxs_transformations(name):
     """In reverse they are the same number; forward, rounded otherwise."""
@@ -201,6 +204,7 @@ def test_second_derivatives():
     np.testing.assert_allclose(twice(f), twice(lambda x: f(x, None)), rtol=0.02)
 
 
+@pytest.mark.slow
 def test_derivatives_under_a_vmap_over_seeds():
     """The salt has an axis of its own."""
     seeds = jnp.arange(3)
@@ -242,6 +246,7 @@ def sharded_averages(spec, seed=0, check_vma=True, steps=10):
     return np.asarray(jax.jit(mapped)(jnp.ones(2_000))).reshape(2, -1)
 
 
+@pytest.mark.slow
 def test_shards_of_a_leaf_round_apart_and_copies_alike():
     """With equal bits, the mean over n shards would have √n times the error."""
     first, second = sharded_averages(PartitionSpec("data"))
@@ -342,6 +347,7 @@ def test_the_average_has_no_bias():
             assert abs(nu.mean() - true) < 4 * error + 1e-6 * true
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rho", "scale"),
     crossed([0.9, 0.99, 0.999, 0.9999], [1.1, 1.9], plain=["0.9-1.1", "0.999-1.9"]),
@@ -419,6 +425,7 @@ def test_a_nan_stays_one_and_touches_no_other():
     assert np.isfinite(np.delete(us, 2, axis=1)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("momentum", "bias_correction", "centered"),
     crossed([None, 0.9], [False, True], [False, True]),
@@ -464,6 +471,7 @@ def run(solver, gs, state=None):
     return jax.lax.scan(lambda s, g: solver.update(g, s)[::-1], state, gs)
 
 
+@pytest.mark.slow
 def test_the_bits_are_the_same_jitted_scanned_resumed_and_sharded():
     solver, gs = rj.rmsprop(1e-2, state_dtype="bfloat16"), grads(6)
     state, us = run(solver, gs)
@@ -492,6 +500,7 @@ def test_the_bits_are_the_same_jitted_scanned_resumed_and_sharded():
     assert not any(word in text for word in ("all-gather", "all-reduce", "collective-permute"))
 
 
+@pytest.mark.slow
 def test_trials_of_a_vmap_share_their_bits_unless_seeded():
     gs = grads(5)
 
@@ -571,6 +580,7 @@ def test_float64_needs_x64():
         rj.rmsprop(state_dtype="float64")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("centered", "given", "kept"),
     crossed(
@@ -646,6 +656,7 @@ def trained(solver, params, steps):
     return run(params, solver.init(params))
 
 
+@pytest.mark.slow
 def test_parameters_arrive_where_the_nearest_stands_still():
     n, steps = 5_000, 400
     params = jnp.ones(n, BF16)
@@ -659,6 +670,7 @@ def test_parameters_arrive_where_the_nearest_stands_still():
     assert (np.asarray(stands, float) == 1).all()
 
 
+@pytest.mark.slow
 def test_the_update_is_the_difference_of_new_and_old():
     rng = np.random.default_rng(5)
     p = jnp.asarray(rng.normal(size=5_000), BF16)
@@ -714,6 +726,7 @@ def test_a_seed_that_is_no_whole_number_is_refused(make, seed):
         make(seed=seed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [3, np.int64(3), np.uint8(3), jnp.int32(3), jnp.float32(3.0)])
 def test_whole_numbers_of_any_kind_are_seeds(seed):
     params = jnp.full(500, 1.003, BF16)
@@ -756,6 +769,7 @@ def test_in_strict_promotion(strict):
     trained(chained(), {"a": jnp.ones(5, BF16), "b": jnp.ones(5)}, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", ["apply_if_finite", "MultiSteps"])
 def test_inside_optaxs_wrappers(wrap):
     """They choose between updates of one dtype, and steps of their own."""
@@ -773,6 +787,7 @@ def test_inside_optaxs_wrappers(wrap):
     assert np.isfinite(np.asarray(seen, float)).all()
 
 
+@pytest.mark.slow
 def test_in_flax():
     params = {"w": jnp.ones((4, 4), BF16)}
     state = TrainState.create(apply_fn=None, params=params, tx=chained(1e-2))
@@ -791,6 +806,7 @@ def test_in_nnx():
     assert (model.kernel[...] != before).any()
 
 
+@pytest.mark.slow
 def test_in_equinox():
     linear = eqx.nn.Linear(4, 4, key=jax.random.key(0), dtype=BF16)
     grads = eqx.filter_grad(lambda m: m(jnp.ones(4, BF16)).sum())(linear)

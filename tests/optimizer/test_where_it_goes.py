@@ -94,6 +94,7 @@ class Net(nnx.Module):
         return self.last(self.noise(jnp.tanh(self.norm(self.first(x)))))
 
 
+@pytest.mark.slow
 @pairs
 def test_flax_nnx_optimizer(ours, theirs):
     @nnx.jit
@@ -127,6 +128,7 @@ def test_flax_train_state_made_of_a_traced_rate():
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), state.params, expected)
 
 
+@pytest.mark.slow
 @pairs
 def test_haiku(ours, theirs):
     net = haiku.without_apply_rng(
@@ -185,11 +187,13 @@ def train_equinox(solver, trained=eqx.is_inexact_array, whole=True):
     return eqx.filter(start, eqx.is_inexact_array), eqx.filter(model, eqx.is_inexact_array)
 
 
+@pytest.mark.slow
 @pairs
 def test_equinox_whole_model(ours, theirs):
     assert_same_training(train_equinox, ours, theirs)
 
 
+@pytest.mark.slow
 @pairs
 def test_equinox_with_a_state_for_its_integers(ours, theirs):
     """Their gradient is None."""
@@ -208,6 +212,7 @@ WRAPPED = {
 OURS = functools.partial(rj.rmsprop, eps_in_sqrt=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapper", few(list(WRAPPED), ["inject_hyperparams", "masked"]))
 def test_equinox_in_wrappers_that_read_the_parameters(wrapper):
     """Over a whole model they raise, whatever is inside; over its filtered parameters they work."""
@@ -218,6 +223,7 @@ def test_equinox_in_wrappers_that_read_the_parameters(wrapper):
     assert_same_training(functools.partial(train_equinox, whole=False), ours, theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", few({"ours": OURS, "Optax's": optax.rmsprop}, ["ours"]))
 def test_equinox_in_what_computes_with_the_parameters(make):
     """As above, for those whose `update` asks for more."""
@@ -236,6 +242,7 @@ def test_equinox_in_what_computes_with_the_parameters(make):
         lookahead.update(grads, lookahead.init(synced(trained)), synced(model))
 
 
+@pytest.mark.slow
 def test_equinox_masks_and_labels():
     """A mask may be a tree like the model; labels may not, for Optax calls what can be called."""
     trained = eqx.filter(Counting(), eqx.is_inexact_array)
@@ -319,6 +326,7 @@ def places(where, solver):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "solver"),
     crossed(["one device", "shards"], KEPT, plain=["one device-injected", "shards-all"]),
@@ -360,6 +368,7 @@ def test_npz(solver, tmp_path):
 # Exported.
 
 
+@pytest.mark.slow
 @kept
 def test_export(solver):
     left = train(solver, START)
@@ -411,6 +420,7 @@ def test_donation(ours, theirs):
     assert_same_training(train, ours, theirs)
 
 
+@pytest.mark.slow
 @pairs
 def test_remat_in_the_loss(ours, theirs):
     layer = jax.checkpoint(lambda h, w: jnp.tanh(h @ w))
@@ -451,6 +461,7 @@ def through(make, remat):
     return jax.jit(jax.value_and_grad(after))(jax.tree.map(jnp.asarray, hp))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_derivatives_through_the_steps_and_remat():
     theirs, kept, again = through(optax.rmsprop, False), through(OURS, False), through(OURS, True)
@@ -459,6 +470,7 @@ def test_derivatives_through_the_steps_and_remat():
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-9), ours, theirs)
 
 
+@pytest.mark.slow
 def test_a_population_changes_without_a_compile():
     """Each member has numbers of its own, which change between calls, as the members do."""
     traces = []
@@ -496,6 +508,7 @@ def test_a_population_changes_without_a_compile():
     assert len(traces) == 1
 
 
+@pytest.mark.slow
 @pairs
 @pytest.mark.parametrize("kind", few(["Auto", "Explicit"], ["Auto"]))
 def test_sharded_training(ours, theirs, kind):
@@ -553,6 +566,7 @@ def test_strict_promotion(ours, theirs):
 SWITCHES = {"nans": jax.debug_nans, "infs": jax.debug_infs, "disable_jit": jax.disable_jit}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("eps", "switch"), crossed([1e-3, 0.0], SWITCHES))
 def test_debuggers_find_nothing_in_zero_gradients(switch, eps):
     zeros = {"w": jnp.zeros(3), "b": jnp.array([0.0, 1.0])}
@@ -571,6 +585,7 @@ def test_debuggers_find_nothing_in_zero_gradients(switch, eps):
 # bfloat16 gradients of float32 parameters.
 
 
+@pytest.mark.slow
 @pairs
 def test_apply_if_finite_wants_gradients_as_wide_as_the_updates(ours, theirs):
     """They are as wide as the parameters, and a skipped step as narrow as the gradients."""

@@ -63,6 +63,7 @@ def test_heatmap_of_what_is_to_be_high_says_so(result):
     assert note == "best at the lowest x: better values may lie beyond"
 
 
+@pytest.mark.slow
 def test_heatmap_says_that_the_best_is_at_an_edge():
     train = lambda hp, key: {"loss": hp["x"] - hp["y"] + hp["flag"]}
     points = rj.grid(x=[1.0, 2.0, 3.0], y=[4, 5, 6], flag=[False, True])
@@ -136,6 +137,7 @@ def test_curves_have_a_band_over_the_seeds_of_the_best(sampled):
     assert legend(axes)[2:] == [f"failed ({sampled.failed.sum()} of 200 trials)"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("band", ["range", "ci95"])
 def test_curves_of_the_best_points_have_a_band_each(sampled, band):
     axes = rj.plots.curves(sampled, "curve", top=3, band=band)
@@ -348,6 +350,7 @@ def labelled(axes, start):
 STOPPED = {"color": "0.6", "linestyle": "-"}
 
 
+@pytest.mark.slow
 def test_a_result_says_its_rungs(halved, result):
     assert halved.rungs == (4, 12)
     assert result.rungs == ()
@@ -566,6 +569,7 @@ def check_lineage(result, axes, name):
     return copies
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rate", "own", "big"])
 def test_lineage_draws_each_member_and_each_copy(evolved, name):
     axes = rj.plots.lineage(evolved, name)
@@ -599,6 +603,7 @@ def test_lineage_of_a_result_from_elsewhere(evolved, folder, kind):
     )
 
 
+@pytest.mark.slow
 def test_lineage_of_an_interrupted_sweep():
     """The first stand at step 30, others at 20, of which some have copied and not gone on."""
     result = interrupted(evolve, 30)
@@ -630,6 +635,7 @@ class Once:
         return rj.Decision(prune=[8], copy={0: (1, {"rate": 0.05})})
 
 
+@pytest.mark.slow
 def test_curves_draw_no_more_rungs_than_can_be_told_apart():
     scheduler = rj.PopulationBasedTraining(
         {"rate": rj.log_uniform(1e-3, 1.0)}, perturbation_interval=1

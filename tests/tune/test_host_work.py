@@ -64,6 +64,7 @@ CALLS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CALLS)
 def test_work_on_the_host_grows_linearly(kind, tmp_path):
     jax.random.key(0)

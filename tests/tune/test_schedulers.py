@@ -39,7 +39,7 @@ def survivors(full, rungs, eta):
 RUNGS = {"eta 3": (3, 10, [10, 30]), "eta 2": (2, 10, [10, 20, 40])}
 
 
-@pytest.mark.parametrize(("devices", "case"), crossed([1, 2], list(RUNGS)))
+@pytest.mark.parametrize(("devices", "case"), crossed([1, 2], list(RUNGS), plain=["2-eta 2"]))
 def test_halving_is_by_the_book(full, case, devices):
     eta, first, rungs = RUNGS[case]
     result = sweep(
@@ -134,6 +134,7 @@ def late(value, start):
     return rj.Training(lambda hp, key: jnp.int32(0), step)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS_OF_NONE)
 def test_where_no_objective_is_finite_nobody_is_stopped(kind, tmp_path):
     """At the rungs of 2 and 4 steps; those of 8 and 16 have numbers."""
@@ -217,6 +218,7 @@ def test_ties_go_to_the_lower_number():
     assert result.steps_completed.tolist() == [8, 8, 4, 4]
 
 
+@pytest.mark.slow
 def test_nothing_compiles_whatever_the_rungs(full):
     from tests.tune.test_sweep import compiles
 
@@ -262,6 +264,7 @@ def test_the_worst_copy_from_the_best_of_their_static_group(evolved):
     assert set(evolved.status) == {"complete"}
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_population_and_another_another(evolved):
     again = sweep(points=MEMBERS, scheduler=PBT, **OPTIONS, devices=jax.devices()[:1])
     np.testing.assert_array_equal(again.metrics["loss"], evolved.metrics["loss"])
@@ -298,6 +301,7 @@ def test_tables_have_the_last_numbers(evolved):
             refused()
 
 
+@pytest.mark.slow
 def test_members_that_began_equal_are_told_apart():
     """By their place: a record is of one of them."""
     result = sweep(
@@ -370,7 +374,8 @@ def without_seconds(result):
     return {name: x.tobytes() for name, x in result.metrics.items()}, result.status.tolist()
 
 
-@pytest.mark.parametrize("kind", ["halving", pytest.param("population", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["halving", "population"])
 def test_decisions_are_on_disk_and_replayed(kind, tmp_path, full, evolved):
     """From the folder as it was after each decision, and after each file that followed it."""
     scheduler, points = (
@@ -494,6 +499,7 @@ class Median:
         return rj.Decision(prune=np.flatnonzero(view.active & worse).tolist())
 
 
+@pytest.mark.slow
 def test_a_scheduler_of_ones_own():
     scheduler = Median()
     result = sweep(scheduler=scheduler, **OPTIONS)
@@ -567,6 +573,7 @@ def test_nonsense_is_refused_and_what_is_finished_kept(case):
     assert set(caught.value.result.steps_completed) == {10}
 
 
+@pytest.mark.slow
 def test_a_scheduler_may_stop_and_copy_at_once(full):
     decision = rj.Decision(prune=[OTHER], copy={0: (SAME, {"rate": 0.05})})
     result = sweep(scheduler=answer(decision), **OPTIONS)
@@ -576,6 +583,7 @@ def test_a_scheduler_may_stop_and_copy_at_once(full):
     np.testing.assert_array_equal(result.metrics["loss"][others], full.metrics["loss"][others])
 
 
+@pytest.mark.slow
 def test_none_is_nothing(full):
     result = sweep(scheduler=answer(None), **OPTIONS)
     np.testing.assert_array_equal(result.metrics["loss"], full.metrics["loss"])

@@ -191,6 +191,7 @@ def test_the_persistent_compilation_cache_is_used(tmp_path):
     assert missed_again == 0
 
 
+@pytest.mark.slow
 def test_tiny_trials_share_rounds_and_stay_bit_for_bit(monkeypatch):
     """Rounds grow, in one program; padding, a NaN and two seeds change no trial's numbers."""
     sizes, start = [], program.CompiledKernel.start
@@ -262,6 +263,7 @@ def test_best_when_all_failed_says_so():
         result.best()
 
 
+@pytest.mark.slow
 def test_best_is_trained_again_by_its_record():
     train = make_train()
     result = rj.sweep(train, POINTS, seeds=3, progress=False)
@@ -284,6 +286,7 @@ def test_objective_may_be_a_function():
     )
 
 
+@pytest.mark.slow
 def test_dataframe_has_a_row_a_trial_in_order():
     frame = rj.sweep(make_train(), POINTS, seeds=2, progress=False).to_dataframe()
     axes, ends = ["learning_rate", "decay", "centered"], ["status", "steps_completed"]
@@ -502,6 +505,7 @@ def test_a_name_that_a_folder_cannot_hold_is_refused(case, where):
         rj.sweep(train, ONE, progress=False, **options)
 
 
+@pytest.mark.slow
 def test_other_names_come_back_from_a_folder(tmp_path):
     names = [
         "Loss", "train/loss", "../loss", "/loss", "a\\b", ".", "a.npy", ".npy", "a\nb", "C:", " ",
@@ -549,6 +553,7 @@ def test_seeds_that_are_no_seeds_are_refused(seeds, message):
         rj.sweep(make_train(), POINTS, seeds=seeds, progress=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "seeds",
     [
@@ -684,6 +689,7 @@ AROUND = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", AROUND)
 def test_settings_around_a_sweep_change_nothing(name):
     data = jnp.arange(4.0)
@@ -810,6 +816,7 @@ def test_a_compile_that_fails_says_so(monkeypatch):
     assert set(caught.value.result.status) == {"unfinished"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flag", ["jax_debug_nans", "jax_debug_infs"])
 @pytest.mark.parametrize("form", ["function", "training"])
 def test_a_failed_trial_touches_no_other_while_jax_looks_for_nan(flag, form):

@@ -33,7 +33,7 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("kind", few(list(CALLS), ["function", "population", "batches"]))
+@pytest.mark.parametrize("kind", few(list(CALLS), ["function"]))
 def test_calls_that_have_no_time_come_to_the_undisturbed_result(kind, tmp_path):
     """Each goes one evaluation step, or wave, further; in the end all is bit for bit."""
     whole, completed, calls = CALLS[kind](), 0, 0

@@ -58,6 +58,7 @@ def sweep(train, path=None, **options):
     return rj.sweep(train, POINTS, path=path, progress=False, **options)
 
 
+@pytest.mark.slow
 @of_all
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_metrics_come_back_from_devices_and_files(name, batch_size, tmp_path):
@@ -101,6 +102,7 @@ def training(name):
     return rj.Training(init, step, evaluate), options | {"batches": batches}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "kept"),
     crossed(

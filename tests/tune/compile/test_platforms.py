@@ -34,6 +34,7 @@ STEPS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "solver", few(STEPS, ["plain", "centered, two bytes", "decay and schedule"])
 )
@@ -55,6 +56,7 @@ def rounds(train, args, batch_size, **options):
     return [program.wave_of(kernel, placed, layout, here.mesh) for kernel in kernels]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 2])
 @pytest.mark.parametrize("kind", ["training", "function"])
 def test_rounds_of_a_sweep_are_exported_to_every_platform(kind, batch_size):
@@ -94,6 +96,7 @@ def test_described_devices_have_the_memory_that_is_said():
     assert DescribedDevices([Chip(0, 0)]).free_memory() is None
 
 
+@pytest.mark.slow
 def test_auto_fits_the_memory_of_described_devices():
     """Real ones, so that something compiles for them, of which a memory is said."""
 

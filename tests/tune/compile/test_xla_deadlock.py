@@ -79,6 +79,7 @@ def test_without_the_guard_it_hangs():
         process.communicate()
 
 
+@pytest.mark.slow
 @only_old
 def test_with_the_guard_it_is_an_error():
     _, err = start(UNGUARDED=False, BATCH=8).communicate(timeout=120)
@@ -159,6 +160,7 @@ def test_a_vmap_of_trains_own_is_found_and_lax_map_is_not():
         rj.sweep(lambda hp, key: train(hp, key, jax.vmap), points, progress=False)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("old")
 @pytest.mark.parametrize("piece", few(["init", "step", "evaluate"], ["step"]))
 def test_every_piece_of_a_training_is_read(piece):

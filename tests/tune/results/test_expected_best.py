@@ -68,6 +68,7 @@ def enumerated(table, k, mode):
 SAMPLE = rj.sample({"x": rj.uniform(0.0, 1.0)}, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["min", "max"])
 @pytest.mark.parametrize("name", TABLES)
 def test_each_number_is_that_of_all_subsets(name, mode):

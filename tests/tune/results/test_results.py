@@ -50,6 +50,7 @@ def objectives(result, **point):
     return result.by_point()[i]
 
 
+@pytest.mark.slow
 def test_top_ranks_by_the_mean_and_points_with_a_failed_seed_last(result):
     top = result.top()
     assert [(r.point["x"], r.point["kind"]) for r in top] == [
@@ -284,6 +285,7 @@ def test_a_point_is_trained_again_bit_for_bit():
         found.retrain({"rate": 9.0}, args=(DATA,))
 
 
+@pytest.mark.slow
 def test_training_again_gives_all_steps_where_few_were_kept():
     found = rj.sweep(structured, STRUCTURED, args=(DATA,), record_every=7, progress=False)
     again = found.retrain(found.points[0], args=(DATA,))["loss"]
@@ -355,6 +357,7 @@ def test_a_function_without_a_name_is_called_the_objective():
 NAMES = ["trial", "step", "step_loss", "step_short", "trial_", "mode", "name", "loss_"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("where", "name"), crossed(["axis", "metric"], NAMES))
 def test_names_like_ours_replace_nothing(name, where, tmp_path):
     f = lambda hp, key: {
@@ -372,6 +375,7 @@ def test_names_like_ours_replace_nothing(name, where, tmp_path):
     assert len(found.to_dataframe()) == 2
 
 
+@pytest.mark.slow
 def test_a_dataset_is_written_and_read(tmp_path):
     """Axes of text, bools, None among numbers, and objects."""
     points = rj.grid(
@@ -409,6 +413,7 @@ def uneven(hp, key):
 UNEVEN = rj.grid(n=rj.static([3, 6]), x=[1.0, 2.0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", few([1, 2, 4], [4]))
 def test_shorter_trainings_are_followed_by_nan(every, tmp_path):
     for path in (None, tmp_path):
@@ -576,6 +581,7 @@ def assert_rows(result, points, seeds):
         result.compare(points[never[0]], points[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "objective", ["loss", lambda m: m["loss"][-1] + m["n"]], ids=["metric", "function"]
 )
@@ -608,6 +614,7 @@ SCHEDULERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_a_training_that_was_interrupted_has_a_row_for_each_trial(scheduler, tmp_path):
     more = {"scheduler": SCHEDULERS[scheduler], "path": tmp_path, "checkpoint_seconds": 0}
@@ -727,6 +734,7 @@ def assert_valid(result):
     np.testing.assert_array_equal(np.isnan(result.metrics["loss"][valid]), t[valid] == 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [1, 2, 4])
 def test_values_of_pruned_trials_are_told_from_zeros(every, tmp_path):
     call = lambda **options: counting(

@@ -88,6 +88,7 @@ OF_THE_SWEEP = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OF_THE_SWEEP)
 def test_it_has_the_settings_that_the_sweep_had(name):
     """Where the call has others: a sweep in float64 is not trained again in float32."""
@@ -113,6 +114,7 @@ def test_a_training_and_its_batches_have_the_settings_that_the_sweep_had():
         assert_trained_again(result, batches=batches)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_where_the_args_are_changes_nothing(results, kind):
     """The sweep copies them to its devices, whatever devices hold them."""
@@ -135,6 +137,7 @@ def test_it_runs_where_the_sweep_ran():
     assert result.retrain(points[0])[0].devices() == {jax.devices()[1]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_second_call_traces_and_compiles_nothing(kind):
     calls = []

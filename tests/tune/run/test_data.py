@@ -65,7 +65,7 @@ def expected():
     return [one(point, seed) for point in POINTS for seed in (0, 1)]
 
 
-@pytest.mark.parametrize(("evaluate_every", "devices"), crossed([1, 5, 23], [2, 1]))
+@pytest.mark.parametrize(("evaluate_every", "devices"), crossed([1, 5, 23], [2, 1], plain=["5-2"]))
 def test_each_batch_is_asked_for_once_and_all_trials_get_it(devices, evaluate_every, expected):
     source = Source()
     result = sweep(
@@ -79,6 +79,7 @@ def test_each_batch_is_asked_for_once_and_all_trials_get_it(devices, evaluate_ev
         np.testing.assert_array_equal(kept, state)
 
 
+@pytest.mark.slow
 def test_the_next_segment_is_prepared_while_this_one_runs():
     """Before the trials of the present segment are reported, and on the caller's thread."""
     source, order = Source(), []
@@ -100,6 +101,7 @@ def reused(buffer):
     return source
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("evaluate_every", [5, STEPS])
 def test_a_source_may_reuse_its_buffer(evaluate_every):
     """In the sweep, in `retrain`, and in `Training.run`."""
@@ -213,6 +215,7 @@ def test_a_batch_that_changes_is_refused_and_what_is_finished_kept(case):
     assert caught.value.result.metrics["t"][:, :10].tolist() == whole.metrics["t"][:, :10].tolist()
 
 
+@pytest.mark.slow
 def test_batches_that_raise_keep_what_is_finished(tmp_path):
     def source(t):
         if t == 17 and len(asked) == 0:

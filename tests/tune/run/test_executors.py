@@ -93,6 +93,7 @@ def workers():
 KINDS = ["function", "args", "training", "batch of 4", "halving", "population", "batches"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", few(KINDS, ["args", "training", "halving"]))
 def test_an_executor_gives_the_local_numbers(kind, workers):
     result = sweep(kind, rj.Executor(workers, workers=2, task_seconds=0.2))
@@ -106,6 +107,7 @@ def test_an_executor_gives_the_local_numbers(kind, workers):
                 assert x.tobytes() == y.tobytes()
 
 
+@pytest.mark.slow
 def test_a_worker_compiles_each_group_once(workers):
     """Also for a second sweep; the hash of a program is that of the sweep before."""
     executor = rj.Executor(workers, workers=2, task_seconds=0.01)
@@ -118,6 +120,7 @@ def test_a_worker_compiles_each_group_once(workers):
         assert after[process] - before.get(process, 0) <= 1
 
 
+@pytest.mark.slow
 def test_settings_of_jax_travel(workers, x64):
     points = rj.grid(rate=[0.1, 0.2])
     each = [rj.sweep(train, points, progress=False, executor=x) for x in (workers, None)]
@@ -216,6 +219,7 @@ def lost_once(path, kind):
     return sweep(kind, executor, callback=callback, path=path), counts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", few(["function", "training", "halving"], ["training"]))
 def test_a_lost_worker_changes_nothing(kind, tmp_path):
     result, counts = lost_once(tmp_path / "a", kind)
@@ -224,6 +228,7 @@ def test_a_lost_worker_changes_nothing(kind, tmp_path):
     assert counts["submitted"] == counts["done"] + counts["missing"] + counts["lost"]
 
 
+@pytest.mark.slow
 def test_without_a_factory_the_error_shows_the_line(tmp_path):
     reports, own = [], pool()
 
@@ -295,6 +300,7 @@ def test_an_engine_that_loses_tasks_gets_them_again():
         sweep("function", Inline(lambda outcome: 1 / 0))
 
 
+@pytest.mark.slow
 def test_the_executor_is_shut_down_by_who_made_it():
     made = []
 
@@ -347,10 +353,12 @@ def test_workers_that_cannot_be_used_are_named(executor, says):
         sweep("function", executor)
 
 
+@pytest.mark.slow
 def test_a_worker_that_forgets_asks_again():
     same(sweep("training", Inline(forgetful)), local("training"))
 
 
+@pytest.mark.slow
 def test_a_worker_keeps_the_last_eight():
     sweep("training", Inline())
     for i in range(9):
@@ -488,6 +496,7 @@ def test_settings_around_the_call(setting):
         same(sweep("training", Inline()), sweep("training"))
 
 
+@pytest.mark.slow
 def test_more_seeds_in_a_folder(tmp_path):
     """Only the new trials run."""
     sweep("function", Inline(), path=tmp_path / "a", seeds=1)

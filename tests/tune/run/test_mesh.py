@@ -38,6 +38,7 @@ def both_types(test):
 # The same numbers, decisions, and states as on one device.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "types"),
     few(
@@ -68,6 +69,7 @@ def test_all_kinds_of_sweeps_equal_those_on_one_device(name, types):
                     np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @on_eight_devices
 def test_fewer_trials_than_submeshes():
     """Each rolls along a sharded dimension: on a CPU, all devices must come along."""
@@ -132,6 +134,7 @@ def test_a_folder_resumes_on_any_split(tmp_path, kind, types):
     assert_close(resumed, alone)
 
 
+@pytest.mark.slow
 @on_eight_devices
 def test_trials_of_a_synchronous_sweep_resume_at_two_steps(tmp_path):
     """One of three waves lost its checkpoint, as after a kill between two files."""
@@ -318,6 +321,7 @@ def test_a_point_trains_again_on_one_submesh_or_another_mesh(types):
 # Data that all trials share.
 
 
+@pytest.mark.slow
 @both_types
 @on_eight_devices
 def test_args_may_be_sharded_over_the_axes_of_a_trial(types):
@@ -425,6 +429,7 @@ OPERATIONS = {
 }
 
 
+@pytest.mark.slow
 @on_eight_devices(limit=120)
 def test_operations_on_a_sharded_array():
     points = rj.grid(x=[0.5, 1.0, 2.0])
@@ -700,6 +705,7 @@ def test_arguments_that_are_no_mesh_of_trials():
         sweep(mesh=Mesh(devices.reshape(1, 1), ("trial", "model")), devices=jax.devices()[:1])
 
 
+@pytest.mark.slow
 def test_a_mesh_without_axes_of_a_trial_is_the_same_as_its_devices():
     on = Mesh(np.array(jax.devices()[:2]), ("trial",))
     train, options = kinds()["training"]
@@ -714,6 +720,7 @@ def test_a_mesh_without_axes_of_a_trial_is_the_same_as_its_devices():
 # Memory, and leaves that every device of a trial holds.
 
 
+@pytest.mark.slow
 @on_eight_devices
 def test_a_leaf_that_is_whole_beside_sharded_ones_gives_one_warning():
     """Plain zeros of our own, and those of optax.adam; two static groups warn once."""
@@ -743,6 +750,7 @@ def test_a_leaf_that_is_whole_beside_sharded_ones_gives_one_warning():
         sharded.sweep("training", AUTOMATIC, mesh=mesh("4x2"))
 
 
+@pytest.mark.slow
 @on_eight_devices
 def test_memory_is_counted_by_device(tmp_path):
     """A state of 1,024 floats in 2 shards; the host has room for the shards, and the leaf whole."""
@@ -763,6 +771,7 @@ def test_memory_is_counted_by_device(tmp_path):
     assert sweep(lambda w: w, 2 * waves / 0.8 + 1).is_complete
 
 
+@pytest.mark.slow
 @on_eight_devices
 def test_an_automatic_batch_counts_the_memory_of_a_device():
     """The same memory on each device holds more trials if each device holds a part of them."""

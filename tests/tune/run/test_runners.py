@@ -53,6 +53,7 @@ def tiny(**options):
     return rj.sweep(TINY, points, **{"steps": 100, "seeds": 2, "progress": False, **options})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("devices", "batch_size"), crossed([1, 2], [2, 5, 1000], plain=["2-5"]))
 def test_a_batch_gives_the_same_within_rounding(batch_size, devices):
     train, options = make_train(), {"seeds": 3, "progress": False}
@@ -66,6 +67,7 @@ def test_a_batch_gives_the_same_within_rounding(batch_size, devices):
     np.testing.assert_allclose(result.metrics["loss"][4 * 3 + 2], one["loss"], rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [2, 5])
 def test_the_batch_size_is_obeyed(batch_size, programs):
     train = lambda hp, key: {"loss": hp["x"]}
@@ -75,6 +77,7 @@ def test_the_batch_size_is_obeyed(batch_size, programs):
     assert [one.layout.batch_size for one in programs] == [batch_size] * 4  # a train; three pieces
 
 
+@pytest.mark.slow
 def test_a_nan_stays_its_own_in_a_batch():
     def train(hp, key):
         loss = make_train()({**hp, "centered": True}, key)["loss"]
@@ -85,6 +88,7 @@ def test_a_nan_stays_its_own_in_a_batch():
     assert result.failed.tolist() == [False, True, False, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", few([1, 3, 7, 20, 50], [7]))
 def test_every_keeps_each_kth_step_and_the_last(every):
     whole = rj.sweep(make_train(), POINTS, progress=False)
@@ -276,6 +280,7 @@ def test_of_a_training_every_piece_must_fit():
     assert len(log) == 9
 
 
+@pytest.mark.slow
 def test_auto_is_1_on_a_cpu(programs):
     assert device_memory(jax.devices()) is None
     rj.sweep(make_train(), POINTS, progress=False)
@@ -283,6 +288,7 @@ def test_auto_is_1_on_a_cpu(programs):
     assert {one.layout.batch_size for one in programs} == {1}
 
 
+@pytest.mark.slow
 def test_a_short_round_runs_nothing_twice():
     """With a batch of 1; the lanes of a batch that is not full run its last job again."""
     for batch_size, calls in ((1, 3), (2, 4), ("auto", 3)):
@@ -337,6 +343,7 @@ def test_jobs_lie_where_they_are_fetched(count, batch_size):
     assert each.max() - each.min() <= 1
 
 
+@pytest.mark.slow
 def test_the_memory_of_a_real_program_grows_with_its_batch(programs):
     """`auto` on real programs: a device that pretends to have a certain amount of memory."""
     small = Machine(device_memory=lambda devices: 20_000, buffer_bytes=1)  # a wave is one batch
@@ -365,6 +372,7 @@ WAYS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("way", "devices"),
     crossed(

@@ -45,6 +45,7 @@ POINTS = rj.grid(x=[0.5, 0.9, 1.1, 2.0])
 OPTIONS = {"steps": 8, "evaluate_every": 2, "progress": False}
 
 
+@pytest.mark.slow
 def test_a_sample_gives_the_study_that_its_space_gives():
     result = rj.sweep(train, rj.sample(SPACE, 8), seeds=2, progress=False)
     study = result.to_study()
@@ -66,6 +67,7 @@ def test_a_sample_gives_the_study_that_its_space_gives():
     assert low == pytest.approx(1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["TPESampler", "GPSampler"])
 def test_a_search_continues_as_after_optunas_own_trials(sampler):
     if sampler == "GPSampler":
@@ -176,6 +178,7 @@ def test_without_a_space_values_have_their_range():
     assert study.trials[1].params["t"] == "(1, 3)"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("low", [10.0**-i for i in range(1, 16)])
 def test_the_ends_of_a_space_lie_in_it(low):
     space = {"decay": rj.one_minus(rj.log_uniform(low, 0.5))}
@@ -256,6 +259,7 @@ def test_another_distribution_than_the_studys_is_refused_and_adds_nothing():
     assert len(study.trials) == 2
 
 
+@pytest.mark.slow
 def test_optunas_pictures_show_a_result(sqlite):
     matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("agg")
@@ -294,6 +298,7 @@ def test_without_optuna_the_extra_is_named(monkeypatch):
         simple().to_study()
 
 
+@pytest.mark.slow
 def test_optunas_dashboard_shows_a_result(sqlite):
     dashboard = pytest.importorskip("optuna_dashboard")
     storage = sqlite()

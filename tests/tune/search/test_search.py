@@ -142,6 +142,7 @@ def told(study):
     return [(t.params, t.state, t.values, t.intermediate_values) for t in study.trials]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sampler", "pruner"),
     crossed(list(SAMPLERS), list(PRUNERS), plain=["tpe-hyperband", "multivariate-halving"]),
@@ -164,15 +165,9 @@ def test_proposals_decisions_and_values_are_those_of_optunas_own_loop(sampler, p
     assert result.best().objective == studies[1].best_value
 
 
-@pytest.mark.parametrize(
-    ("seeds", "max_concurrent_trials"),
-    [
-        ([0], None),
-        ([3, 1, 2], 3),
-        *(pytest.param([0], n, marks=pytest.mark.slow) for n in (1, 2, 3, 7, 40)),
-        *(pytest.param([3, 1, 2], n, marks=pytest.mark.slow) for n in (None, 1, 2, 7, 40)),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [[0], [3, 1, 2]])
+@pytest.mark.parametrize("max_concurrent_trials", [None, 1, 2, 3, 7, 40])
 def test_each_trial_is_the_training_alone_whatever_runs_beside_it(max_concurrent_trials, seeds):
     pruner = optuna.pruners.PercentilePruner(40.0, n_startup_trials=2)
     study = optuna.create_study(sampler=SAMPLERS["random"](), pruner=pruner)
@@ -202,7 +197,8 @@ def test_each_trial_is_the_training_alone_whatever_runs_beside_it(max_concurrent
             np.testing.assert_allclose(trial.user_attrs["std"], np.std(mine, ddof=1))
 
 
-@pytest.mark.parametrize("batch_size", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("batch_size", [2, 3])
 def test_batches_hold_trials_at_different_steps(batch_size):
     pruner = optuna.pruners.PercentilePruner(40.0, n_startup_trials=2)
     study = optuna.create_study(sampler=SAMPLERS["random"](), pruner=pruner)
@@ -215,6 +211,7 @@ def test_batches_hold_trials_at_different_steps(batch_size):
         np.testing.assert_allclose(got, metrics["loss"], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_accelerators_batch_leaves_the_sampler_something_to_learn():
     """Its memory alone would have all trials asked at once."""
     for free, at_once in ((1e12, 10), (4.0, 2)):  # of 80: 40 trials of 2 seeds, 2 devices
@@ -428,6 +425,7 @@ def test_reports_of_rounds_and_waiting_trials():
     assert sorted((one.number, one.seed) for one in seen) == [(i, i % 2) for i in range(6)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["function", "training"])
 def test_static_groups_that_fill_no_wave_share_the_devices(form):
     """One trial of each of two static groups on two devices: each has a device of its own."""
@@ -742,6 +740,7 @@ class Away:
         return call
 
 
+@pytest.mark.slow
 def test_a_database_that_is_away_now_and_then_is_told_once(monkeypatch, capsys):
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     study = optuna.create_study(sampler=SAMPLERS["random"](), pruner=PRUNERS["median"]())
@@ -813,6 +812,7 @@ def test_a_database_that_is_wrong_is_not_waited_for(message, sqlite, capsys):
     assert "does not answer" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_database_that_is_locked_is_waited_for_and_the_cause_is_said(tmp_path, capsys):
     file = tmp_path / "study.db"
     storage = optuna.storages.RDBStorage(
@@ -998,6 +998,7 @@ def test_static_groups_of_other_lengths():
         assert [t.value for t in study.trials] == theirs.objective.tolist()
 
 
+@pytest.mark.slow
 def test_what_a_search_found_is_saved_loaded_retrained_and_tabled(tmp_path):
     study = optuna.create_study(sampler=SAMPLERS["random"](), pruner=PRUNERS["median"]())
     result = search(study, seeds=2, keep_states=2)
@@ -1024,6 +1025,7 @@ def test_what_a_search_found_is_saved_loaded_retrained_and_tabled(tmp_path):
     rj.plots.curves(result, "validation")
 
 
+@pytest.mark.slow
 @given(
     low=st.floats(1e-30, 1e3), factor=st.floats(1.001, 1e6), kind=st.integers(0, 5),
     x=st.floats(0, 1),
@@ -1081,6 +1083,7 @@ def test_optunas_distributions_as_ours():
             rj.search.from_optuna({"n": bad})
 
 
+@pytest.mark.slow
 def test_choices_that_a_database_cannot_hold_stand_there_under_their_labels(sqlite):
     def train(hp, key):
         width = hp["widths"][0]
@@ -1311,6 +1314,7 @@ def of_names(study, n_trials=1, space=NAMED, **options):
     return rj.search.optimize(named, study, space, n_trials=n_trials, progress=False, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error:Fixed parameter")  # 1 − 0.9 is in [0.1, ...], too
 @pytest.mark.parametrize("kind", ["memory", "sqlite"])
 @pytest.mark.parametrize(
@@ -1493,6 +1497,7 @@ def test_a_name_that_is_no_string_is_refused(call):
         call({"rate": rj.uniform(0, 1), 1: rj.one_minus(rj.uniform(0, 1))})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", few(["sqlite", "journal"], ["journal"]))
 def test_two_workers_share_a_file(kind, sqlite, tmp_path):
     def storage():

@@ -97,6 +97,7 @@ def result():
 EXPECTED = [x * (1 + i) for i in range(len(DIFFERENT)) for x in (1.0, 2.0)]
 
 
+@pytest.mark.slow
 def test_every_value_is_trained_as_it_is(result):
     assert result.objective.tolist() == EXPECTED
 
@@ -119,6 +120,7 @@ def test_every_value_is_a_level(result):
     assert result.sensitivity()["v"] == len(DIFFERENT) - 1
 
 
+@pytest.mark.slow
 def test_every_value_is_in_tables_and_pictures(result):
     assert len(result.to_dataframe()) == len(POINTS)
     assert result.to_xarray().objective.values[:, 0].tolist() == EXPECTED
@@ -148,6 +150,7 @@ def test_every_value_comes_back_from_a_folder(result, tmp_path):
     assert swept.objective.tolist() == EXPECTED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", IN_MEMORY)
 def test_what_would_not_come_back_is_refused(value, tmp_path):
     f = lambda hp, key: {"loss": hp["x"] + 0 * (hp["v"] is None)}

@@ -51,6 +51,7 @@ def steps(path, points=X, **options):
 SLIPS = {"steps": {"steps": 3000}, "seeds": {"seeds": 50}, "points": {"points": X + X[:1]}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slip", few(SLIPS, ["steps"]))
 def test_a_slip_that_is_interrupted_at_once_changes_nothing(slip, tmp_path):
     whole = steps(tmp_path)
@@ -74,6 +75,7 @@ def test_a_call_that_is_refused_leaves_no_folder_behind(made, tmp_path, monkeypa
     assert list(tmp_path.rglob("*")) == ([folder.parent, folder] if made else [])
 
 
+@pytest.mark.slow
 def test_best_compares_trials_of_equal_steps(tmp_path):
     """Interrupted on the way to more steps: before the first has them, and after it."""
     whole = steps(tmp_path)
@@ -217,6 +219,7 @@ FOREIGN = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_files_of_others_are_neither_read_nor_touched(tmp_path):
     whole = steps(None)
     with pytest.raises(rj.SweepInterrupted):
@@ -311,6 +314,7 @@ def test_a_kept_state_is_that_of_its_own_point(tmp_path):
     assert loaded.state(X[1])["x"] == steps(None).state(X[1])["x"]
 
 
+@pytest.mark.slow
 def test_a_folder_is_read_while_it_grows(tmp_path):
     errors, stop = [], threading.Event()
 

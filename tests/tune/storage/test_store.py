@@ -360,6 +360,7 @@ def test_another_objective_or_mode_reads_the_same_folder(tmp_path):
         again.best(mode="max")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hoisted", few(["0", "1"], ["1"]))
 def test_data_that_train_closes_over_is_part_of_it(hoisted, tmp_path):
     """Also where JAX leaves constants out of a program's text."""
@@ -414,6 +415,7 @@ def test_where_args_lie_does_not_matter(tmp_path):
         same(run(tmp_path, f=f, args=(jax.device_put(data, place),)), run(None, f=f, args=(data,)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage", few(["cut", "flipped", "empty", "foreign", "short"], ["cut", "flipped", "short"])
 )
@@ -528,6 +530,7 @@ def child(code, folder, **environment):
     return done.returncode, done.stderr.strip().split("\n")
 
 
+@pytest.mark.slow
 def test_a_read_only_folder_is_a_clear_error(tmp_path):
     run(tmp_path, X[:1])
     before = contents(tmp_path)
@@ -543,6 +546,7 @@ def test_a_read_only_folder_is_a_clear_error(tmp_path):
     assert contents(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_a_clear_error_and_loses_nothing(tmp_path):
     """The kernel refuses files beyond 4,000 bytes: the manifest is smaller, a round is larger."""
     code, words = child(

@@ -95,6 +95,7 @@ def counted(folder):
     return {name: len(os.listdir(f"{folder}/{name}")) for name in NETS}
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_in_another_process_with_functions_in_the_structure_of_args(tmp_path):
     go_on(tmp_path)
     before = counted(tmp_path)
@@ -104,6 +105,7 @@ def test_a_sweep_goes_on_in_another_process_with_functions_in_the_structure_of_a
     assert counted(tmp_path) == before  # nothing ran again
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETS)
 def test_another_function_in_the_structure_of_args_is_another_train(name, tmp_path):
     sweep(tmp_path, loss, nets(jnp.tanh)[name])
@@ -133,6 +135,7 @@ ARGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ARGS)
 def test_other_args_are_noticed_where_the_program_is_the_same(what, tmp_path):
     """`train` does not look at them, so that nothing else can tell them apart."""
@@ -178,6 +181,7 @@ def of_batches(side):
 READERS = [of_args, of_hyperparameters, of_a_state, of_the_evaluated_state, of_batches]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", READERS)
 def test_programs_that_differ_in_what_they_read_only_are_told_apart(make, tmp_path):
     """Unused arguments leave a program's text, so that two texts can be one. Each trains by itself

@@ -46,6 +46,7 @@ def assert_same(result, expected, steps=50):
             np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("evaluate_every", "devices"), crossed([1, 7, 20, 50], [1, 2], plain=["7-2"])
 )
@@ -67,6 +68,7 @@ def test_any_segments_are_bit_for_bit_the_whole_run(expected, evaluate_every, de
     assert set(result.steps_completed) == {50}
 
 
+@pytest.mark.slow
 def test_evaluate_gets_the_state_and_a_key_of_its_own(expected):
     points = POINTS[::2]  # of one static group
     result = sweep(points=points, evaluate_every=10, seeds=[3, 1])
@@ -95,6 +97,7 @@ def test_pieces_get_the_keys_that_are_promised():
     assert result.metrics["evaluate"][0].tolist() == [of(4), of(6)]
 
 
+@pytest.mark.slow
 def test_each_program_of_a_static_group_compiles_once():
     """Whatever the boundaries; and a second call nothing."""
     training, options = noisy(), {"evaluate_every": 7, "seeds": 2}
@@ -109,7 +112,8 @@ def test_each_program_of_a_static_group_compiles_once():
     assert not count
 
 
-@pytest.mark.parametrize("batch_size", [5, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("batch_size", [5, 100])
 def test_a_batch_gives_the_same_within_rounding_and_repeats_itself(batch_size):
     options = {"points": POINTS[::2], "seeds": 2, "evaluate_every": 10}
     one = sweep(**options)
@@ -166,6 +170,7 @@ def test_tiny_trainings_share_rounds(monkeypatch):
 # run.
 
 
+@pytest.mark.slow
 def test_run_in_parts_is_the_whole(expected):
     training, point = noisy(), POINTS[3]
     state, first = alone(training, point, 3, 20)
@@ -181,6 +186,7 @@ def test_run_in_parts_is_the_whole(expected):
         np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.slow
 def test_run_is_differentiable():
     training = noisy()
 
@@ -222,6 +228,7 @@ def test_run_refuses(options, message):
 # What is kept.
 
 
+@pytest.mark.slow
 def test_the_best_states_are_kept():
     options = {"seeds": 2, "evaluate_every": 10}
     result = sweep(keep_states=3, **options)
@@ -241,6 +248,7 @@ def test_the_best_states_are_kept():
     assert most.state(most.best())["count"] == 50
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("on_disk", [False, True])
 @pytest.mark.parametrize("mode", ["min", "max"])
 def test_whatever_fails_the_kept_states_are_those_of_the_top(mode, on_disk, tmp_path):
@@ -272,12 +280,14 @@ def test_whatever_fails_the_kept_states_are_those_of_the_top(mode, on_disk, tmp_
                         result.state(point, seed)
 
 
+@pytest.mark.slow
 def test_a_kept_state_is_a_copy():
     result = sweep(seeds=2, evaluate_every=10)
     result.state(result.best())["params"][:] = 0
     assert np.asarray(result.state(result.best())["params"]).any()
 
 
+@pytest.mark.slow
 def test_states_on_disk(tmp_path, expected):
     found = sweep(seeds=[3, 1], path=tmp_path, keep_states="all", evaluate_every=10)
     assert_same(found, expected)
@@ -310,6 +320,7 @@ def test_a_state_of_dicts_lists_and_tuples_needs_no_like(tmp_path):
         assert jnp.issubdtype(state["a"][1][1].dtype, jax.dtypes.prng_key)
 
 
+@pytest.mark.slow
 def test_a_result_with_states_is_copied_and_pickled():
     result = sweep(seeds=2, evaluate_every=10)
     like = result.state(result.best())
@@ -318,6 +329,7 @@ def test_a_result_with_states_is_copied_and_pickled():
         np.testing.assert_array_equal(state["params"], like["params"])
 
 
+@pytest.mark.slow
 def test_a_point_is_trained_again(expected):
     result = sweep(seeds=[3, 1], record_every=7, evaluate_every=10)
     record = result.top(5)[4]
@@ -336,6 +348,7 @@ def test_a_point_is_trained_again(expected):
 # Series.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", few([1, 7, 50], [7]))
 def test_every_thins_what_step_returns(every, expected):
     result = sweep(record_every=every, seeds=[3, 1], evaluate_every=10)
@@ -348,6 +361,7 @@ def test_every_thins_what_step_returns(every, expected):
         )
 
 
+@pytest.mark.slow
 def test_objectives_of_steps_and_of_evaluations_and_functions():
     options = {"points": POINTS[::2], "seeds": 2, "evaluate_every": 10}
     by_step = sweep(objective="loss", record_every=7, **options)
@@ -564,6 +578,7 @@ def test_what_the_refusal_of_a_train_state_advises_works():
     assert not result.failed.any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["TrainState", "nnx"])
 def test_an_injected_optimizer_made_outside_has_the_numbers_of_the_trial(kind):
     """The first cure that the refusal names."""

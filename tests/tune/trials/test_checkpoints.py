@@ -71,16 +71,9 @@ def logged():
     return rj.Training(training.init, step, training.evaluate), log
 
 
-@pytest.mark.parametrize(
-    ("devices", "count"),
-    [
-        (1, 3),
-        *(
-            pytest.param(*one, marks=pytest.mark.slow)
-            for one in [(1, 1), (1, 2), (1, 8), (1, 17), (2, 1), (2, 2), (2, 3), (2, 8), (2, 17)]
-        ),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 17])
 def test_a_stop_costs_the_segments_in_flight_and_no_more(count, devices, tmp_path, logged_whole):
     training, log = logged()
     here, there = jax.devices()[:devices], jax.devices()[: 3 - devices]
@@ -138,6 +131,7 @@ def test_what_is_under_way_is_loaded_as_far_as_it_is(tmp_path, whole):
     assert loaded.best().point == POINTS[0]
 
 
+@pytest.mark.slow
 def test_the_older_states_are_deleted_after_the_newer_are_on_disk(tmp_path, monkeypatch):
     events, write, delete = [], FolderWriter.write_states, FolderWriter.delete
 
@@ -160,10 +154,8 @@ def test_the_older_states_are_deleted_after_the_newer_are_on_disk(tmp_path, monk
     assert events[2][1] == events[0][1]
 
 
-@pytest.mark.parametrize(
-    "damage",
-    ["flipped", *(pytest.param(d, marks=pytest.mark.slow) for d in ("foreign", "cut", "empty"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["flipped", "foreign", "cut", "empty"])
 def test_a_damaged_state_is_named_and_its_trial_starts_again_once_it_is_moved(
     damage, tmp_path, logged_whole
 ):
@@ -197,6 +189,7 @@ def test_a_damaged_state_is_named_and_its_trial_starts_again_once_it_is_moved(
     assert len(log) == (len(POINTS) * 2 - 1) * 50  # one was finished
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_a_clear_error_and_loses_nothing(tmp_path):
     """The kernel refuses files beyond 9,000 bytes: those of the second trial's state."""
     code, words = child(
@@ -270,14 +263,15 @@ def walk(path, way, steps, rung=None, **options):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("way", "keep", "steps"),
     [
         ("steps", 2, 4),
-        pytest.param("halving", "all", 4, marks=pytest.mark.slow),
+        ("halving", "all", 4),
         ("population", 2, 4),
-        pytest.param("population", 2, 6, marks=pytest.mark.slow),
-        pytest.param("batches", 2, 4, marks=pytest.mark.slow),
+        ("population", 2, 6),
+        ("batches", 2, 4),
     ],
 )
 # Where the trial that beat another is not on disk yet, the other may be the best, for all it knows.
@@ -349,6 +343,7 @@ def test_a_member_that_starts_again_has_no_donor_left(tmp_path, monkeypatch):
     assert_same(walk(tmp_path, "population", 6, 2), whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["steps", "halving"])
 def test_a_round_that_is_moved_away_from_the_middle_is_run_again(way, tmp_path, monkeypatch):
     """Not a hole of NaN in its trials."""
@@ -383,6 +378,7 @@ def longer(**more):
     return sweep(**{"steps": 80, "evaluate_every": 10, "keep_states": "all", **more})
 
 
+@pytest.mark.slow
 def test_more_steps_go_on(tmp_path):
     training, log = logged()
     longer(training=training, steps=50, path=tmp_path)
@@ -401,6 +397,7 @@ def test_more_steps_go_on(tmp_path):
         longer(steps=50, path=tmp_path)
 
 
+@pytest.mark.slow
 def test_a_final_state_that_does_not_count_is_missing(tmp_path):
     """An older call wrote it, and the last call did not find it."""
     final, away = tmp_path / "run" / "final-000000_0.npz", tmp_path / "away"
@@ -413,6 +410,7 @@ def test_a_final_state_that_does_not_count_is_missing(tmp_path):
         longer(path=final.parent, seeds=3)
 
 
+@pytest.mark.slow
 def test_more_steps_with_every_and_an_odd_end(tmp_path):
     longer(steps=45, path=tmp_path, record_every=7)
     assert_same(longer(path=tmp_path, record_every=7), longer(record_every=7))
@@ -455,6 +453,7 @@ def test_functions_and_trainings_do_not_share_a_folder(tmp_path):
         rj.sweep(train, points, path=tmp_path / "t", progress=False)
 
 
+@pytest.mark.slow
 def test_points_and_seeds_may_be_added(tmp_path, whole):
     sweep(points=POINTS[:5], path=tmp_path, evaluate_every=10, keep_states=0)
     assert_same(sweep(path=tmp_path, keep_states=0, **OPTIONS), sweep(**OPTIONS))
@@ -575,6 +574,7 @@ def test_where_no_file_says_what_is_free_nothing_is_refused(tmp_path):
     assert sweep_of_20_megabytes(tmp_path).objective == [1.0]
 
 
+@pytest.mark.slow
 def test_states_that_do_not_fit_are_refused_before_anything_runs(tmp_path, monkeypatch):
     ran = []
     big = rj.Training(
@@ -649,6 +649,7 @@ def test_more_seeds_say_before_they_run_which_states_are_gone(tmp_path):
     assert result.retrain(best)[0]["x"] == 1.0
 
 
+@pytest.mark.slow
 def test_more_seeds_have_each_state_where_all_were_kept(tmp_path):
     lottery(path=tmp_path, keep_states="all")
     result = lottery(path=tmp_path, seeds=2, keep_states=1)
@@ -656,6 +657,7 @@ def test_more_seeds_have_each_state_where_all_were_kept(tmp_path):
     assert_has_states(result, result.best())
 
 
+@pytest.mark.slow
 def test_more_points_have_the_state_of_the_best_old_or_new(tmp_path):
     lottery(LOTTERY[2:], path=tmp_path, seeds=2)
     for points, best in ((LOTTERY[1:], 1.0), (LOTTERY, 1.0)):
@@ -675,6 +677,7 @@ AGAIN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case", few(list(AGAIN), ["the same", "more are wanted", "all are wanted", "another mode"])
 )
@@ -690,6 +693,7 @@ def test_another_call_says_whether_the_states_that_it_wants_are_there(case, tmp_
         assert_has_states(result, result.best())
 
 
+@pytest.mark.slow
 def test_an_interrupted_call_keeps_what_its_resumption_needs(tmp_path):
     with pytest.raises(rj.SweepInterrupted):
         lottery(path=tmp_path, seeds=2, callback=stop_at(4), devices=jax.devices()[0])

@@ -56,6 +56,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_trial_ends_once_with_its_status_and_its_series(kind):
     ear = Ear()
@@ -80,6 +81,7 @@ def test_each_trial_ends_once_with_its_status_and_its_series(kind):
         assert (result.status == "pruned").any()
 
 
+@pytest.mark.slow
 def test_a_function_hears_of_each_step_of_a_trial_once():
     heard = []
     KINDS["halving"](callback=lambda report: heard.extend((one.number, one.step) for one in report))
@@ -117,6 +119,7 @@ RESUMED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "error"),
     few(RESUMED, ["function-KeyboardInterrupt", "halving-RuntimeError"], unpack=True),
@@ -143,6 +146,7 @@ def test_a_resumed_call_begins_with_the_trials_that_the_folder_has(kind, error, 
             np.testing.assert_array_equal(values, result.metrics[name][number, recorded])
 
 
+@pytest.mark.slow
 def test_a_finished_folder_is_told_whole_and_a_call_without_a_folder_has_an_id_of_its_own(tmp_path):
     KINDS["halving"](path=tmp_path)
     ear = Ear()
