@@ -19,7 +19,7 @@ import pytest
 
 import rmsprop_jax
 from tests.optimizer.test_presets import TOLERANCE
-from tests.support import examples
+from tests.support import examples, mutations
 from tests.support.steps import travel
 from tests.support.tables import few
 
@@ -291,3 +291,10 @@ def test_pictures_are_not_older_than_the_code_that_draws_them(name):
         f"docs/pages/pictures/{name} was drawn by other code; run: python docs/gallery.py {name}"
     )
     assert all((GALLERY["PICTURES"] / name / file).is_file() for file in drawn["files"])
+
+
+@pytest.mark.parametrize("name", mutations.MUTATIONS)
+def test_the_table_of_mutations_fits_the_engine(name):
+    mutation = mutations.MUTATIONS[name]
+    text = (ROOT / "rmsprop_jax" / mutation.file).read_text("utf-8")
+    assert text.count(mutation.old) == 1

@@ -425,7 +425,6 @@ def test_reports_of_rounds_and_waiting_trials():
     assert sorted((one.number, one.seed) for one in seen) == [(i, i % 2) for i in range(6)]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("form", ["function", "training"])
 def test_static_groups_that_fill_no_wave_share_the_devices(form):
     """One trial of each of two static groups on two devices: each has a device of its own."""

@@ -131,7 +131,6 @@ def test_what_is_under_way_is_loaded_as_far_as_it_is(tmp_path, whole):
     assert loaded.best().point == POINTS[0]
 
 
-@pytest.mark.slow
 def test_the_older_states_are_deleted_after_the_newer_are_on_disk(tmp_path, monkeypatch):
     events, write, delete = [], FolderWriter.write_states, FolderWriter.delete
 
@@ -263,17 +262,16 @@ def walk(path, way, steps, rung=None, **options):
     )  # fmt: skip
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("way", "keep", "steps"),
-    [
-        ("steps", 2, 4),
-        ("halving", "all", 4),
-        ("population", 2, 4),
-        ("population", 2, 6),
-        ("batches", 2, 4),
-    ],
-)
+KILLED = {
+    "steps": ("steps", 2, 4),
+    "halving": ("halving", "all", 4),
+    "population": ("population", 2, 4),
+    "longer population": ("population", 2, 6),
+    "batches": ("batches", 2, 4),
+}
+
+
+@pytest.mark.parametrize(("way", "keep", "steps"), few(KILLED, ["population"], unpack=True))
 # Where the trial that beat another is not on disk yet, the other may be the best, for all it knows.
 @pytest.mark.filterwarnings("ignore:keep_states=2 may need the states of")
 def test_a_kill_between_any_two_files_costs_a_segment_and_no_more(
