@@ -50,7 +50,7 @@ def interruptible(session: Session) -> Generator[None]:
 
 @contextlib.contextmanager
 def deferred() -> Generator[None]:
-    """Let Ctrl-C and SIGTERM wait until the block ends. The second one does not wait."""
+    """Let Ctrl-C and SIGTERM wait until the block ends. A second signal does not wait."""
     waiting: list[int] = []
     handlers: dict[int, Any] = {}
 
@@ -60,7 +60,7 @@ def deferred() -> Generator[None]:
         else:
             waiting.append(number)
 
-    if threading.current_thread() is threading.main_thread():  # no other has handlers
+    if threading.current_thread() is threading.main_thread():  # no other thread runs handlers
         for number in (signal.SIGINT, signal.SIGTERM):
             if callable(handler := signal.getsignal(number)):
                 handlers[number] = handler

@@ -64,8 +64,8 @@ class Dask:
         distributed = pytest.importorskip("distributed")
         import dask
 
-        # Dask gives a worker up that is away so many seconds after it was lost, 15 by default: also
-        # one that has been back meanwhile.
+        # By default, LocalCluster removes a worker that is absent 15 s after it was lost, also if
+        # the worker came back in the meantime and was lost again.
         dask.config.set({"distributed.deploy.lost-worker-timeout": 600})
         options = {"threads_per_worker": 1, "dashboard_address": None, "silence_logs": 50}
         self._cluster = distributed.LocalCluster(n_workers=2, **options)
@@ -75,7 +75,7 @@ class Dask:
         return self._client.get_executor()
 
     def workers(self):
-        """Those that have begun: Dask does not replace a worker that dies while it begins."""
+        """Return the workers that have begun, because Dask does not replace others that die."""
         processes = [nanny.process for nanny in self._cluster.workers.values()]
         return [one.pid for one in processes if one is not None and one.status.name == "running"]
 

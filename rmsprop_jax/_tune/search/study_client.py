@@ -67,8 +67,8 @@ class StudyClient:
         self._storage: Any = study._storage
         interval = getattr(self._storage, "get_heartbeat_interval", lambda: None)
         self._interval: float | None = interval()
-        self._open: dict[int, None] = {}
-        """The study trials that this search has and that no one has told, by their ids."""
+        self._open: set[int] = set()
+        """The ids of the study trials that this search has claimed and that no one has told."""
         self._patience = PATIENCE
 
     @contextlib.contextmanager
@@ -123,16 +123,16 @@ class StudyClient:
             return self._patiently(lambda: optuna.Trial(self._study, trial_id))
 
     def _claim(self) -> int:
-        """Return the id of a study trial of ours.
+        """Claim a study trial, and return its id.
 
-        `Study.ask` is this and then the sampler. If the sampler raises, or the database goes away
-        meanwhile, it does not return the id of the study trial that it began.
+        `Study.ask` does the same, and then calls the sampler. If the sampler raises, or the
+        database goes away, `Study.ask` does not return the id of the study trial that it began.
         """
         self._study._thread_local.cached_all_trials = None  # what `Study.ask` begins with
         trial_id = self._study._pop_waiting_trial_id()
         if trial_id is None:
             trial_id = self._storage.create_new_trial(self._study._study_id)
-        self._open[trial_id] = None
+        self._open.add(trial_id)
         return trial_id
 
     def point(self, trial: optuna.Trial) -> dict[str, Value]:
@@ -187,7 +187,7 @@ class StudyClient:
         try:
             self._patiently(lambda: trial.report(value, step))
         except UpdateFinishedTrialError:
-            self._open.pop(trial._trial_id)
+            self._open.remove(trial._trial_id)
             raise LostError from None
 
     def prunes(self, trial: optuna.Trial) -> bool:
@@ -235,9 +235,9 @@ class StudyClient:
             tell = lambda: self._study.tell(number, values, state, skip_if_finished=True)
             frozen = self._patiently(tell)
         except UpdateFinishedTrialError:
-            self._open.pop(trial_id)
+            self._open.remove(trial_id)
             raise LostError from None
-        self._open.pop(trial_id)
+        self._open.remove(trial_id)
         if frozen.state != state:
             raise LostError
         return frozen
@@ -246,7 +246,7 @@ class StudyClient:
         """Call the callbacks with a result of `tell`; do nothing for None."""
         if told is not None:
             for callback in self._callbacks:
-                with deferred():  # it may read the database
+                with deferred():  # the callback may read the database
                     callback(self._study, told)
 
     def hurry(self) -> None:
@@ -254,21 +254,19 @@ class StudyClient:
         self._patience = 0.0
 
     def fail_open(self, cause: str) -> None:
-        """Tell the study that all study trials that were not told failed, in an emergency.
-
-        Errors are suppressed.
+        """Tell the study that all open study trials failed. Errors are suppressed.
 
         Args:
           cause: the text of their user attribute `cause`.
         """
         self.hurry()
-        for trial_id in list(self._open):
+        for trial_id in sorted(self._open):
             self._fail(trial_id, cause)
 
     def _fail(self, trial_id: int, cause: str) -> None:
         """Tell the study that a study trial failed.
 
-        An interrupt may have left the connection inside a transaction, so each failed attempt
+        A second Ctrl-C may have left the connection inside a transaction, so each failed attempt
         opens a new connection.
         """
         for attributes in ({"cause": cause}, {"cause": cause}, None):

@@ -208,10 +208,10 @@ def noisy_flags(hp, key):
     return {"end": hp["x"], "flag": hp["x"] > jnp.arange(3.0)}
 
 
-AT_ONCE = ["halving", "search", "interrupted", "all failed", "one point", "partly failed"]
+PLAIN = ["halving", "search", "interrupted", "all failed", "one point", "partly failed"]
 
 
-@pytest.mark.parametrize("kind", few(list(KINDS), AT_ONCE))
+@pytest.mark.parametrize("kind", few(list(KINDS), PLAIN))
 def test_every_kind_of_result_has_a_report(kind, tmp_path):
     make, status = KINDS[kind]
     result = make()
